@@ -1,0 +1,142 @@
+"""From config to the parts of a run: facts of the data set, model, recipe, data on the devices, fitted preprocessing."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import zipfile
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from nin_jax import optim, parallel, registry, step
+from nin_jax.errors import Mistake, StorageFailed
+from nin_jax.pipeline import memory, transform
+from nin_jax.pipeline.arrays import Info, Split
+from nin_jax.report import one_line, say
+
+
+class Run:
+    """What a checked config says, as objects. Making one reads no data but the data set's facts.
+
+    Raises `Mistake` where the parts do not fit each other or the machine.
+
+    Attributes:
+      config: the config.
+      info: facts of the data set.
+      mesh: the devices.
+      preprocess, augment: the parsed ops.
+    """
+
+    def __init__(self, config: FrozenConfigDict):
+        self.config = config
+        name, self.dataset_arguments = registry.parse_call(config.dataset)
+        self.dataset: ModuleType = registry.find("datasets", name)
+        self._check_dataset_arguments(name)
+        self.preprocess = transform.parse(config.preprocess, random=False)
+        self.augment = transform.parse(config.augment, random=True)
+        self.mesh = parallel.mesh()
+        parallel.check_batch(config.batch_size, self.mesh)
+        parallel.check_precision(config.precision, list(self.mesh.devices.flat))
+        self.info: Info = (
+            self.dataset.INFO
+            if hasattr(self.dataset, "INFO")
+            else self.dataset.info(config.data_dir, **self.dataset_arguments)
+        )
+        self._check_model()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model, computing in the config's precision."""
+        arguments = self.config.model.to_dict()
+        module = registry.find("models", arguments.pop("name"))
+        return module.Model(self.info.classes, dtype=jnp.dtype(self.config.precision), **arguments)
+
+    def recipe(self, updates_per_epoch: int) -> step.Recipe:
+        """What the steps are made of."""
+        task = registry.find("tasks", self.config.task)
+        optimizer = optim.optimizer(self.config, updates_per_epoch)
+        return step.Recipe(self.model, task, self.preprocess, self.augment, self.config.batch_size, optimizer)
+
+    def load(self, split: str) -> Split:
+        """The images and labels of a split, checked."""
+        images, labels = self.dataset.load(split, self.config.data_dir, **self.dataset_arguments)
+        bad = np.flatnonzero((labels < 0) | (labels >= self.info.classes))
+        if len(bad):
+            raise Mistake(
+                f"split {split!r} of {self.config.dataset}: label {labels[bad[0]]} of example {bad[0]} is not "
+                f"between 0 and {self.info.classes - 1}"
+            )
+        return images, labels
+
+    def on_devices(self, split: Split) -> memory.Arrays:
+        """A copy of the split on every device."""
+        return parallel.replicate(memory.Arrays(np.asarray(split[0]), split[1]), self.mesh)
+
+    def fitted(self, workdir: Path, *, write: bool, train: Split | None = None) -> Any:
+        """The fitted preprocessing, on the devices: that of the run in `workdir`, or fitted now on the training split.
+
+        Args:
+          workdir: its preprocess.npz is used when it was fitted for the same data set and ops.
+          write: whether to write that file when it is not there.
+          train: the training split, if it is loaded already.
+        """
+        key = json.dumps([self.config.dataset, list(self.config.preprocess)])
+        path = workdir / "preprocess.npz"
+        stats = _read_stats(path, key, len(self.preprocess)) if path.exists() else None
+        if stats is None:
+            if any(not module.PER_IMAGE for _, module, _ in self.preprocess):
+                say(f"fitting {', '.join(self.config.preprocess)} on {self.config.train_split}")
+            images, _ = train or self.load(self.config.train_split)
+            stats = transform.fit(self.preprocess, images)
+            if write:
+                _write_stats(path, key, stats)
+        return parallel.replicate(stats, self.mesh)
+
+    def _check_dataset_arguments(self, name: str) -> None:
+        parameters = inspect.signature(self.dataset.load).parameters.values()
+        legal = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+        for argument in self.dataset_arguments:
+            if argument not in legal:
+                raise Mistake(f"dataset {name} has no argument {argument!r}; it takes {', '.join(legal) or 'none'}")
+
+    def _check_model(self) -> None:
+        try:
+            jax.eval_shape(lambda: step.init_params(self.model, 0, self.info.image_shape))
+        except Mistake:
+            raise
+        except Exception as error:  # whatever wrong widths or names make flax or jax say
+            raise Mistake(f"model {self.config.model.name}: {type(error).__name__}: {one_line(error)[:300]}") from error
+
+
+def _write_stats(path: Path, key: str, stats: transform.Stats) -> None:
+    arrays = {f"{i}/{name}": array for i, one in enumerate(stats) for name, array in one.items()}
+    scratch = path.with_name(".preprocess.npz")
+    try:
+        np.savez(scratch, key=np.array(key), **arrays)
+        scratch.replace(path)
+    except OSError as error:
+        raise StorageFailed(f"cannot write {path}: {error}") from error
+
+
+def _read_stats(path: Path, key: str, ops: int) -> transform.Stats | None:
+    """The stats in the file, whose members zip verifies by CRC-32; None if they are of another config, or broken."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["key"]) != key:
+                return None
+            stats: transform.Stats = [{} for _ in range(ops)]
+            for name in set(file.files) - {"key"}:
+                i, part = name.split("/")
+                stats[int(i)][part] = file[name]
+            return stats
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, EOFError) as error:
+        say(f"{path} is broken ({one_line(error)}): fitting the preprocessing again")
+        return None

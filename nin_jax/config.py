@@ -1,0 +1,188 @@
+"""Every legal key of an experiment, with its default and unit; the strict check; the fingerprint of a run.
+
+An experiment (`experiments/NAME.py`) starts from `default()`, sets what differs, and is then frozen by
+`check`. Nothing else in the package knows a default of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections.config_dict import placeholder
+
+from nin_jax import registry
+from nin_jax.errors import Mistake, nearest
+
+CHOICES = {"precision": ("float32", "bfloat16"), "mapper": ("pmap", "shard_map")}
+
+# What may change between two starts of the same run: where things lie and how the work is shared out.
+NOT_THE_RUN = ("data_dir", "mapper", "keep", "checkpoint_every_epochs")
+
+
+def default() -> ConfigDict:
+    """All keys but the model's own arguments, which each experiment lists under `model`."""
+    c = ConfigDict()
+    c.seed = 0  # of initial weights, batches, augmentation and dropout
+    c.dataset = placeholder(str)  # entry of datasets/, with arguments where it has some: "folder(size=32)"
+    c.data_dir = placeholder(str)  # None: TFDS_DATA_DIR, else ~/tensorflow_datasets
+    c.train_split = "train"  # TFDS split syntax: "train[:40000]", "train[80%:]"
+    c.eval_split = "test"
+    c.preprocess = ()  # calls of preprocess/, fitted on the training split: ("gcn(scale=55)", "zca(eps=0.1)")
+    c.augment = ()  # random calls of preprocess/, training only: ("crop(pad=4)", "flip()")
+    c.model = ConfigDict({"name": placeholder(str)})  # entry of models/ and its arguments
+    c.task = "classify"  # entry of tasks/
+    c.batch_size = 128  # images an update, over all devices
+    c.epochs = 1  # passes over the training split
+    c.precision = "float32"  # what is computed in: "float32", "bfloat16"; parameters are float32
+    c.mapper = "pmap"  # what maps a step over the devices: "pmap", "shard_map"
+    c.optimizer = ConfigDict(
+        {
+            "learning_rate": 0.1,
+            "learning_rate_factors": (),  # "PATTERN=FACTOR" by parameter path, first match: ("cccp6/kernel=0.1", "bias=2")
+            "momentum": 0.9,
+            "weight_decay": 1e-4,  # L2: the gradient of weight_decay / 2 * |w|^2, on kernels and not on biases
+            "clip_norm": 0.0,  # longest gradient of the whole network, L2; 0: no limit
+        }
+    )
+    c.schedule = ConfigDict(
+        {
+            "boundaries_epochs": (),  # after so many epochs the rate is multiplied by `factor`
+            "factor": 0.1,
+            "warmup_epochs": 0.0,  # linear rise of the rate from 0
+        }
+    )
+    c.eval_every_epochs = 1
+    c.checkpoint_every_epochs = 1
+    c.keep = 2  # newest checkpoints kept, besides the best
+    return c
+
+
+def experiment_files(name: str = "*") -> list[Path]:
+    """The experiments of the project: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).parent
+    return [f for folder in (package.parent, package) for f in sorted((folder / "experiments").glob(f"{name}.py"))]
+
+
+def experiment(name: str, arg: str | None = None) -> ConfigDict:
+    """The config of another experiment of the project, to be changed: `experiment("cifar10", "release")`."""
+    spec = importlib.util.spec_from_file_location(f"experiments_{name}", experiment_files(name)[0])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def check(config: ConfigDict) -> FrozenConfigDict:
+    """Verifies every key, type, name and range; returns the config frozen. Raises `Mistake` in one line."""
+    _check_keys(config, default(), "")
+    for key, choices in CHOICES.items():
+        if config[key] not in choices:
+            raise Mistake(f"{key}={config[key]!r}: {nearest(str(config[key]), choices)}")
+    for key in ("batch_size", "epochs", "eval_every_epochs", "checkpoint_every_epochs", "keep"):
+        if config[key] < 1:
+            raise Mistake(f"{key}={config[key]}: must be 1 or more")
+    if not 0 <= config.seed < 2**32:
+        raise Mistake(f"seed={config.seed}: must be from 0 to 2^32 - 1")
+    for section, key in (
+        ("optimizer", "learning_rate"),
+        ("optimizer", "momentum"),
+        ("optimizer", "weight_decay"),
+        ("optimizer", "clip_norm"),
+        ("schedule", "warmup_epochs"),
+        ("schedule", "factor"),
+    ):
+        if not (math.isfinite(config[section][key]) and config[section][key] >= 0):
+            raise Mistake(f"{section}.{key}={config[section][key]}: must be a finite number, 0 or more")
+    for epoch in config.schedule.boundaries_epochs:
+        if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not epoch > 0:
+            raise Mistake(f"schedule.boundaries_epochs={config.schedule.boundaries_epochs}: epochs, each above 0")
+    learning_rate_factors(config)
+    registry.find("tasks", config.task)
+    for op in (*config.preprocess, *config.augment):
+        if not isinstance(op, str):
+            raise Mistake(f"preprocess and augment hold strings such as 'gcn(scale=55)', not {op!r}")
+    return FrozenConfigDict(config)
+
+
+def learning_rate_factors(config: ConfigDict | FrozenConfigDict) -> list[tuple[re.Pattern[str], float]]:
+    """`optimizer.learning_rate_factors` taken apart: (pattern of a parameter's path, factor)."""
+    rules = []
+    for rule in config.optimizer.learning_rate_factors:
+        try:
+            pattern, factor = rule.rsplit("=", 1)
+            rules.append((re.compile(pattern), float(factor)))
+        except (AttributeError, ValueError, re.error) as error:
+            raise Mistake(f"optimizer.learning_rate_factors: {rule!r} is not 'PATTERN=FACTOR'") from error
+        if not math.isfinite(rules[-1][1]):
+            raise Mistake(f"optimizer.learning_rate_factors: {rule!r}: the factor must be finite")
+    return rules
+
+
+def _check_keys(config: ConfigDict, legal: ConfigDict, where: str) -> None:
+    for key in config:
+        if key not in legal:
+            raise Mistake(f"unknown config key {where + key!r}: {nearest(key, legal.keys())}")
+    for key in legal:
+        if key not in config:
+            raise Mistake(f"config key {where + key!r} is missing")
+        value, example = config[key], legal[key]
+        if where + key == "model":
+            _check_model(value)
+        elif isinstance(example, ConfigDict):
+            if not isinstance(value, ConfigDict):
+                raise Mistake(f"{where + key}={value!r}: must be a section with {', '.join(example.keys())}")
+            _check_keys(value, example, where + key + ".")
+        elif key == "data_dir" and value is None:
+            pass
+        else:
+            kind = legal.get_type(key)
+            ok = isinstance(value, kind) or (kind is float and isinstance(value, int))
+            if not ok or (isinstance(value, bool) and kind is not bool):
+                raise Mistake(f"{where + key}={value!r}: must be of type {kind.__name__}")
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, ConfigDict) or not isinstance(model.get("name"), str):
+        raise Mistake("model.name must name a model")
+    legal = model_arguments(model.name)
+    for key in model:
+        if key != "name" and key not in legal:
+            raise Mistake(f"unknown config key 'model.{key}': {nearest(key, legal)}")
+
+
+def model_arguments(name: str) -> set[str]:
+    """The arguments of a model that a config may set: all but what the data set and the precision decide."""
+    parameters = inspect.signature(registry.find("models", name).Model).parameters
+    return set(parameters) - {"num_classes", "dtype", "parent", "name"}
+
+
+def to_dict(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
+    """The config as plain dicts, lists, strings and numbers, as it stands in config.json."""
+    return json.loads(json.dumps(config.to_dict(), sort_keys=True))
+
+
+def fingerprint(config: ConfigDict | FrozenConfigDict) -> str:
+    """SHA-256 of what makes the run: every key but `NOT_THE_RUN`. Same fingerprint: one can go on as the other."""
+    plain = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_RUN}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> list[str]:
+    """The keys in which two `to_dict` configs differ, as "optimizer.learning_rate: 0.1, now 0.2"."""
+    lines = []
+    for key in sorted(a.keys() | b.keys()):
+        old, new = a.get(key), b.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{where}{key}.")
+        elif old != new:
+            lines.append(f"{where}{key}: {old!r}, now {new!r}")
+    return lines

@@ -1,0 +1,107 @@
+"""My own pictures: a folder with one folder of JPEG or PNG files for each class.
+
+    PATH/cat/1.jpg, PATH/cat/2.png, PATH/dog/...            a fifth of each class is held out as "test"
+    PATH/train/cat/..., PATH/test/cat/...                   or the splits are folders themselves
+
+Classes are numbered in the alphabetical order of their folders' names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from nin_jax.errors import Mistake
+from nin_jax.pipeline.arrays import Info, Split, cached, map_threads, take
+
+ENDINGS = (".jpg", ".jpeg", ".png")
+HELD_OUT = 5  # every fifth picture of a class, in the order of a hash of its name
+PIXELS = 50_000_000  # a larger picture is refused: a small file can unpack to gigabytes
+
+Files = dict[str, list[tuple[Path, int]]]
+
+
+def info(data_dir: str | None, *, size: int = 32, channels: int = 3) -> Info:
+    """The facts of the folder `data_dir`; every picture becomes size x size x channels (1: grey, 3: colour)."""
+    files, classes = _list(data_dir)
+    if not 1 <= size <= 1024 or channels not in (1, 3):
+        raise Mistake(f"dataset folder(size={size}, channels={channels}): size 1 to 1024, channels 1 or 3")
+    splits = {name: len(entries) for name, entries in files.items()}
+    return Info("folder", len(classes), (size, size, channels), splits, str(data_dir))
+
+
+def load(split: str, data_dir: str | None, *, size: int = 32, channels: int = 3) -> Split:
+    """uint8 `[N, size, size, channels]` and int32 `[N]`. The short side is scaled to `size`, the centre is kept."""
+    files, _ = _list(data_dir)
+    facts = info(data_dir, size=size, channels=channels)
+
+    def read(name: str) -> Split:
+        stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns, label) for f, label in files[name]]
+        return cached(f"folder-{name}-{size}x{channels}", stats, lambda: _decode(files[name], facts.image_shape, name))
+
+    return take(split, facts.splits, read, f"folder {data_dir}")
+
+
+def _list(data_dir: str | None) -> tuple[Files, list[str]]:
+    """Every split's files with their labels, and the classes."""
+    if data_dir is None:
+        raise Mistake("dataset folder: set --config.data_dir=PATH to a folder of class folders with JPEG or PNG files")
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise Mistake(f"data_dir={data_dir}: no such folder")
+    has_splits = (root / "train").is_dir()
+    tops = {name: root / name for name in ("train", "test") if (root / name).is_dir()} if has_splits else {"all": root}
+    classes = sorted({d.name for top in tops.values() for d in _folders(top)})
+    files: Files = {}
+    for name, top in tops.items():
+        files[name] = []
+        for label, kind in enumerate(classes):
+            found = (
+                sorted(f for f in (top / kind).rglob("*") if f.suffix.lower() in ENDINGS)
+                if (top / kind).is_dir()
+                else []
+            )
+            if not found:
+                raise Mistake(f"class folder {top / kind} holds no JPEG or PNG file")
+            files[name] += [(f, label) for f in found]
+    if len(classes) < 2:
+        raise Mistake(f"data_dir={data_dir}: {len(classes)} class folders found, at least 2 are needed")
+    return (files if has_splits else _hold_out(files["all"], root)), classes
+
+
+def _folders(top: Path) -> list[Path]:
+    return [d for d in top.iterdir() if d.is_dir() and not d.name.startswith(".")]
+
+
+def _hold_out(entries: list[tuple[Path, int]], root: Path) -> Files:
+    """Splits one list; which pictures are held out depends on their names alone, class by class."""
+
+    def luck(entry: tuple[Path, int]) -> str:
+        return hashlib.sha256(str(entry[0].relative_to(root)).encode()).hexdigest()
+
+    files: Files = {"train": [], "test": []}
+    for label in sorted({label for _, label in entries}):
+        ordered = sorted((e for e in entries if e[1] == label), key=luck)
+        for i, entry in enumerate(ordered):
+            files["test" if i % HELD_OUT == HELD_OUT - 1 else "train"].append(entry)
+    return files
+
+
+def _decode(files: list[tuple[Path, int]], shape: tuple[int, int, int], name: str) -> Split:
+    from PIL import Image, ImageOps
+
+    def one(file: Path) -> np.ndarray:
+        try:
+            with Image.open(file, formats=("JPEG", "PNG")) as picture:
+                if picture.width * picture.height > PIXELS:
+                    raise Mistake(f"{file}: {picture.width} x {picture.height} pixels are more than {PIXELS}")
+                upright = ImageOps.exif_transpose(picture).convert("L" if shape[2] == 1 else "RGB")
+            fitted = ImageOps.fit(upright, (shape[1], shape[0]), Image.Resampling.BILINEAR)
+            return np.asarray(fitted, np.uint8).reshape(shape)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise Mistake(f"{file} is not a readable picture: {error}") from error
+
+    images = list(map_threads(one, (f for f, _ in files), len(files), f"decoding folder {name}"))
+    return np.stack(images), np.array([label for _, label in files], np.int32)

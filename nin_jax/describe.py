@@ -1,0 +1,85 @@
+"""--mode=describe: what a config's network is made of and what it costs, without data and without training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from rich.console import Console
+from rich.table import Table
+
+from nin_jax import step
+from nin_jax.build import Run
+
+
+def multiply_adds(f: Any, *arguments: Any) -> int:
+    """Multiplications of all convolutions and matrix products in a function, one for each multiply-add.
+
+    Padding counts, as it does when such numbers are printed in papers: a convolution costs
+    out height x out width x out maps x kernel height x kernel width x in maps for each image.
+    """
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for eqn in jaxpr.eqns:
+            out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
+            if eqn.primitive.name == "conv_general_dilated":
+                kernel, dims = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+                total += out * math.prod(kernel) // kernel[dims[0]]
+            elif eqn.primitive.name == "dot_general":
+                contracted = eqn.params["dimension_numbers"][0][0]
+                total += out * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+            for value in eqn.params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    total += count(inner)
+        return total
+
+    return count(jax.make_jaxpr(f)(*arguments).jaxpr)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Prints the parameter table, shapes, operations per image and memory; returns the totals."""
+    model, shape, batch = run.model, run.info.image_shape, run.config.batch_size
+    params = jax.eval_shape(lambda: step.init_params(model, 0, shape))
+
+    def forward(params: Any, image: jax.Array) -> Any:
+        return model.apply({"params": params}, image, train=False)
+
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    _, maps = jax.eval_shape(forward, params, image)
+    macs = multiply_adds(forward, params, image)
+    count = sum(p.size for p in jax.tree.leaves(params))
+    itemsize = jnp.dtype(run.config.precision).itemsize
+    activations = sum(math.prod(m.shape) for m in maps.values()) * itemsize * batch
+    examples = sum(run.info.splits.values())
+
+    console = Console(highlight=False, width=100)
+    table = Table("layer", "parameter", "shape", "numbers", title=f"{run.config.model.name} on {run.info.name} {shape}")
+    for path, p in flatten_dict(params).items():
+        table.add_row("/".join(path[:-1]), path[-1], " x ".join(map(str, p.shape)), f"{p.size:,}")
+    console.print(table)
+    table = Table("map", "height x width x maps", title="maps of one image")
+    for name, m in maps.items():
+        table.add_row(name, " x ".join(map(str, m.shape[1:])))
+    console.print(table)
+    mib = 2**20
+    totals = {
+        "parameters": count,
+        "multiply_adds_per_image": macs,
+        "flops_per_image": 2 * macs,
+        "data_bytes": examples * math.prod(shape),
+        "state_bytes": count * 4 * 3,
+        "activation_bytes": activations,
+    }
+    print(f"parameters: {count:,}")
+    print(f"FLOPs per image: {2 * macs:,} (forward; 2 x {macs:,} multiply-adds; training about three times as many)")
+    print(
+        f"memory on each device: data {totals['data_bytes'] / mib:.0f} MiB, parameters, momentum and gradient "
+        f"{totals['state_bytes'] / mib:.1f} MiB, maps of a batch of {batch} kept for the gradient about "
+        f"{activations / mib:.0f} MiB over {run.mesh.size} device(s)"
+    )
+    return totals

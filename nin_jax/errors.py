@@ -1,0 +1,49 @@
+"""The ways a command can end other than well, and the exit code of each (README, "Exit codes")."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Ending(Exception):
+    """A known ending: `main` prints its message as one line on stderr and leaves with `exit_code`."""
+
+    exit_code: int
+
+
+class Mistake(Ending):
+    """The user's mistake: the message names the argument, the value and the nearest valid choice."""
+
+    exit_code = 2
+
+
+class Diverged(Ending):
+    """The network is lost: the loss is not finite, or every logit has been equal for long."""
+
+    exit_code = 70
+
+
+class StorageFailed(Ending):
+    """The run directory cannot be written; what was written before is still there."""
+
+    exit_code = 74
+
+
+class Preempted(Ending):
+    """Asked to stop from outside (SIGTERM, SIGINT): start the same command again to go on."""
+
+    exit_code = 75
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The end of an error message: the nearest of `choices`, and all of them when they are few.
+
+    >>> nearest("cifar", ["cifar10", "mnist"])
+    "did you mean 'cifar10'? (valid: cifar10, mnist)"
+    """
+    choices = sorted(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    listed = f"(valid: {', '.join(choices)})" if len(choices) <= 30 else f"({len(choices)} valid names)"
+    return hint + listed

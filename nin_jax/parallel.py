@@ -1,0 +1,106 @@
+"""The only file that knows devices: the mesh, how a step is mapped over it, how many steps one dispatch holds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nin_jax.errors import Mistake
+
+AXIS = "data"  # the name of the one mesh axis, which batches are split over
+
+
+def mesh() -> Mesh:
+    """All devices in one row: every replica holds the whole state and its share of each batch."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises `Mistake` unless every device gets the same number of images."""
+    n = mesh.size
+    if batch_size % n:
+        near = max(n, round(batch_size / n) * n)
+        raise Mistake(f"batch_size={batch_size} cannot be shared by {n} devices; the nearest that can is {near}")
+
+
+def check_precision(precision: str, devices: Sequence[Any]) -> None:
+    """Raises `Mistake` where bfloat16 has no hardware behind it (NVIDIA GPUs before Ampere)."""
+    for device in devices:
+        capability = getattr(device, "compute_capability", None)
+        if precision == "bfloat16" and capability is not None and float(capability) < 8.0:
+            raise Mistake(
+                f"precision='bfloat16' is not supported by {device.device_kind} (compute capability {capability}, "
+                "8.0 is needed); use precision='float32'"
+            )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a copy of every array of the tree on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def replicated_like(tree: Any, mesh: Mesh) -> Any:
+    """The shapes of a tree, saying that each array lies on every device."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def compile_replicas(
+    f: Callable[..., Any], arguments: Sequence[Any], mesh: Mesh, mapper: str, donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """Compiles a per-replica function whose arguments and results are the same on every replica.
+
+    Inside, `jax.lax.axis_index(AXIS)` is the replica's number and collectives over `AXIS` join the replicas. State is
+    never stacked: arguments and results are whole arrays, replicated.
+
+    Args:
+      f: function of arrays; what it returns must be equal on all replicas (after `pmean`, `psum`, `all_gather`).
+      arguments: arrays (or their shapes) like those it will be called with.
+      mesh: from `mesh()`.
+      mapper: "pmap" or "shard_map".
+      donate: positions of the arguments whose memory the results may take.
+    """
+    everywhere = PartitionSpec()
+    if mapper == "shard_map":
+        # check_vma=False: gradients are per replica until the step itself takes their mean, as under pmap.
+        mapped = jax.shard_map(f, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
+        return jax.jit(mapped, donate_argnums=donate).lower(*arguments).compile()
+    # pmap wants one argument that is split, so the replicas' numbers come along.
+    mapped = jax.pmap(
+        lambda _, *args: f(*args),
+        AXIS,
+        in_axes=(0, *(None for _ in arguments)),
+        out_axes=None,
+        devices=list(mesh.devices.flat),
+        donate_argnums=tuple(d + 1 for d in donate),
+    )
+    replicas = jax.device_put(np.arange(mesh.size), NamedSharding(mesh, PartitionSpec(AXIS)))
+    return functools.partial(mapped.lower(replicas, *arguments).compile(), replicas)
+
+
+def shard_of_batch(indices: jax.Array) -> jax.Array:
+    """Inside a replica: its own part of a `[global batch]` array."""
+    size = indices.shape[0] // jax.lax.axis_size(AXIS)
+    return jax.lax.dynamic_slice_in_dim(indices, jax.lax.axis_index(AXIS) * size, size)
+
+
+def steps_per_dispatch(steps: int) -> int:
+    """How many steps to scan in one dispatch, of an event every `steps` steps. Depends on nothing but the device kind.
+
+    An accelerator's step is short, so dispatching each would dominate: up to 100 are scanned, as evenly as possible.
+    On a CPU the step is long, and XLA runs convolutions inside a loop some fifty times slower than outside, so it
+    is 1, which XLA compiles without a loop.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    return -(-steps // -(-steps // 100))
+
+
+def host(tree: Any) -> Any:
+    """Waits for the arrays of a tree and returns them as NumPy arrays."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))

@@ -1,0 +1,208 @@
+"""Data sets as arrays: split syntax, decoding once, and the memory-mapped cache of what was decoded."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from nin_jax.errors import Mistake, StorageFailed, nearest
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Split = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int32 [N]
+
+
+class Info(NamedTuple):
+    """A data set's facts.
+
+    Attributes:
+      name: its entry, and its name in TFDS if it comes from there.
+      classes: number of classes.
+      image_shape: (height, width, channels) of every image.
+      splits: number of examples of each split.
+      source: where it comes from.
+      version: of the TFDS preparation, or of the rule that makes it.
+    """
+
+    name: str
+    classes: int
+    image_shape: tuple[int, int, int]
+    splits: Mapping[str, int]
+    source: str
+    version: str = "1"
+
+
+def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dataset: str) -> Split:
+    """The examples that a TFDS split expression names, such as "train[:10%]+test".
+
+    Args:
+      split: the expression.
+      sizes: number of examples of each whole split.
+      load: returns a whole split by name.
+      dataset: for the error messages.
+    """
+    import tensorflow_datasets as tfds
+
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0, filename_template=None)
+        for name, n in sizes.items()
+    }
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, AssertionError, AttributeError, TypeError) as error:
+        word = split.split("[")[0]
+        if word not in sizes:
+            raise Mistake(f"dataset {dataset} has no split {word!r}: {nearest(word, sizes)}") from error
+        raise Mistake(f"split {split!r} of {dataset} ({sizes[word]} examples): {str(error).splitlines()[0]}") from error
+    chosen = []
+    for part in parts:
+        images, labels = load(part.splitname)
+        chosen.append((images[part.from_ : part.to], labels[part.from_ : part.to]))
+    images, labels = chosen[0] if len(chosen) == 1 else map(np.concatenate, zip(*chosen, strict=True))
+    if not len(labels):
+        raise Mistake(f"split {split!r} of {dataset} is empty")
+    return images, labels
+
+
+def from_tfds(info: Info, split: str, data_dir: str | None) -> Split:
+    """Reads a data set that lies prepared in TFDS's layout; decodes each split once."""
+    import tensorflow_datasets as tfds
+
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folder = root / info.name / info.version
+
+    def load(name: str) -> Split:
+        files = sorted(folder.glob(f"{info.name}-{name}.array_record*"))
+        if not files:
+            from nin_jax.pipeline.prepare import DATASETS
+
+            ours = f"python -m nin_jax.pipeline.prepare {info.name} --data_dir={root}"
+            theirs = f"tfds build {info.name} --file_format=array_record --data_dir={root}"
+            raise Mistake(
+                f"dataset {info.name} {info.version} is not prepared in {root}: "
+                f"run `{ours if info.name in DATASETS else theirs}`, or set --config.data_dir to where it is"
+            )
+        facts = [info.name, info.version, name, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+        return cached(f"{info.name}-{info.version}-{name}", facts, lambda: decode(name))
+
+    def decode(name: str) -> Split:
+        try:
+            source = tfds.data_source(
+                info.name, split=name, data_dir=root, download=False, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+            images = np.empty((len(source), *info.image_shape), np.uint8)
+            labels = np.empty(len(source), np.int32)
+            records = ((i, source[i]) for i in range(len(source)))
+            decode_all(records, images, labels, f"decoding {info.name} {name}")
+        except Mistake:
+            raise
+        except Exception as error:  # the reader is native code and raises anything on a damaged file
+            raise Mistake(f"{folder}: split {name!r} cannot be read: {str(error).splitlines()[0]}") from error
+        return images, labels
+
+    return take(split, prepared_splits(folder) or info.splits, load, info.name)
+
+
+def prepared_splits(folder: Path) -> dict[str, int]:
+    """Number of examples of each split that TFDS's dataset_info.json in `folder` states; {} if there is none."""
+    try:
+        splits = json.loads((folder / "dataset_info.json").read_text())["splits"]
+        return {s["name"]: sum(map(int, s["shardLengths"])) for s in splits}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Mistake(f"{folder / 'dataset_info.json'} cannot be read: {error!r}") from error
+
+
+def decode_all(
+    records: Iterable[tuple[int, Mapping[str, Any]]], images: np.ndarray, labels: np.ndarray, what: str
+) -> None:
+    """Decodes encoded records into `images` and `labels`, on all cores, with a progress bar."""
+    from PIL import Image
+
+    def one(item: tuple[int, Mapping[str, Any]]) -> None:
+        i, record = item
+        with Image.open(io.BytesIO(record["image"])) as picture:
+            pixels = np.asarray(picture)
+        images[i] = pixels.reshape(images.shape[1:])
+        labels[i] = record["label"]
+
+    for _ in map_threads(one, records, len(labels), what):
+        pass
+
+
+def map_threads(f: Callable[[T], R], items: Iterable[T], total: int, what: str) -> Iterator[R]:
+    """f of every item, in order, on all cores, under a progress bar; an error or a signal leaves the rest undone."""
+    from nin_jax.report import track
+
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from track(pool.map(f, items), total, what)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/nin_jax`, by default `~/.cache/nin_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nin_jax"
+
+
+def cached(name: str, facts: Sequence[Any], make: Callable[[], Split]) -> Split:
+    """Returns what `make` made for the same `facts`, memory-mapped; calls it if there is none, or a broken one.
+
+    A cache entry is a folder named after `name` and a hash of `facts` with images.npy, labels.npy and their CRC-32. It is
+    written under another name and renamed when complete, so a half-written one is never read.
+    """
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    entry = cache_dir() / f"{name}-{digest}"
+    if entry.exists():
+        try:
+            return _read(entry)
+        except (OSError, ValueError, KeyError) as error:
+            from nin_jax.report import say
+
+            say(f"cached data set {entry} is broken ({error}): decoding it again")
+            shutil.rmtree(entry, ignore_errors=True)
+    images, labels = make()
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{name}-"))
+        try:
+            np.save(scratch / "images.npy", images, allow_pickle=False)
+            np.save(scratch / "labels.npy", labels, allow_pickle=False)
+            crc = {"images": zlib.crc32(np.ascontiguousarray(images)), "labels": zlib.crc32(labels)}
+            (scratch / "crc32.json").write_text(json.dumps(crc))
+            scratch.chmod(0o755)
+            try:
+                scratch.rename(entry)
+            except OSError:
+                if not entry.exists():  # else another process was first, with the same data
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise StorageFailed(f"cannot cache the decoded data set in {entry.parent} (XDG_CACHE_HOME): {error}") from error
+    return _read(entry)
+
+
+def _read(entry: Path) -> Split:
+    images, labels = (
+        np.load(entry / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("images", "labels")
+    )
+    crc = json.loads((entry / "crc32.json").read_text())
+    for part, array in (("images", images), ("labels", labels)):
+        if zlib.crc32(np.ascontiguousarray(array)) != crc[part]:
+            raise ValueError(f"{part}.npy: checksum differs")
+    return images, np.array(labels)

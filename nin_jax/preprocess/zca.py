@@ -1,0 +1,47 @@
+"""ZCA whitening (Goodfellow et al. 2013, pylearn2), fitted on the training images (paper section 4.2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+PER_IMAGE = False
+
+
+def fit(images: np.ndarray, *, eps: float = 0.1) -> dict[str, np.ndarray]:
+    """Learns the mean image m and the whitening matrix of the images, in float64.
+
+        C = (X - m)^T (X - m) / N,   C + eps I = V diag(e) V^T,   P = V diag(e^-1/2) V^T
+
+    so the whitened images have the covariance P C P = C (C + eps I)^-1.
+
+    Args:
+      images: float32 `[N, H, W, C]`; D = H W C.
+      eps: added to every eigenvalue.
+
+    Returns:
+      "mean" float32 `[H, W, C]` and "matrix" float32 `[D, D]`, symmetric.
+    """
+    flat = images.reshape(len(images), -1)
+    mean = flat.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((flat.shape[1],) * 2)
+    for start in range(0, len(flat), 4096):
+        # Products of centred float32 rows, summed in float64: a tenth of the time of float64 products and exact enough.
+        rows = (flat[start : start + 4096] - mean).astype(np.float32)
+        covariance += rows.T @ rows
+    covariance /= len(flat)
+    covariance[np.diag_indices_from(covariance)] += eps
+    e, v = scipy.linalg.eigh(covariance, overwrite_a=True, check_finite=True, driver="evd")
+    # eps=0 on fewer images than pixels leaves directions without any variance, which are dropped.
+    root = np.where(e > 1e-10 * e[-1], 1 / np.sqrt(np.maximum(e, 1e-300)), 0)
+    matrix = (v * root) @ v.T
+    return {"mean": mean.astype(np.float32).reshape(images.shape[1:]), "matrix": matrix.astype(np.float32)}
+
+
+def apply(stats: dict[str, jax.Array], images: jax.Array, *, eps: float = 0.1) -> jax.Array:
+    """Whitens images: (x - m) P. float32 `[B, H, W, C]` in and out."""
+    del eps
+    flat = (images - stats["mean"]).reshape(images.shape[0], -1)
+    return jnp.dot(flat, stats["matrix"], precision=jax.lax.Precision.HIGHEST).reshape(images.shape)

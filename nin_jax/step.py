@@ -1,0 +1,130 @@
+"""The state of a run and the pure per-replica steps that train it, evaluate it and predict with it.
+
+Randomness is a function of (seed, step, index of the example in the global batch) and nothing else, so a resumed run
+is the same run, and a run on eight devices is the run on one, up to the order of a sum.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from nin_jax import parallel
+from nin_jax.pipeline import memory, transform
+
+ORDER, AUGMENT, DROPOUT, INIT = range(4)  # streams of random numbers; memory.epoch_order uses the first
+
+
+@flax.struct.dataclass
+class TrainState:
+    """`step` int32 scalar, finished updates; `params`; `opt_state`. The whole state of a run."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+
+
+class Recipe(NamedTuple):
+    """What a step is made of; all of it static."""
+
+    model: nn.Module
+    task: ModuleType
+    preprocess: list[transform.Op]
+    augment: list[transform.Op]
+    batch_size: int
+    optimizer: optax.GradientTransformation
+
+
+def stream(seed: jax.Array, which: int) -> jax.Array:
+    """The random key of one stream of a run's seed (uint32 scalar)."""
+    return jax.random.fold_in(jax.random.key(seed), which)
+
+
+def init_params(model: nn.Module, seed: int | jax.Array, image_shape: tuple[int, int, int]) -> Any:
+    """Initial parameters of a model for images `[H, W, C]`."""
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    return model.init({"params": stream(jnp.uint32(seed), INIT)}, image, train=False)["params"]
+
+
+def init_state(recipe: Recipe, seed: int, image_shape: tuple[int, int, int]) -> TrainState:
+    """The state before the first update."""
+    params = init_params(recipe.model, seed, image_shape)
+    return TrainState(jnp.zeros((), jnp.int32), params, recipe.optimizer.init(params))
+
+
+def train_steps(recipe: Recipe, length: int):
+    """Makes the per-replica function of `length` updates, all of one epoch.
+
+    Returns:
+      `(state, data: memory.Arrays, stats, seed: uint32) -> (state, metrics)`, metrics each float32 `[length]` over the
+      global batch: "loss" and "error" are means; "constant" `[length, num_classes]` is 1 where a class has the same logit
+      for every image, which is how a class whose map is dead shows.
+    """
+
+    def update(state: TrainState, order: jax.Array, data: memory.Arrays, stats, seed):
+        size = recipe.batch_size // lax.axis_size(parallel.AXIS)
+        example = parallel.shard_of_batch(jnp.arange(recipe.batch_size))
+        rows = parallel.shard_of_batch(memory.batch_indices(order, state.step, recipe.batch_size))
+        image = transform.apply(recipe.preprocess, stats, data.image[rows])
+        if recipe.augment:
+            key = jax.random.fold_in(stream(seed, AUGMENT), state.step)
+            image = transform.augment(recipe.augment, jax.vmap(lambda i: jax.random.fold_in(key, i))(example), image)
+        dropout = jax.random.fold_in(stream(seed, DROPOUT), state.step)
+
+        def loss(params):
+            logits, _ = recipe.model.apply(
+                {"params": params}, image, train=True, example=example, rngs={"dropout": dropout}
+            )
+            metrics = recipe.task.per_example(logits, data.label[rows])
+            return jnp.sum(metrics["loss"]) / size, (metrics, logits)
+
+        grads, (metrics, logits) = jax.grad(loss, has_aux=True)(state.params)
+        means = jax.tree.map(lambda m: jnp.sum(m) / size, metrics)
+        grads, means = lax.pmean((grads, means), parallel.AXIS)
+        highest, lowest = lax.pmax((jnp.max(logits, 0), jnp.max(-logits, 0)), parallel.AXIS)
+        constant = (highest + lowest == 0).astype(jnp.float32)
+        updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), means | {"constant": constant}
+
+    def steps(state: TrainState, data: memory.Arrays, stats, seed: jax.Array):
+        examples = data.label.shape[0]
+        epoch = state.step // (examples // recipe.batch_size)
+        order = memory.epoch_order(seed, epoch, examples)
+        return lax.scan(lambda s, _: update(s, order, data, stats, seed), state, length=length)
+
+    return steps
+
+
+def predict(recipe: Recipe, params, stats, image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Logits `[B, K]` and maps of uint8 images `[B, H, W, C]`, preprocessed, with dropout off."""
+    return recipe.model.apply({"params": params}, transform.apply(recipe.preprocess, stats, image), train=False)
+
+
+def eval_steps(recipe: Recipe, length: int):
+    """Makes the per-replica function that evaluates `length` batches.
+
+    Returns:
+      `(params, data: memory.Arrays, stats, first: int32) -> sums`: for each batch from number `first` on, float32
+      `[length]`, the sum of each metric of the task over its examples, and "examples", their number. Batches past the
+      end have no examples.
+    """
+
+    def batch(params, data: memory.Arrays, stats, number):
+        index, weight = memory.eval_indices(number, data.label.shape[0], recipe.batch_size)
+        index, weight = parallel.shard_of_batch(index), parallel.shard_of_batch(weight)
+        logits, _ = predict(recipe, params, stats, data.image[index])
+        metrics = recipe.task.per_example(logits, data.label[index]) | {"examples": jnp.ones_like(weight)}
+        return lax.psum(jax.tree.map(lambda m: jnp.sum(m * weight), metrics), parallel.AXIS)
+
+    def steps(params, data: memory.Arrays, stats, first: jax.Array):
+        return lax.map(lambda number: batch(params, data, stats, number), first + jnp.arange(length))
+
+    return steps

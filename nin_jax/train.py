@@ -1,0 +1,304 @@
+"""The loop, and nothing else.
+
+Step n means n finished updates: the row, the evaluation and the checkpoint labelled n are all of that state. At each
+step the order is: row, evaluation, checkpoint, next dispatch. A row is on disk before the checkpoint of its step, and
+rows after the checkpoint that a run goes on from are dropped, so each row stands in metrics.jsonl once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from nin_jax import config as config_lib
+from nin_jax import optim, parallel, report, step
+from nin_jax.build import Run
+from nin_jax.checkpoint import Checkpoints
+from nin_jax.errors import Diverged, Mistake, Preempted, StorageFailed
+from nin_jax.evaluate import Evaluator
+from nin_jax.preemption import Stop
+from nin_jax.report import say
+
+DEAD_AFTER = 50  # updates in a row with a constant logit; a ReLU on the class maps passes no gradient then, for good
+
+
+def train(config: FrozenConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains to the end of the config's epochs, from the newest checkpoint in `workdir` if there is one.
+
+    Returns the summary, which is also in summary.json. Raises `Mistake`, `Diverged`, `StorageFailed`, `Preempted`.
+    """
+    run = Run(config)
+    with Stop() as stop, _claim(workdir, config):
+        done = _finished(workdir, config)
+        if done:
+            say(f"{workdir} is done: test error {done['test_error_pct']:.2f} %")
+            return done
+        return _Loop(run, workdir, stop).run()
+
+
+class _Loop:
+    """One start of a run."""
+
+    def __init__(self, run: Run, workdir: Path, stop: Stop):
+        self.config, self.workdir, self.stop = run.config, workdir, stop
+        self.mesh, self.classes = run.mesh, run.info.classes
+        c = self.config
+        images, labels = run.load(c.train_split)
+        test = run.load(c.eval_split)
+        self.epoch_updates = len(labels) // c.batch_size
+        if not self.epoch_updates:
+            raise Mistake(
+                f"train_split={c.train_split!r} has {len(labels)} examples, fewer than batch_size={c.batch_size}"
+            )
+        self.last = c.epochs * self.epoch_updates
+        self.recipe = run.recipe(self.epoch_updates)
+        self.rate = optim.schedule(c, self.epoch_updates)
+        self.stats = run.fitted(workdir, write=True, train=(images, labels))
+        self.data = run.on_devices((images, labels))
+        self.evaluator = Evaluator(self.recipe, self.mesh, c.mapper, run.on_devices(test), self.stats)
+        self.seed = parallel.replicate(jnp.uint32(c.seed), self.mesh)
+
+        self.checkpoints = Checkpoints(workdir, c.keep)
+        make = jax.jit(lambda seed: step.init_state(self.recipe, seed, run.info.image_shape))
+        found = self.checkpoints.restore(parallel.replicated_like(jax.eval_shape(make, self.seed), self.mesh))
+        if found:
+            self.step, self.state, notes = found
+            say(f"going on from step {self.step} of {self.last} in {workdir}")
+        else:
+            self.step, self.state, notes = 0, parallel.replicate(make(self.seed), self.mesh), {}
+        self.params = sum(p.size for p in jax.tree.leaves(self.state.params))
+        self.clock = report.Clock(notes.get("seconds", {}))
+        self.meter = notes.get("meter") or {"loss": 0.0, "error": 0.0, "updates": 0}
+        self.constant_for = np.zeros(self.classes)  # updates in a row that each class has had a constant logit
+        self.record = report.Record(workdir, self.step)
+        self.compiled: dict[int, Any] = {}
+        self.images_per_s = 0.0
+        self.evaluation: dict[str, float] | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Goes to the end; whatever ends it sooner, files are closed and what was being saved is saved."""
+        self.stop.can_save = True
+        try:
+            while True:
+                if self.step % self.epoch_updates == 0 and self.step:
+                    self._events()
+                if self.stop():
+                    self._preempted()
+                if self.step == self.last:
+                    break
+                self._epoch()
+            return self._summary("done")
+        except Diverged:
+            self._summary("diverged")
+            raise
+        finally:
+            self.record.close()
+            with contextlib.suppress(StorageFailed):  # it was raised where it happened; here it would hide the reason
+                self.checkpoints.close()
+
+    def _epoch(self) -> None:
+        """Updates to the end of the epoch, or to a signal."""
+        end = (self.step // self.epoch_updates + 1) * self.epoch_updates
+        length = parallel.steps_per_dispatch(self.epoch_updates)
+        for n in {min(length, end - self.step), (end - self.step) % length or length}:
+            self._compile(n)
+        begin, start, waiting, said = self.step, time.perf_counter(), None, time.perf_counter()
+        with report.progress() as bar, self.clock.time("train"):
+            task = bar.add_task(
+                f"epoch {end // self.epoch_updates} of {self.config.epochs}", total=self.last, completed=begin
+            )
+            while self.step < end and not self.stop():
+                n = min(length, end - self.step)
+                self.state, metrics = self.compiled[n](self.state, self.data, self.stats, self.seed)
+                self.step += n
+                # The metrics of the dispatch before are read while this one runs, so the device never waits.
+                if waiting is not None:
+                    self._absorb(*waiting)
+                waiting = self.step, metrics
+                seconds = time.perf_counter() - start
+                self.images_per_s = (self.step - begin) * self.config.batch_size / seconds
+                bar.update(task, completed=self.step, images_per_s=self.images_per_s)
+                if bar.disable and time.perf_counter() - said > 30:
+                    said = time.perf_counter()
+                    left = (self.last - self.step) * self.config.batch_size / self.images_per_s
+                    say(f"step {self.step} of {self.last}, {self.images_per_s:,.0f} images/s, {left / 60:.0f} min left")
+            if waiting is not None:
+                self._absorb(*waiting)
+                self.images_per_s = (self.step - begin) * self.config.batch_size / (time.perf_counter() - start)
+
+    def _compile(self, length: int) -> None:
+        if length not in self.compiled:
+            with self.clock.time("compile"):
+                self.compiled[length] = parallel.compile_replicas(
+                    step.train_steps(self.recipe, length),
+                    (self.state, self.data, self.stats, self.seed),
+                    self.mesh,
+                    self.config.mapper,
+                    donate=(0,),
+                )
+
+    def _absorb(self, last: int, metrics: Any) -> None:
+        """Adds the metrics of the updates up to `last` to the meter, in order, and looks whether the network lives."""
+        metrics = parallel.host(metrics)
+        for i, (loss, error, constant) in enumerate(
+            zip(*(metrics[k] for k in ("loss", "error", "constant")), strict=True)
+        ):
+            update = last - len(metrics["loss"]) + i + 1
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"the loss is {loss} at update {update}; a lower optimizer.learning_rate, optimizer.clip_norm=0.1 or "
+                    "schedule.warmup_epochs=1 helps"
+                )
+            self.constant_for = (self.constant_for + 1) * constant
+            if self.constant_for.min() >= DEAD_AFTER and abs(loss - math.log(self.classes)) < 0.05:
+                raise Diverged(
+                    f"the network is dead at update {update}: for {DEAD_AFTER} updates every image has had the same logits "
+                    f"(loss {loss:.4f}, ln {self.classes} = {math.log(self.classes):.4f}), so all class maps are 0 and pass "
+                    "no gradient; what helps: optimizer.clip_norm=0.1, model.deviations=('he',), "
+                    "schedule.warmup_epochs=1, another seed, or model.relu_on_class_maps=False"
+                )
+            self.meter["loss"] += float(loss)
+            self.meter["error"] += float(error)
+            self.meter["updates"] += 1
+
+    def _events(self) -> None:
+        """What is due at the end of an epoch: row, evaluation, checkpoint."""
+        c, epoch = self.config, self.step // self.epoch_updates
+        common = {"step": self.step, "epoch": epoch, "learning_rate": float(self.rate(self.step - 1))}
+        if self.meter["updates"]:
+            means = {"loss": self.meter["loss"] / self.meter["updates"]}
+            means["error_pct"] = 100 * self.meter["error"] / self.meter["updates"]
+            if (self.step, "train") not in self.record.done:
+                self.record.write(common | {"split": "train"} | means | {"images_per_s": self.images_per_s})
+            self.meter = {"loss": 0.0, "error": 0.0, "updates": 0}
+        dead = np.flatnonzero(self.constant_for >= DEAD_AFTER)
+        if len(dead):
+            say(
+                f"warning: the maps of {len(dead)} of {self.classes} classes are dead and cannot be learned: {dead.tolist()}"
+            )
+        final = self.step == self.last
+        split = eval_name(c.eval_split)
+        if (epoch % c.eval_every_epochs == 0 and (self.step, split) not in self.record.done) or final:
+            start = time.perf_counter()
+            with self.clock.time("eval"):
+                self.evaluation = self.evaluator(self.state.params, self.stop)
+            if self.evaluation is None:
+                return
+            rate = self.evaluation["examples"] / (time.perf_counter() - start)
+            if (self.step, split) not in self.record.done:
+                means = {k: self.evaluation[k] for k in ("loss", "error_pct")}
+                self.record.write(common | {"split": split} | means | {"images_per_s": rate})
+            if epoch % c.checkpoint_every_epochs == 0 or final:
+                self._save({"error_pct": self.evaluation["error_pct"]})
+        elif epoch % c.checkpoint_every_epochs == 0:
+            self._save()
+
+    def _save(self, metrics: dict[str, float] | None = None) -> None:
+        self.checkpoints.save(self.step, self.state, {"meter": self.meter, "seconds": self.clock.seconds}, metrics)
+
+    def _preempted(self) -> None:
+        """Saves the present state, waits for it, and ends the command."""
+        self._save()
+        self.checkpoints.wait()
+        raise Preempted(
+            f"{self.stop.requested}: saved step {self.step} of {self.last} in {self.workdir}; start again to go on"
+        )
+
+    def _summary(self, status: str) -> dict[str, Any]:
+        if status == "done":
+            self.checkpoints.wait()
+        evaluation = self.evaluation or {}
+        seconds = self.clock.seconds.get("train", 0.0)
+        device = self.mesh.devices.flat[0]
+        summary = {
+            "status": status,
+            "step": self.step,
+            "epochs": self.step / self.epoch_updates,
+            "params": self.params,
+            "test_error_pct": evaluation.get("error_pct"),
+            "test_loss": evaluation.get("loss"),
+            "test_examples": evaluation.get("examples"),
+            "train_seconds": seconds,
+            "compile_seconds": self.clock.seconds.get("compile", 0.0),
+            "eval_seconds": self.clock.seconds.get("eval", 0.0),
+            "images_per_s": self.step * self.config.batch_size / seconds if seconds else 0.0,
+            "device": f"{device.platform} {device.device_kind}",
+            "devices": self.mesh.size,
+            "seed": self.config.seed,
+            "versions": report.versions(),
+            "commit": report.commit(),
+            "fingerprint": config_lib.fingerprint(self.config),
+        }
+        report.write_json(self.workdir / "summary.json", summary)
+        if status == "done":
+            say(
+                f"done: test error {summary['test_error_pct']:.2f} % of {summary['test_examples']}, "
+                f"{seconds:.1f} s of training, {summary['images_per_s']:,.0f} images/s; {self.workdir}/summary.json"
+            )
+        return summary
+
+
+def eval_name(split: str) -> str:
+    """What the rows of an evaluation split are called: "test" for "test[:1000]", "validation" for a part of "train"."""
+    name = split.split("[")[0]
+    return "validation" if name == "train" else name
+
+
+@contextlib.contextmanager
+def _claim(workdir: Path, config: FrozenConfigDict) -> Iterator[None]:
+    """Holds the directory for this process and this config while it is entered.
+
+    The lock is the kernel's, so it goes with the process however that ends. Raises `Mistake` if another process
+    holds the directory, or if it belongs to another config.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with open(workdir / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Mistake(f"--workdir={workdir} is in use by a live process; choose another") from error
+            _check_config(workdir / "config.json", config)
+            yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Mistake(f"--workdir={workdir} is not a directory") from error
+    except OSError as error:
+        raise StorageFailed(f"--workdir={workdir}: {error}") from error
+
+
+def _check_config(path: Path, config: FrozenConfigDict) -> None:
+    mine = config_lib.to_dict(config)
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text())
+            differing = [
+                d for d in config_lib.differences(theirs, mine) if d.split(":")[0] not in config_lib.NOT_THE_RUN
+            ]
+        except (OSError, ValueError, AttributeError) as error:
+            raise Mistake(f"{path} cannot be read ({error}); choose another --workdir") from error
+        if differing:
+            raise Mistake(
+                f"--workdir={path.parent} holds a run of another config ({'; '.join(differing[:5])}); choose another "
+                "--workdir, or remove it"
+            )
+    report.write_json(path, mine)
+
+
+def _finished(workdir: Path, config: FrozenConfigDict) -> dict[str, Any] | None:
+    """The summary of a run that is done."""
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((workdir / "summary.json").read_text())
+        if summary["status"] == "done" and summary["fingerprint"] == config_lib.fingerprint(config):
+            return summary
+    return None

@@ -94,7 +94,7 @@ def steps_per_dispatch(steps: int) -> int:
 
     An accelerator's step is short, so dispatching each would dominate: up to 100 are scanned, as evenly as possible.
     On a CPU the step is long, and XLA runs convolutions inside a loop some fifty times slower than outside, so it
-    is 1, which XLA compiles without a loop.
+    is 1.
     """
     if jax.default_backend() == "cpu":
         return 1

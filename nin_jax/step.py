@@ -98,7 +98,7 @@ def train_steps(recipe: Recipe, length: int):
         examples = data.label.shape[0]
         epoch = state.step // (examples // recipe.batch_size)
         order = memory.epoch_order(seed, epoch, examples)
-        return lax.scan(lambda s, _: update(s, order, data, stats, seed), state, length=length)
+        return _scan(lambda s, _: update(s, order, data, stats, seed), state, jnp.arange(length))
 
     return steps
 
@@ -125,6 +125,15 @@ def eval_steps(recipe: Recipe, length: int):
         return lax.psum(jax.tree.map(lambda m: jnp.sum(m * weight), metrics), parallel.AXIS)
 
     def steps(params, data: memory.Arrays, stats, first: jax.Array):
-        return lax.map(lambda number: batch(params, data, stats, number), first + jnp.arange(length))
+        numbers = first + jnp.arange(length)
+        return _scan(lambda _, number: (None, batch(params, data, stats, number)), None, numbers)[1]
 
     return steps
+
+
+def _scan(f, carry, xs: jax.Array):
+    """`lax.scan`, but without a loop where there is one step: XLA runs convolutions in a loop on a CPU very slowly."""
+    if xs.shape[0] > 1:
+        return lax.scan(f, carry, xs)
+    carry, y = f(carry, xs[0])
+    return carry, jax.tree.map(lambda a: a[None], y)

@@ -1,0 +1,102 @@
+"""Does a recipe start? Updates until the training loss leaves ln(classes), seed by seed, on the whole training split.
+
+    python -m benchmarks.start --config=experiments/cifar10.py --seeds=0,1,2,3,4 --updates=600 [--config.data_dir=DIR]
+
+A run has started when the mean training loss of 25 updates is 5 % below ln(classes). One row a seed is added to
+benchmarks/results/start.csv: the update at which that was so (empty: not within --updates), the loss then, the number
+of classes whose map was dead then, the command and the versions.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import math
+import platform
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nin_jax import main, parallel, report, step
+from nin_jax.build import Run
+from nin_jax.errors import Ending
+from nin_jax.pipeline.arrays import cache_dir
+
+WINDOW = 25  # updates that the loss is averaged over
+STARTED = 0.95  # of ln(classes)
+RESULTS = Path(__file__).parent / "results" / "start.csv"
+FIELDS = "config overrides seed started_at loss dead_classes updates seconds machine versions commit date".split()
+
+
+def updates_to_start(run: Run, seed: int, limit: int, compiled, data, stats, epoch_updates: int) -> dict:
+    """Trains one seed until it has started, or `limit` updates; returns the row's measured part."""
+    recipe = run.recipe(epoch_updates)
+    make = jax.jit(lambda s: step.init_state(recipe, s, run.info.image_shape))
+    seed_array = parallel.replicate(jnp.uint32(seed), run.mesh)
+    state = parallel.replicate(make(seed_array), run.mesh)
+    losses, begin = [], time.perf_counter()
+    row = {"seed": seed, "started_at": None}
+    for update in range(1, limit + 1):
+        state, metrics = compiled(state, data, stats, seed_array)
+        metrics = parallel.host(metrics)
+        losses.append(float(metrics["loss"][0]))
+        row["loss"] = round(float(np.mean(losses[-WINDOW:])), 4)
+        row["dead_classes"] = int(metrics["constant"].sum())
+        row["updates"] = update
+        if update % 50 == 0:
+            report.say(f"seed {seed}, update {update}: loss {row['loss']}, {row['dead_classes']} dead classes")
+        if update >= WINDOW and row["loss"] < STARTED * math.log(run.info.classes):
+            row["started_at"] = update
+            break
+    return row | {"seconds": round(time.perf_counter() - begin, 1)}
+
+
+def measure(argv: list[str]) -> None:
+    """Runs the command line above."""
+    mine = {w.split("=")[0]: w.split("=", 1)[1] for w in argv[1:] if w.startswith(("--seeds=", "--updates="))}
+    rest = [w for w in argv if not w.startswith(("--seeds=", "--updates="))]
+    command = main.parse(rest)
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    run = Run(command.config)
+    images, labels = run.load(run.config.train_split)
+    stats = run.fitted(Path("/nonexistent"), write=False, train=(images, labels))
+    data = run.on_devices((images, labels))
+    epoch_updates = len(labels) // run.config.batch_size
+    recipe = run.recipe(epoch_updates)
+    like = parallel.replicated_like(jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape)), run.mesh)
+    arguments = like, data, stats, parallel.replicate(jnp.uint32(0), run.mesh)
+    compiled = parallel.compile_replicas(
+        step.train_steps(recipe, 1), arguments, run.mesh, run.config.mapper, donate=(0,)
+    )
+    known = {
+        "config": next(w.split("=", 1)[1] for w in rest if w.startswith("--config=")),
+        "overrides": " ".join(w for w in rest[1:] if w.startswith("--config.") and "data_dir" not in w),
+        "machine": f"{platform.machine()}, {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
+        "versions": json.dumps({k: v for k, v in report.versions().items() if k in ("python", "jax", "flax", "optax")}),
+        "commit": report.commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    for seed in map(int, mine.get("--seeds", "0,1,2,3,4").split(",")):
+        row = known | updates_to_start(
+            run, seed, int(mine.get("--updates", 600)), compiled, data, stats, epoch_updates
+        )
+        report.say(f"seed {seed}: {'started at update ' + str(row['started_at']) if row['started_at'] else 'NOT started'}")
+        new = not RESULTS.exists()
+        with open(RESULTS, "a", newline="") as f:
+            writer = csv.DictWriter(f, FIELDS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+if __name__ == "__main__":
+    try:
+        measure(sys.argv)
+    except Ending as ending:
+        report.fail(str(ending))
+        raise SystemExit(ending.exit_code) from None

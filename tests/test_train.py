@@ -1,0 +1,385 @@
+"""The loop under faults that are caused: signals in every phase, kill -9, broken checkpoints, dead and exploding nets."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from nin_jax import checkpoint, config, evaluate, main, parallel, report, train
+from nin_jax.errors import Diverged, Preempted, StorageFailed
+
+TINY = {
+    "dataset": "synthetic",
+    "train_split": "train[:320]",
+    "eval_split": "test[:72]",
+    "preprocess": ("gcn(scale=10)", "zca(eps=0.1)"),
+    "augment": ("crop(pad=1)", "flip()"),
+    "batch_size": 32,
+    "epochs": 3,
+    "keep": 3,
+    "model.name": "nin",
+    "model.kernels": (3, 3),
+    "model.widths": ((8, 8), (8,)),
+    "model.pools": ("max",),
+    "model.deviations": ("he",),
+    "model.dropout": 0.2,
+    "optimizer.learning_rate": 0.05,
+    "schedule.boundaries_epochs": (2,),
+}
+
+
+def tiny(**changes):
+    """A config that trains in a second or two, with every random part on."""
+    c = config.default()
+    with c.unlocked():
+        for key, value in (TINY | changes).items():
+            section, _, last = key.rpartition(".")
+            (c[section] if section else c)[last] = value
+    return config.check(c)
+
+
+def flags(**changes):
+    """The same as a command line, over experiments/digits.py."""
+    settings = TINY | {"optimizer.learning_rate_factors": (), "optimizer.clip_norm": 0.0} | changes
+    return [f"--config.{k}={v}" for k, v in settings.items() if k != "model.name"]
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """The other tests' eight devices are of no use here."""
+    mesh = jax.make_mesh((1,), (parallel.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    monkeypatch.setattr(parallel, "mesh", lambda: mesh)
+
+
+def rows(workdir):
+    """metrics.jsonl without its timings."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in lines]
+
+
+def final_state(workdir):
+    """CRC-32 of every array of the newest checkpoint, as saved, and its step."""
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    notes = json.loads((workdir / "checkpoints" / str(steps[-1]) / "notes" / "metadata").read_text())
+    return steps[-1], notes["crc32"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that nothing happened to."""
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = jax.make_mesh((1,), (parallel.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+        patch.setattr(parallel, "mesh", lambda: mesh)
+        workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+        train.train(tiny(), workdir)
+    return workdir
+
+
+def same_run(workdir, undisturbed):
+    """Parameters, momentum and rows bit for bit those of the undisturbed run."""
+    assert final_state(workdir) == final_state(undisturbed)
+    assert rows(workdir) == rows(undisturbed)
+
+
+def test_the_record_of_a_run(undisturbed):
+    """Each epoch has one row of training and one of the test, in order; the summary keeps the contract."""
+    assert [(r["step"], r["split"]) for r in rows(undisturbed)] == [
+        (s, split) for s in (10, 20, 30) for split in ("train", "test")
+    ]
+    assert [r["learning_rate"] for r in rows(undisturbed)[::2]] == pytest.approx([0.05, 0.05, 0.005])
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["status"] == "done"
+    assert (summary["step"], summary["epochs"], summary["test_examples"]) == (30, 3, 72)
+    assert summary["test_error_pct"] == rows(undisturbed)[-1]["error_pct"]
+    wanted = "status step epochs params test_error_pct test_examples train_seconds compile_seconds images_per_s device "
+    assert set((wanted + "devices seed versions commit").split()) <= summary.keys()
+    assert config.to_dict(tiny()) == json.loads((undisturbed / "config.json").read_text())
+    assert list((undisturbed / "tensorboard").glob("events*"))
+
+
+def test_a_done_run_is_not_touched(undisturbed):
+    """Starting it again changes no file."""
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file() and p.name not in (".lock", "config.json")}
+    train.train(tiny(), undisturbed)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_evaluation_agrees_with_the_loop_and_changes_nothing(undisturbed, capsys):
+    """--mode=eval prints the numbers that the loop logged, as JSON, last; and writes nothing."""
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    evaluate.evaluate_run(tiny(), undisturbed)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    logged = rows(undisturbed)[-1]
+    assert line == {"split": "test[:72]", "examples": 72, "step": 30} | {k: logged[k] for k in ("loss", "error_pct")}
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+
+
+def send_sigterm(monkeypatch, owner, name, call, before=True):
+    """Makes the given call of a real function also send SIGTERM to this process."""
+    real, calls = getattr(owner, name), iter(range(1, 1000))
+
+    def function(*args, **kwargs):
+        now = next(calls) == call
+        if now and before:
+            os.kill(os.getpid(), signal.SIGTERM)
+        result = real(*args, **kwargs)
+        if now and not before:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(owner, name, function)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "saved"),
+    [
+        (train.parallel, "compile_replicas", 1, 0),
+        (train._Loop, "_absorb", 13, None),  # in the middle of the second epoch
+        (evaluate.Evaluator, "__call__", 2, 20),
+        (train._Loop, "_save", 1, 10),
+        (checkpoint.Checkpoints, "wait", 1, None),
+        (train.report.Record, "write", 3, 20),
+    ],
+    ids=["compile", "train", "evaluate", "save", "wait", "row"],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_any_phase(owner, name, call, saved, number, tmp_path, monkeypatch, undisturbed):
+    """It ends with `Preempted` (exit 75) and a checkpoint of the present step; what is started again is the same run."""
+    monkeypatch.setattr(signal, "SIGTERM_", number, raising=False)
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        send_sigterm(patch, owner, name, call)
+        if name == "wait":  # the last wait is after the last update: nothing is left to preempt
+            train.train(tiny(), workdir)
+        else:
+            with pytest.raises(Preempted, match="SIGTERM: saved step"):
+                train.train(tiny(), workdir)
+            step, _ = final_state(workdir)
+            assert step == saved if saved is not None else 10 < step < 20
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+def test_a_signal_before_the_first_update_has_nothing_to_save(tmp_path, monkeypatch):
+    """While data is read, the command ends at once."""
+    send_sigterm(monkeypatch, train.Run, "load", 1)
+    with pytest.raises(Preempted, match="nothing to save"):
+        train.train(tiny(), tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def preempted(workdir, monkeypatch, call=23):
+    """A run stopped by SIGTERM in its third epoch, with checkpoints of steps 10, 20 and then."""
+    with monkeypatch.context() as patch:
+        send_sigterm(patch, train._Loop, "_absorb", call)
+        with pytest.raises(Preempted):
+            train.train(tiny(), workdir)
+    return final_state(workdir)[0]
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def remove(file):
+    file.unlink()
+
+
+@pytest.mark.parametrize("harm", [truncate, empty, flip_a_bit, remove])
+@pytest.mark.parametrize("what", ["arrays", "manifest", "notes"])
+def test_a_broken_newest_checkpoint(harm, what, tmp_path, monkeypatch, undisturbed, capsys):
+    """The one before is used, a line says so, the broken one is set aside, and the run ends as if nothing had been."""
+    workdir = tmp_path / "run"
+    step = preempted(workdir, monkeypatch)
+    folder = workdir / "checkpoints" / str(step)
+    if what == "arrays":  # the chunks with the parameters: flipped bits there are what orbax restores silently
+        file = max((p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d"), key=lambda p: p.stat().st_size)
+    else:
+        file = folder / ("state/manifest.ocdbt" if what == "manifest" else "notes/metadata")
+    harm(file)
+    capsys.readouterr()
+    train.train(tiny(), workdir)
+    said = [line for line in capsys.readouterr().err.splitlines() if "is broken" in line]
+    assert len(said) == 1
+    assert f"checkpoints/{step} is broken" in said[0]
+    assert "going back to step 20" in said[0]
+    assert (workdir / "checkpoints" / f"broken-{step}").is_dir()
+    same_run(workdir, undisturbed)
+
+
+def test_every_checkpoint_broken(tmp_path, monkeypatch, undisturbed, capsys):
+    """The run starts again at step 0 and says so; the same numbers come out."""
+    workdir = tmp_path / "run"
+    preempted(workdir, monkeypatch)
+    for file in (workdir / "checkpoints").rglob("manifest.ocdbt"):
+        empty(file)
+    train.train(tiny(), workdir)
+    assert "starting at step 0" in capsys.readouterr().err
+    same_run(workdir, undisturbed)
+
+
+def test_an_empty_step_directory_is_no_checkpoint(tmp_path, monkeypatch, undisturbed):
+    """Orbax takes an empty directory 27/ for the newest checkpoint; here it is stepped over."""
+    workdir = tmp_path / "run"
+    preempted(workdir, monkeypatch)
+    (workdir / "checkpoints" / "27").mkdir()
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+def test_half_a_last_row_and_a_broken_preprocessing_file(tmp_path, monkeypatch, undisturbed):
+    """metrics.jsonl with half a last line is mended; preprocess.npz with a flipped bit is fitted again."""
+    workdir = tmp_path / "run"
+    preempted(workdir, monkeypatch)
+    with open(workdir / "metrics.jsonl", "a") as f:
+        f.write('{"step": 30, "spl')
+    flip_a_bit(workdir / "preprocess.npz")
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+def test_latest_and_best_are_kept(tmp_path):
+    """keep=1 leaves the newest and the one with the lowest test error; NaN is never the best."""
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    state = {"w": jax.numpy.arange(3.0)}
+    for step, error in enumerate([50.0, 20.0, 30.0, float("nan"), 40.0], 1):
+        checkpoints.save(step, state, {}, {"error_pct": error})
+    checkpoints.save(6, state, {})
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
+
+
+def test_a_full_disk_ends_with_storage_failed(tmp_path, monkeypatch):
+    """An error of the file system while a checkpoint is written is exit 74, and the checkpoints before are good."""
+    workdir = tmp_path / "run"
+    real = checkpoint.ocp.CheckpointManager.save
+
+    def save(manager, step, *args, **kwargs):
+        if step == 20:
+            raise OSError(28, "No space left on device")
+        return real(manager, step, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "save", save)
+        with pytest.raises(StorageFailed, match="No space left"):
+            train.train(tiny(), workdir)
+    assert final_state(workdir)[0] == 10
+
+
+def test_a_dead_network_is_noticed(tmp_path):
+    """All weights 0, so all class maps are 0 for ever: exit 70, a summary, a line that helps."""
+    with pytest.raises(Diverged, match=r"dead at update 50: .*ln 10.*clip_norm"):
+        train.train(tiny(**{"model.deviations": (0.0,), "epochs": 9}), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_a_network_that_learns_is_not_called_dead(undisturbed):
+    """The undisturbed run went below ln 10."""
+    assert rows(undisturbed)[-2]["loss"] < 0.97 * np.log(10)
+
+
+def test_an_exploding_network_is_noticed(tmp_path):
+    """A loss that is not finite is exit 70, with the update named."""
+    with pytest.raises(Diverged, match=r"loss is (nan|inf) at update \d+"):
+        train.train(tiny(**{"optimizer.learning_rate": 1e20}), tmp_path / "run")
+
+
+def test_eval_every_and_validation_rows(tmp_path):
+    """Evaluation every second epoch and at the end; a part of "train" is called validation; a batch of 50 is padded."""
+    changes = {"eval_every_epochs": 2, "eval_split": "train[320:392]", "batch_size": 50, "augment": (), "mapper": "shard_map"}
+    train.train(tiny(**changes), tmp_path / "run")
+    assert [(r["epoch"], r["split"]) for r in rows(tmp_path / "run")] == [
+        (1, "train"),
+        (2, "train"),
+        (2, "validation"),
+        (3, "train"),
+        (3, "validation"),
+    ]
+
+
+def test_the_clock_and_the_record_survive(tmp_path):
+    """Rows written twice stand once; a tear in the file is dropped; numbers come back as they were."""
+    record = report.Record(tmp_path, 0)
+    record.write({"step": 1, "epoch": 1, "split": "train", "loss": 1 / 3})
+    record.close()
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write(json.dumps({"step": 5, "split": "train"}) + "\nnot json\n[1]\n")
+    record = report.Record(tmp_path, 4)
+    assert record.done == {(1, "train")}
+    record.close()
+    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1 / 3]
+
+
+def start(workdir, env, *extra):
+    """The real command in a process of its own."""
+    command = [sys.executable, "-m", "nin_jax.main", "--config=experiments/digits.py", f"--workdir={workdir}", *flags(), *extra]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def kill_and_restart(workdir, env, moments, kill):
+    """Starts the command again and again, killing it after each of `moments` seconds; then lets it end."""
+    for seconds in moments:
+        process = start(workdir, env)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(kill)
+            _, stderr = process.communicate(timeout=15)
+            assert process.returncode == (-kill if kill == signal.SIGKILL else 75), stderr
+        else:
+            assert process.returncode == 0, process.communicate()[1]
+    process = start(workdir, env)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+
+
+def disturbed_command(tmp_path, env, kill, times):
+    """Compares a command killed at `times` random moments with one that is not."""
+    began = time.monotonic()
+    calm = start(tmp_path / "calm", env)
+    assert calm.wait(180) == 0, calm.communicate()[1]
+    whole = time.monotonic() - began
+    seed = random.randrange(10**6)
+    print("seed of the moments:", seed)
+    luck = random.Random(seed)
+    kill_and_restart(tmp_path / "run", env, [luck.uniform(0.2, 1.0) * whole for _ in range(times)], kill)
+    same_run(tmp_path / "run", tmp_path / "calm")
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_the_command_killed_at_random_moments(kill, tmp_path, clean_env):
+    """kill -9, or SIGTERM (exit 75 within 15 s), at two random moments: parameters and rows bit-equal in the end."""
+    disturbed_command(tmp_path, clean_env, kill, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_the_command_killed_at_many_random_moments(kill, tmp_path, clean_env):
+    """The same with fifteen kills."""
+    disturbed_command(tmp_path, clean_env, kill, 15)
+
+
+def test_the_flags_of_these_tests_say_the_same_config():
+    """So that the command and the calls train the same network."""
+    parsed = main.parse(["main", "--config=experiments/digits.py", *flags()]).config
+    assert {k: v for k, v in config.to_dict(parsed).items() if k in ("dataset", "augment", "epochs")} == {
+        k: v for k, v in config.to_dict(tiny()).items() if k in ("dataset", "augment", "epochs")
+    }

@@ -82,10 +82,10 @@ def measure(argv: list[str]) -> None:
         "date": datetime.date.today().isoformat(),
     }
     for seed in map(int, mine.get("--seeds", "0,1,2,3,4").split(",")):
-        row = known | updates_to_start(
-            run, seed, int(mine.get("--updates", 600)), compiled, data, stats, epoch_updates
+        row = known | updates_to_start(run, seed, int(mine.get("--updates", 600)), compiled, data, stats, epoch_updates)
+        report.say(
+            f"seed {seed}: {'started at update ' + str(row['started_at']) if row['started_at'] else 'NOT started'}"
         )
-        report.say(f"seed {seed}: {'started at update ' + str(row['started_at']) if row['started_at'] else 'NOT started'}")
         new = not RESULTS.exists()
         with open(RESULTS, "a", newline="") as f:
             writer = csv.DictWriter(f, FIELDS)

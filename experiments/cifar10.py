@@ -44,5 +44,5 @@ def get_config(arg=None):
         config.model.deviations = ("he",)
         config.optimizer.clip_norm = 0.1
     elif arg != "release":
-        raise ValueError(f"unknown argument {arg!r}: cifar10.py or cifar10.py:release")
+        raise ValueError(f"unknown argument {arg!r}: none, or release")
     return config

@@ -4,6 +4,8 @@ from nin_jax.config import default
 
 
 def get_config(arg=None):
+    if arg is not None:
+        raise ValueError(f"unknown argument {arg!r}: digits.py takes none")
     config = default()
     config.dataset = "digits"
     config.preprocess = ("scale(divisor=255)",)

@@ -8,6 +8,8 @@ from nin_jax.config import experiment
 
 
 def get_config(arg=None):
+    if arg is not None:
+        raise ValueError(f"unknown argument {arg!r}: folder.py takes none")
     config = experiment("mnist", "fast")
     config.dataset = "folder(size=32)"
     config.preprocess = ("mean(per='channel')", "scale()")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import zipfile
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +41,7 @@ class Run:
         self.config = config
         name, self.dataset_arguments = registry.parse_call(config.dataset)
         self.dataset: ModuleType = registry.find("datasets", name)
-        self._check_dataset_arguments(name)
+        registry.check_arguments(f"dataset {name}", _keyword_only(self.dataset.load), self.dataset_arguments)
         self.preprocess = transform.parse(config.preprocess, random=False)
         self.augment = transform.parse(config.augment, random=True)
         self.mesh = parallel.mesh()
@@ -50,6 +52,7 @@ class Run:
             if hasattr(self.dataset, "INFO")
             else self.dataset.info(config.data_dir, **self.dataset_arguments)
         )
+        self._check_ops()
         self._check_model()
 
     @cached_property
@@ -100,20 +103,38 @@ class Run:
                 _write_stats(path, key, stats)
         return parallel.replicate(stats, self.mesh)
 
-    def _check_dataset_arguments(self, name: str) -> None:
-        parameters = inspect.signature(self.dataset.load).parameters.values()
-        legal = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
-        for argument in self.dataset_arguments:
-            if argument not in legal:
-                raise Mistake(f"dataset {name} has no argument {argument!r}; it takes {', '.join(legal) or 'none'}")
+    def _check_ops(self) -> None:
+        """Types of all arguments; and a trial, without computing, of the ops that need nothing fitted."""
+        image = jax.ShapeDtypeStruct((1, *self.info.image_shape), jnp.float32)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+        for ops, first in ((self.preprocess, {}), (self.augment, keys)):
+            for call, module, arguments in ops:
+                registry.check_arguments(repr(call), _keyword_only(module.apply), arguments)
+                if ops is self.augment or module.PER_IMAGE:
+                    apply = functools.partial(module.apply, **arguments)
+                    _trial(repr(call), lambda f=apply, first=first: jax.eval_shape(f, first, image))
 
     def _check_model(self) -> None:
-        try:
-            jax.eval_shape(lambda: step.init_params(self.model, 0, self.info.image_shape))
-        except Mistake:
-            raise
-        except Exception as error:  # whatever wrong widths or names make flax or jax say
-            raise Mistake(f"model {self.config.model.name}: {type(error).__name__}: {one_line(error)[:300]}") from error
+        """A trial, without computing, of making the model."""
+        _trial(
+            f"model {self.config.model.name}",
+            lambda: jax.eval_shape(lambda: step.init_params(self.model, 0, self.info.image_shape)),
+        )
+
+
+def _keyword_only(f: Callable[..., Any]) -> dict[str, Any]:
+    """The annotation of each keyword-only argument: what a call in a config may set."""
+    parameters = inspect.signature(f, eval_str=True).parameters.values()
+    return {p.name: p.annotation for p in parameters if p.kind == p.KEYWORD_ONLY}
+
+
+def _trial(what: str, f: Callable[[], Any]) -> None:
+    try:
+        f()
+    except Mistake:
+        raise
+    except Exception as error:  # whatever wrong widths or numbers make flax or jax say
+        raise Mistake(f"{what}: {type(error).__name__}: {one_line(error)[:300]}") from error
 
 
 def _write_stats(path: Path, key: str, stats: transform.Stats) -> None:

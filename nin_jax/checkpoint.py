@@ -7,11 +7,16 @@ stepped over.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import math
 import shutil
+import sys
+import time
+import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from nin_jax import parallel
-from nin_jax.errors import StorageFailed
+from nin_jax.errors import Mistake, StorageFailed
 from nin_jax.report import one_line, say
 
 
@@ -83,7 +87,7 @@ class Checkpoints:
         Broken ones are named in a line each and, unless read-only, renamed to checkpoints/broken-STEP.
 
         Args:
-          like: tree of arrays (or `jax.ShapeDtypeStruct` with shardings) of the same structure.
+          like: tree of `jax.ShapeDtypeStruct` with shardings. Raises `Mistake` where a checkpoint is of another structure.
 
         Returns:
           (step, state, notes), or None when there is no checkpoint.
@@ -94,6 +98,8 @@ class Checkpoints:
             try:
                 found = step, *self._verified(step, like)
                 break
+            except Mistake:
+                raise
             except Exception as error:  # orbax and tensorstore raise anything on damaged files
                 broken.append((step, one_line(error)[:300]))
         for step, why in broken:
@@ -104,12 +110,18 @@ class Checkpoints:
         return found
 
     def _verified(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        content = self.manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore())
-        )
-        state, notes = content.state, content.notes
-        wanted, got = notes.pop("crc32"), checksums(state)
+        notes = self.manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
+        wanted = notes.pop("crc32")
+        theirs, mine = {path: kind.rsplit(" ", 1)[0] for path, kind in wanted.items()}, kinds(like)
+        if theirs != mine:
+            path = min(p for p in theirs.keys() | mine.keys() if theirs.get(p) != mine.get(p))
+            raise Mistake(
+                f"checkpoint {self.directory / str(step)} is of another network: {path} is {theirs.get(path, 'not there')} "
+                f"in it, but {mine.get(path, 'not there')} with this config"
+            )
+        with _quiet_leftovers():
+            state = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+        got = checksums(state)
         for path in sorted(wanted.keys() | got.keys()):
             if wanted.get(path) != got.get(path):
                 raise ValueError(f"{path}: checksum differs")
@@ -131,14 +143,43 @@ class Checkpoints:
         self.manager.close()
 
 
+@contextlib.contextmanager
+def _quiet_leftovers() -> Iterator[None]:
+    """Silences what a failed restore leaves behind, so that a broken checkpoint costs one line and not forty.
+
+    When one array cannot be read, orbax closes its event loop under the reads of the others, and each of them complains
+    on stderr when it comes back.
+    """
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda info: None if "Event loop is closed" in str(info.exc_value) else before(info)
+    try:
+        yield
+    except Exception:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            gc.collect()
+            time.sleep(0.5)  # reads of local files come back within that
+        raise
+    finally:
+        sys.unraisablehook = before
+
+
 def checksums(tree: Any) -> dict[str, str]:
-    """CRC-32 of every array of a tree, with its dtype and shape, by path."""
-    found = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.ascontiguousarray(parallel.host(leaf))
-        crc = zlib.crc32(array.view(np.uint8).reshape(-1) if array.size else b"")
-        found[jax.tree_util.keystr(path)] = f"{array.dtype} {list(array.shape)} {crc:08x}"
-    return found
+    """Every array of a tree by path: "DTYPE SHAPE CRC-32"."""
+
+    def crc(leaf: jax.Array) -> str:
+        return f"{zlib.crc32(np.asarray(leaf).tobytes()):08x}"
+
+    return {
+        path: f"{kind} {crc(leaf)}"
+        for (path, kind), leaf in zip(kinds(tree).items(), jax.tree.leaves(tree), strict=True)
+    }
+
+
+def kinds(tree: Any) -> dict[str, str]:
+    """Every array of a tree by path: "DTYPE SHAPE"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype} {list(leaf.shape)}".replace(", ", "x") for path, leaf in leaves}
 
 
 def _error_pct(metrics: Mapping[str, float]) -> float:

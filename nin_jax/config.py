@@ -7,11 +7,12 @@ An experiment (`experiments/NAME.py`) starts from `default()`, sets what differs
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import json
 import math
 import re
+import runpy
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,10 @@ def experiment_files(name: str = "*") -> list[Path]:
 
 def experiment(name: str, arg: str | None = None) -> ConfigDict:
     """The config of another experiment of the project, to be changed: `experiment("cifar10", "release")`."""
-    spec = importlib.util.spec_from_file_location(f"experiments_{name}", experiment_files(name)[0])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arg)
+    files = {file.stem: file for file in reversed(experiment_files())}
+    if name not in files:
+        raise Mistake(f"unknown experiment {name!r}: {nearest(name, files)}")
+    return runpy.run_path(str(files[name]), run_name="experiment")["get_config"](arg)
 
 
 def check(config: ConfigDict) -> FrozenConfigDict:
@@ -103,13 +102,17 @@ def check(config: ConfigDict) -> FrozenConfigDict:
         if not (math.isfinite(config[section][key]) and config[section][key] >= 0):
             raise Mistake(f"{section}.{key}={config[section][key]}: must be a finite number, 0 or more")
     for epoch in config.schedule.boundaries_epochs:
-        if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not epoch > 0:
+        if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not 0 < epoch < math.inf:
             raise Mistake(f"schedule.boundaries_epochs={config.schedule.boundaries_epochs}: epochs, each above 0")
     learning_rate_factors(config)
     registry.find("tasks", config.task)
     for op in (*config.preprocess, *config.augment):
         if not isinstance(op, str):
             raise Mistake(f"preprocess and augment hold strings such as 'gcn(scale=55)', not {op!r}")
+    try:
+        json.dumps(config.to_dict(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Mistake(f"the config cannot be written to config.json: {error}") from error
     return FrozenConfigDict(config)
 
 
@@ -120,7 +123,7 @@ def learning_rate_factors(config: ConfigDict | FrozenConfigDict) -> list[tuple[r
         try:
             pattern, factor = rule.rsplit("=", 1)
             rules.append((re.compile(pattern), float(factor)))
-        except (AttributeError, ValueError, re.error) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
             raise Mistake(f"optimizer.learning_rate_factors: {rule!r} is not 'PATTERN=FACTOR'") from error
         if not math.isfinite(rules[-1][1]):
             raise Mistake(f"optimizer.learning_rate_factors: {rule!r}: the factor must be finite")
@@ -130,7 +133,7 @@ def learning_rate_factors(config: ConfigDict | FrozenConfigDict) -> list[tuple[r
 def _check_keys(config: ConfigDict, legal: ConfigDict, where: str) -> None:
     for key in config:
         if key not in legal:
-            raise Mistake(f"unknown config key {where + key!r}: {nearest(key, legal.keys())}")
+            raise Mistake(f"unknown config key {where + str(key)!r}: {nearest(str(key), legal.keys())}")
     for key in legal:
         if key not in config:
             raise Mistake(f"config key {where + key!r} is missing")
@@ -154,20 +157,39 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, ConfigDict) or not isinstance(model.get("name"), str):
         raise Mistake("model.name must name a model")
     legal = model_arguments(model.name)
-    for key in model:
-        if key != "name" and key not in legal:
-            raise Mistake(f"unknown config key 'model.{key}': {nearest(key, legal)}")
+    registry.check_arguments(f"model {model.name}", legal, {k: v for k, v in model.items() if k != "name"})
 
 
-def model_arguments(name: str) -> set[str]:
-    """The arguments of a model that a config may set: all but what the data set and the precision decide."""
-    parameters = inspect.signature(registry.find("models", name).Model).parameters
-    return set(parameters) - {"num_classes", "dtype", "parent", "name"}
+def model_arguments(name: str) -> dict[str, Any]:
+    """The arguments of a model that a config may set: all but what the data set and the precision decide.
+
+    Returns:
+      the annotation of each.
+    """
+    model = registry.find("models", name).Model
+    hints = typing.get_type_hints(model)
+    legal = inspect.signature(model).parameters.keys() - {"num_classes", "dtype", "parent", "name"}
+    return {argument: hints.get(argument, Any) for argument in sorted(legal)}
 
 
 def to_dict(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
     """The config as plain dicts, lists, strings and numbers, as it stands in config.json."""
     return json.loads(json.dumps(config.to_dict(), sort_keys=True))
+
+
+def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
+    """The config of a `to_dict`, unchecked: lists are tuples again."""
+
+    def back(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: back(v) for k, v in value.items()}
+        return tuple(map(back, value)) if isinstance(value, list) else value
+
+    config = default()
+    with config.unlocked():
+        for key, value in back(plain).items():
+            config[key] = ConfigDict(value) if isinstance(value, dict) else value
+    return config
 
 
 def fingerprint(config: ConfigDict | FrozenConfigDict) -> str:

@@ -72,22 +72,17 @@ def evaluate_run(config: FrozenConfigDict, workdir: Path) -> dict[str, Any]:
     training split. The last line printed is one JSON object: "split", "examples", "error_pct", "loss", "step".
     """
     run = Run(config)
-    if not (workdir / "checkpoints").is_dir():
-        raise Mistake(f"--workdir={workdir} holds no checkpoint; train first, or name the directory of a run")
     try:
         theirs = json.loads((workdir / "config.json").read_text())
         differing = config_lib.differences(theirs, config_lib.to_dict(config))
+    except FileNotFoundError as error:
+        raise Mistake(f"--workdir={workdir} holds no run; train first, or name the directory of a run") from error
     except (OSError, ValueError, AttributeError) as error:
         raise Mistake(f"{workdir / 'config.json'} cannot be read: {error}") from error
     for line in differing:
         say(f"differs from the run: {line}")
     recipe = run.recipe(1)
-    shapes = jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape))
-    found = Checkpoints(workdir, read_only=True).restore(parallel.replicated_like(shapes, run.mesh))
-    if not found:
-        reason = f"; its config differs: {'; '.join(differing)}" if differing else ""
-        raise Mistake(f"--workdir={workdir}: no checkpoint there can be used with this config{reason}")
-    number, state, _ = found
+    number, state = restore(run, recipe, workdir)
     data = run.on_devices(run.load(config.eval_split))
     stats = run.fitted(workdir, write=False)
     result = Evaluator(recipe, run.mesh, config.mapper, data, stats)(state.params)
@@ -95,3 +90,14 @@ def evaluate_run(config: FrozenConfigDict, workdir: Path) -> dict[str, Any]:
     line = {"split": config.eval_split, **result, "step": number}
     print(json.dumps(line), flush=True)
     return line
+
+
+def restore(run: Run, recipe: step.Recipe, workdir: Path) -> tuple[int, step.TrainState]:
+    """Step and state of the newest good checkpoint of a run directory, which is only read. Raises `Mistake`."""
+    if not (workdir / "checkpoints").is_dir():
+        raise Mistake(f"--workdir={workdir} holds no checkpoint; train first, or name the directory of a run")
+    shapes = jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape))
+    found = Checkpoints(workdir, read_only=True).restore(parallel.replicated_like(shapes, run.mesh))
+    if not found:
+        raise Mistake(f"--workdir={workdir} holds no checkpoint that can be used with this config")
+    return found[0], found[1]

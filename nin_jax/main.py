@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags
-from ml_collections import FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from nin_jax import config as config_lib
 from nin_jax.errors import Ending, Mistake, nearest
+from nin_jax.report import fail, one_line
 
 MODES = ("train", "eval", "describe")
 
@@ -31,9 +34,13 @@ class Command(NamedTuple):
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Defines the command's flags."""
-    config_flags.DEFINE_config_file(
-        "config", None, "The experiment: a file with get_config(arg), then :ARG.", flag_values=values
+    """Defines the command's flags; `parse` replaces --config by the config itself, with a flag for each key."""
+    flags.DEFINE_string(
+        "config",
+        None,
+        "The experiment: a file with get_config(arg), then :ARG.",
+        flag_values=values,
+        allow_override=True,
     )
     flags.DEFINE_string(
         "workdir", None, "Run directory; default runs/NAME. A run in it is resumed.", flag_values=values
@@ -45,36 +52,38 @@ def parse(argv: Sequence[str]) -> Command:
     """Turns a command line into a checked config. Raises `Mistake`; executes nothing but the config file."""
     values = flags.FlagValues()
     define_flags(values)
-    file = argument = None
+    if any(re.fullmatch(r"--?h(elp(short|full)?)?", word) for word in argv[1:]):
+        known = ", ".join(sorted({f.stem for f in config_lib.experiment_files()}))
+        print(f"{__doc__}\nexperiments: {known}\n{values.get_help()}")
+        raise SystemExit(0)
+    found = None
     arguments = list(argv[:1])
     rest = iter(argv[1:])
     for word in rest:
-        if word in ("--help", "-h", "-help", "--helpfull"):
-            print(__doc__)
-            print(values.main_module_help() or values.get_help())
-            raise SystemExit(0)
-        name, equals, value = word.lstrip("-").partition("=")
-        if name == "config" and word.startswith("-"):
-            if not equals:
-                value = next(rest, "")
-            file, argument = _find(value)
-            word = f"--config={file}" + (f":{argument}" if argument is not None else "")
-        arguments.append(word)
-    if file is None:
-        raise Mistake(f"--config is missing: name an experiment, such as --config=experiments/digits.py")
+        flag = re.fullmatch(r"--?config(?:=(.*))?", word, re.DOTALL)
+        if flag is None:
+            arguments.append(word)
+        elif found is not None:
+            raise Mistake(f"{word}: --config is given twice; give one")
+        else:
+            found = _find(next(rest, "") if flag[1] is None else flag[1])
+    if found is None:
+        raise Mistake("--config is missing: name an experiment, such as --config=experiments/digits.py")
+    file, argument = found
+    config = _load(file, argument)
+    _check_overrides(arguments, config)
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         left = values(arguments)
-        config = values.config
     except flags.Error as error:
-        raise Mistake(_flag_error(str(error))) from error
-    except Exception as error:  # the config file is code, and ml_collections raises as it likes
-        raise Mistake(_config_error(error, file)) from error
+        raise Mistake(re.sub(r"^flag (--\S+?=)", r"\1", one_line(error))) from error
+    except Exception as error:  # ml_collections raises as it likes
+        raise Mistake(f"--config.KEY=VALUE: {one_line(error)}") from error
     if len(left) > 1:
         raise Mistake(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
-    if not hasattr(config, "to_dict"):
-        raise Mistake(f"--config={file}: get_config returned {type(config).__name__}, not a ConfigDict")
     name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
-    return Command(config_lib.check(config), Path(values.workdir or f"runs/{name}").expanduser(), values.mode)
+    workdir = os.path.expanduser(values.workdir or f"runs/{name}")
+    return Command(config_lib.check(values.config), Path(workdir), values.mode)
 
 
 def run(command: Command) -> None:
@@ -106,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     def guarded(arguments: list[str]) -> list[str]:
         try:
             command = parse(arguments)
-            flags.FLAGS(arguments[:1])  # absl.app wants its own flags parsed; ours are done
+            # absl.app wants its own flags parsed; ours are done. -1: warnings, without the remarks of jax and TFDS.
+            flags.FLAGS([*arguments[:1], "--verbosity=-1"])
             commands.append(command)
         except Ending as ending:
             _leave(ending)
@@ -123,44 +133,63 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _leave(ending: Ending) -> None:
-    from nin_jax.report import fail
-
     fail(str(ending))
     raise SystemExit(ending.exit_code) from None
 
 
 def _find(value: str) -> tuple[Path, str | None]:
-    """Splits FILE:ARG and finds FILE: as given, else an experiment of the project of that name."""
-    text, _, argument = value.partition(":")
-    file = Path(text).expanduser()
-    if not file.is_file():
+    """Splits FILE:ARG and finds FILE: as given, else an experiment of the project of that name.
+
+    NAME, NAME.py, experiments/NAME and experiments/NAME.py name one of the project's from any working directory.
+    """
+    text, colon, argument = value.partition(":")
+    file = Path(os.path.expanduser(text))
+    if not os.path.isfile(file):
         known = {f.stem: f for f in reversed(config_lib.experiment_files())}
         if text not in (f"experiments/{file.name}", file.name) or file.stem not in known:
             raise Mistake(f"--config={value}: no such file; {nearest(file.stem, known)}")
         file = known[file.stem]
-    return file.absolute(), argument if ":" in value else None
+    return file.absolute(), argument if colon else None
 
 
-def _flag_error(message: str) -> str:
-    """absl's message, with ml_collections' repetition taken away."""
-    line = " ".join(message.split())
-    return re.sub(r"^flag (--\S+?)=", r"\1=", line)
+def _load(file: Path, argument: str | None) -> ConfigDict:
+    """Runs a config file. Raises `Mistake` with the line of the file where it fails."""
+    where = f"--config={file}" + (f":{argument}" if argument is not None else "")
+    try:
+        get_config = runpy.run_path(str(file), run_name="experiment").get("get_config")
+        if not callable(get_config):
+            raise Mistake(f"{where}: the file has no function get_config")
+        config = get_config() if argument is None else get_config(argument)
+    except Mistake:
+        raise
+    except (Exception, SystemExit) as error:  # it is code, and may raise anything
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        if isinstance(error, SyntaxError) and error.filename == str(file):
+            lines.append(error.lineno)
+        line = f", line {lines[-1]}" if lines else ""
+        raise Mistake(f"{where}{line}: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise Mistake(f"{where}: get_config returned {type(config).__name__}, not a ConfigDict")
+    return ConfigDict(config)
 
 
-def _config_error(error: Exception, file: Path) -> str:
-    trace, line = error.__traceback__, None
-    while trace:
-        if Path(trace.tb_frame.f_code.co_filename) == file:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    if isinstance(error, SyntaxError):
-        line = error.lineno
-    text = " ".join(str(error).split())
-    if line:
-        return (
-            f"--config={file}, line {line}: {type(error).__name__}: {text}" if not isinstance(error, Mistake) else text
-        )
-    return f"--config.KEY=VALUE: {text}"
+def _check_overrides(arguments: Sequence[str], config: ConfigDict) -> None:
+    """Raises `Mistake` for a --config.KEY that the config does not have."""
+    known = _keys(config)
+    for word in arguments:
+        flag = re.fullmatch(r"--?(?:no)?config\.([^=]*)(=.*)?", word, re.DOTALL)
+        if flag and flag[1] not in known:
+            raise Mistake(f"{word}: unknown config key {flag[1]!r}: {nearest(flag[1], known)}")
+
+
+def _keys(config: ConfigDict, where: str = "") -> list[str]:
+    """Every key and section of a config, such as "model" and "model.name"."""
+    keys = []
+    for key, value in config.items():
+        keys.append(f"{where}{key}")
+        if isinstance(value, ConfigDict):
+            keys += _keys(value, f"{where}{key}.")
+    return keys
 
 
 if __name__ == "__main__":

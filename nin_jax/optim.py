@@ -19,14 +19,18 @@ def schedule(config: FrozenConfigDict, updates_per_epoch: int) -> optax.Schedule
       config: its `optimizer.learning_rate` and `schedule`, whose boundaries are in epochs.
       updates_per_epoch: what turns epochs into updates (rounded).
     """
-    boundaries = {
-        round(epoch * updates_per_epoch): config.schedule.factor for epoch in config.schedule.boundaries_epochs
-    }
+    boundaries: dict[int, float] = {}
+    for epoch in config.schedule.boundaries_epochs:
+        update = min(round(epoch * updates_per_epoch), 2**31 - 1)
+        boundaries[update] = boundaries.get(update, 1.0) * config.schedule.factor  # two may fall on the same update
     piecewise = optax.piecewise_constant_schedule(config.optimizer.learning_rate, boundaries)
-    warmup = round(config.schedule.warmup_epochs * updates_per_epoch)
-    if not warmup:
-        return piecewise
-    return lambda count: piecewise(count) * jnp.minimum(1.0, (count + 1) / warmup)
+    warmup = min(round(config.schedule.warmup_epochs * updates_per_epoch), 2**31 - 1)
+
+    def rate(count: jax.Array) -> jax.Array:
+        count = jnp.asarray(count, jnp.float32)  # exact to 2^24 updates
+        return piecewise(count) * (jnp.minimum(1.0, (count + 1) / warmup) if warmup else 1.0)
+
+    return rate
 
 
 def optimizer(config: FrozenConfigDict, updates_per_epoch: int) -> optax.GradientTransformation:

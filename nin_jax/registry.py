@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import ast
 import importlib
+import math
 import pkgutil
+import types
+import typing
+import warnings
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from nin_jax.errors import Mistake, nearest
 
-KINDS = {"models": "model", "datasets": "dataset", "preprocess": "preprocess op", "tasks": "task"}
+# What the entries of a folder are called, and what each of them has.
+KINDS = {
+    "models": ("model", "Model"),
+    "datasets": ("dataset", "load"),
+    "preprocess": ("preprocess op", "apply"),
+    "tasks": ("task", "per_example"),
+}
 
 
 def names(folder: str) -> list[str]:
@@ -24,14 +35,18 @@ def names(folder: str) -> list[str]:
 
 def find(folder: str, name: str) -> ModuleType:
     """The module of an entry, by file name or dotted path. Raises `Mistake` with the nearest name."""
+    kind, wanted = KINDS[folder]
     if name in names(folder):
         return importlib.import_module(f"nin_jax.{folder}.{name}")
-    if "." in name and all(part.isidentifier() for part in name.split(".")):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise Mistake(f"{KINDS[folder]} {name!r}: {error}") from error
-    raise Mistake(f"unknown {KINDS[folder]} {name!r}: {nearest(name, names(folder))}")
+    if "." not in name or not all(part.isidentifier() for part in name.split(".")):
+        raise Mistake(f"unknown {kind} {name!r}: {nearest(name, names(folder))}")
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise Mistake(f"{kind} {name!r}: {error}") from error
+    if not hasattr(module, wanted):
+        raise Mistake(f"{kind} {name!r}: the module has no {wanted}")
+    return module
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -41,9 +56,11 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """
     wanted = f"{text!r} is not a call such as 'gcn(scale=55)' with literal keyword arguments"
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # of what a text means as Python, which it is not
+            node = ast.parse(text.strip(), mode="eval").body
         call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-        if call.args or any(k.arg is None for k in call.keywords):
+        keywords = {k.arg for k in call.keywords}
+        if call.args or None in keywords or len(keywords) < len(call.keywords):
             raise ValueError
         name = ast.unparse(call.func)
         if not all(part.isidentifier() for part in name.split(".")):
@@ -51,3 +68,42 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         return name, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise Mistake(wanted) from error
+
+
+def check_arguments(what: str, legal: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Raises `Mistake` for an argument that there is not, or whose value its annotation does not allow.
+
+    Args:
+      what: the entry or call, for the message.
+      legal: the annotation of each argument. Checked are numbers, strings, `Literal`, unions and sequences of those.
+      arguments: the values given.
+    """
+    for name, value in arguments.items():
+        if name not in legal:
+            raise Mistake(f"{what} has no argument {name!r}: {nearest(name, legal)}")
+        wrong = _wrong(value, legal[name])
+        if wrong:
+            raise Mistake(f"{what}: {name}={value!r}: {wrong}")
+
+
+def _wrong(value: Any, hint: Any) -> str | None:
+    """Why a value is not of the annotated type; None if it is, or if the annotation is none of those checked."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return None if value in options else nearest(str(value), map(str, options))
+    if origin in (typing.Union, types.UnionType):
+        reasons = [_wrong(value, option) for option in options]
+        return None if None in reasons else ", or ".join(map(str, reasons))
+    if origin is Sequence:
+        if not isinstance(value, (list, tuple)):
+            return f"{value!r} must be a tuple"
+        return next((wrong for element in value if (wrong := _wrong(element, options[0]))), None)
+    if hint is types.NoneType:
+        return None if value is None else "must be None"
+    if hint is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return None if number else f"{value!r} must be a finite number"
+    if hint in (int, str, bool):
+        fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+        return None if fits else f"{value!r} must be of type {hint.__name__}"
+    return None

@@ -41,7 +41,7 @@ def say(line: str) -> None:
     console.print(line, markup=False)
 
 
-class _TextWhenPiped(ProgressColumn):
+class _Rate(ProgressColumn):
     """Images per second, when the caller gives them."""
 
     def render(self, task: Task) -> str:
@@ -56,7 +56,7 @@ def progress() -> Progress:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        _TextWhenPiped(),
+        _Rate(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -65,11 +65,14 @@ def progress() -> Progress:
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Passes `items` on under a progress bar; on a pipe it says only that it began."""
-    if not console.is_terminal:
-        say(f"{what}: {total}")
+    """Passes `items` on under a progress bar; on a pipe one line says what is going on if it takes more than 2 s."""
+    begin, said = time.perf_counter(), console.is_terminal
     with progress() as bar:
-        yield from bar.track(items, total=total, description=what)
+        for i, item in enumerate(bar.track(items, total=total, description=what)):
+            if not said and time.perf_counter() - begin > 2:
+                say(f"{what}: {i} of {total}")
+                said = True
+            yield item
 
 
 def write_json(path: Path, content: Any) -> None:

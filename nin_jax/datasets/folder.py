@@ -1,14 +1,17 @@
 """My own pictures: a folder with one folder of JPEG or PNG files for each class.
 
-    PATH/cat/1.jpg, PATH/cat/2.png, PATH/dog/...            a fifth of each class is held out as "test"
+    PATH/cat/1.jpg, PATH/cat/2.png, PATH/dog/...            a fifth of each class, of 2 to 4 pictures one, is "test"
     PATH/train/cat/..., PATH/test/cat/...                   or the splits are folders themselves
 
-Classes are numbered in the alphabetical order of their folders' names.
+Classes are numbered in the alphabetical order of their folders' names. Pictures may lie deeper in a class folder; hidden
+files and folders (their names begin with a dot) are left out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +51,8 @@ def _list(data_dir: str | None) -> tuple[Files, list[str]]:
     """Every split's files with their labels, and the classes."""
     if data_dir is None:
         raise Mistake("dataset folder: set --config.data_dir=PATH to a folder of class folders with JPEG or PNG files")
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
+    root = Path(os.path.expanduser(data_dir)).absolute()
+    if not os.path.isdir(root):
         raise Mistake(f"data_dir={data_dir}: no such folder")
     has_splits = (root / "train").is_dir()
     tops = {name: root / name for name in ("train", "test") if (root / name).is_dir()} if has_splits else {"all": root}
@@ -58,11 +61,7 @@ def _list(data_dir: str | None) -> tuple[Files, list[str]]:
     for name, top in tops.items():
         files[name] = []
         for label, kind in enumerate(classes):
-            found = (
-                sorted(f for f in (top / kind).rglob("*") if f.suffix.lower() in ENDINGS)
-                if (top / kind).is_dir()
-                else []
-            )
+            found = _pictures(top / kind)
             if not found:
                 raise Mistake(f"class folder {top / kind} holds no JPEG or PNG file")
             files[name] += [(f, label) for f in found]
@@ -75,17 +74,23 @@ def _folders(top: Path) -> list[Path]:
     return [d for d in top.iterdir() if d.is_dir() and not d.name.startswith(".")]
 
 
+def _pictures(folder: Path) -> list[Path]:
+    found = (f.relative_to(folder) for f in folder.rglob("*") if f.suffix.lower() in ENDINGS)
+    return [folder / f for f in sorted(found) if not any(part.startswith(".") for part in f.parts)]
+
+
 def _hold_out(entries: list[tuple[Path, int]], root: Path) -> Files:
     """Splits one list; which pictures are held out depends on their names alone, class by class."""
 
     def luck(entry: tuple[Path, int]) -> str:
-        return hashlib.sha256(str(entry[0].relative_to(root)).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode(entry[0].relative_to(root).as_posix())).hexdigest()
 
     files: Files = {"train": [], "test": []}
     for label in sorted({label for _, label in entries}):
         ordered = sorted((e for e in entries if e[1] == label), key=luck)
+        every = max(2, min(HELD_OUT, len(ordered)))  # a class with fewer than five still has one to test
         for i, entry in enumerate(ordered):
-            files["test" if i % HELD_OUT == HELD_OUT - 1 else "train"].append(entry)
+            files["test" if i % every == every - 1 else "train"].append(entry)
     return files
 
 
@@ -97,11 +102,17 @@ def _decode(files: list[tuple[Path, int]], shape: tuple[int, int, int], name: st
             with Image.open(file, formats=("JPEG", "PNG")) as picture:
                 if picture.width * picture.height > PIXELS:
                     raise Mistake(f"{file}: {picture.width} x {picture.height} pixels are more than {PIXELS}")
-                upright = ImageOps.exif_transpose(picture).convert("L" if shape[2] == 1 else "RGB")
+                upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I;16"):  # convert would clip at 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            if upright.has_transparency_data:  # a palette's transparency has to be spelt out first
+                upright = upright.convert("RGBA")
+            upright = upright.convert("L" if shape[2] == 1 else "RGB")
             fitted = ImageOps.fit(upright, (shape[1], shape[0]), Image.Resampling.BILINEAR)
             return np.asarray(fitted, np.uint8).reshape(shape)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise Mistake(f"{file} is not a readable picture: {error}") from error
 
-    images = list(map_threads(one, (f for f, _ in files), len(files), f"decoding folder {name}"))
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # PIXELS is lower
+        images = list(map_threads(one, (f for f, _ in files), len(files), f"decoding folder {name}"))
     return np.stack(images), np.array([label for _, label in files], np.int32)

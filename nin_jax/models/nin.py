@@ -59,6 +59,8 @@ class Model(nn.Module):
           float32 logits `[B, num_classes]`, and every named map `[B, H', W', C']`: each layer's output, "pool1", ...,
           and "class_maps" (the last layer's output once more, under the name that all models of the zoo share).
         """
+        if not self.widths:
+            raise ValueError("widths must name at least one mlpconv")
         widths = [*self.widths[:-1], (*self.widths[-1], self.num_classes)]
         depth = sum(len(w) for w in widths)
         deviations = tuple(self.deviations) * depth if len(self.deviations) == 1 else tuple(self.deviations)
@@ -68,6 +70,11 @@ class Model(nn.Module):
             )
         if len(deviations) != depth:
             raise ValueError(f"deviations: {len(deviations)} numbers for {depth} layers; give 1 or {depth}")
+
+        if any(k < 1 or k % 2 == 0 for k in self.kernels) or any(w < 1 for width in widths for w in width):
+            raise ValueError(f"kernels must be odd and widths 1 or more: {self.kernels}, {self.widths}")
+        if any(d != "he" and not float(d) >= 0 for d in deviations):
+            raise ValueError(f"deviations must be 'he' or 0 or more: {self.deviations}")
 
         maps: dict[str, jax.Array] = {}
         x = image.astype(self.dtype)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from nin_jax.errors import Mistake, StorageFailed, nearest
+from nin_jax.report import one_line, say, track
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,10 +63,11 @@ def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dat
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, AssertionError, AttributeError, TypeError) as error:
-        word = split.split("[")[0]
-        if word not in sizes:
-            raise Mistake(f"dataset {dataset} has no split {word!r}: {nearest(word, sizes)}") from error
-        raise Mistake(f"split {split!r} of {dataset} ({sizes[word]} examples): {str(error).splitlines()[0]}") from error
+        for word in (part.split("[")[0].strip() for part in split.split("+")):
+            if word not in sizes:
+                raise Mistake(f"dataset {dataset} has no split {word!r}: {nearest(word, sizes)}") from error
+        has = ", ".join(f"{n} in {name}" for name, n in sizes.items())
+        raise Mistake(f"split {split!r} of {dataset} (examples: {has}): {one_line(error)}") from error
     chosen = []
     for part in parts:
         images, labels = load(part.splitname)
@@ -80,7 +82,7 @@ def from_tfds(info: Info, split: str, data_dir: str | None) -> Split:
     """Reads a data set that lies prepared in TFDS's layout; decodes each split once."""
     import tensorflow_datasets as tfds
 
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
     folder = root / info.name / info.version
 
     def load(name: str) -> Split:
@@ -109,7 +111,7 @@ def from_tfds(info: Info, split: str, data_dir: str | None) -> Split:
         except Mistake:
             raise
         except Exception as error:  # the reader is native code and raises anything on a damaged file
-            raise Mistake(f"{folder}: split {name!r} cannot be read: {str(error).splitlines()[0]}") from error
+            raise Mistake(f"{folder}: split {name!r} cannot be read: {one_line(error)}") from error
         return images, labels
 
     return take(split, prepared_splits(folder) or info.splits, load, info.name)
@@ -145,8 +147,6 @@ def decode_all(
 
 def map_threads(f: Callable[[T], R], items: Iterable[T], total: int, what: str) -> Iterator[R]:
     """f of every item, in order, on all cores, under a progress bar; an error or a signal leaves the rest undone."""
-    from nin_jax.report import track
-
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
         yield from track(pool.map(f, items), total, what)
@@ -156,24 +156,22 @@ def map_threads(f: Callable[[T], R], items: Iterable[T], total: int, what: str) 
 
 def cache_dir() -> Path:
     """`$XDG_CACHE_HOME/nin_jax`, by default `~/.cache/nin_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nin_jax"
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "nin_jax"
 
 
 def cached(name: str, facts: Sequence[Any], make: Callable[[], Split]) -> Split:
     """Returns what `make` made for the same `facts`, memory-mapped; calls it if there is none, or a broken one.
 
-    A cache entry is a folder named after `name` and a hash of `facts` with images.npy, labels.npy and their CRC-32. It is
-    written under another name and renamed when complete, so a half-written one is never read.
+    A cache entry is a folder named after `name` and a hash of `facts` with images.npy, labels.npy and their checksums. It
+    is written under another name and renamed when complete, so a half-written one is never read.
     """
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     entry = cache_dir() / f"{name}-{digest}"
     if entry.exists():
         try:
             return _read(entry)
-        except (OSError, ValueError, KeyError) as error:
-            from nin_jax.report import say
-
-            say(f"cached data set {entry} is broken ({error}): decoding it again")
+        except Exception as error:  # NumPy raises anything on a damaged file
+            say(f"cached data set {entry} is broken ({one_line(error)}): decoding it again")
             shutil.rmtree(entry, ignore_errors=True)
     images, labels = make()
     try:
@@ -182,8 +180,8 @@ def cached(name: str, facts: Sequence[Any], make: Callable[[], Split]) -> Split:
         try:
             np.save(scratch / "images.npy", images, allow_pickle=False)
             np.save(scratch / "labels.npy", labels, allow_pickle=False)
-            crc = {"images": zlib.crc32(np.ascontiguousarray(images)), "labels": zlib.crc32(labels)}
-            (scratch / "crc32.json").write_text(json.dumps(crc))
+            checksums = {"images": _checksum(images), "labels": _checksum(labels)}
+            (scratch / "checksums.json").write_text(json.dumps(checksums))
             scratch.chmod(0o755)
             try:
                 scratch.rename(entry)
@@ -194,15 +192,23 @@ def cached(name: str, facts: Sequence[Any], make: Callable[[], Split]) -> Split:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise StorageFailed(f"cannot cache the decoded data set in {entry.parent} (XDG_CACHE_HOME): {error}") from error
-    return _read(entry)
+    try:
+        return _read(entry)
+    except Exception:  # another process found a broken entry and is just removing this one in its place
+        return images, labels
 
 
 def _read(entry: Path) -> Split:
     images, labels = (
         np.load(entry / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("images", "labels")
     )
-    crc = json.loads((entry / "crc32.json").read_text())
+    checksums = json.loads((entry / "checksums.json").read_text())
     for part, array in (("images", images), ("labels", labels)):
-        if zlib.crc32(np.ascontiguousarray(array)) != crc[part]:
+        if _checksum(array) != checksums[part]:
             raise ValueError(f"{part}.npy: checksum differs")
     return images, np.array(labels)
+
+
+def _checksum(array: np.ndarray) -> str:
+    """dtype, shape and CRC-32: a flipped bit in the header of an .npy file shows too."""
+    return f"{array.dtype} {array.shape} {zlib.crc32(np.ascontiguousarray(array)):08x}"

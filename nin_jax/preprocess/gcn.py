@@ -34,6 +34,8 @@ def apply(
     """
     axes = (1, 2, 3)
     x = images - jnp.mean(images, axes, keepdims=True)
+    # Once more, because the rounding of the first mean would be all the contrast that a flat image has.
+    x = x - jnp.mean(x, axes, keepdims=True)
     squares = (jnp.mean if use_std else jnp.sum)(jnp.square(x), axes, keepdims=True)
     d = jnp.sqrt(sqrt_bias + squares) / scale
     return x / jnp.where(d < 1e-8, 1.0, d)

@@ -43,5 +43,5 @@ def fit(images: np.ndarray, *, eps: float = 0.1) -> dict[str, np.ndarray]:
 def apply(stats: dict[str, jax.Array], images: jax.Array, *, eps: float = 0.1) -> jax.Array:
     """Whitens images: (x - m) P. float32 `[B, H, W, C]` in and out."""
     del eps
-    flat = (images - stats["mean"]).reshape(images.shape[0], -1)
+    flat = (images - stats["mean"][None]).reshape(images.shape[0], -1)
     return jnp.dot(flat, stats["matrix"], precision=jax.lax.Precision.HIGHEST).reshape(images.shape)

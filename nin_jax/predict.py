@@ -1,0 +1,40 @@
+"""A trained run as a function: pictures in, logits and maps out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from nin_jax import config as config_lib
+from nin_jax import evaluate, parallel, step
+from nin_jax.build import Run
+from nin_jax.errors import Mistake
+
+
+class Predictor:
+    """The newest good checkpoint of a run directory.
+
+    Attributes:
+      config: the run's config.
+      params: its parameters.
+      step: the checkpoint's finished updates.
+    """
+
+    def __init__(self, workdir: str | Path):
+        path = Path(workdir).expanduser() / "config.json"
+        try:
+            self.config = config_lib.check(config_lib.from_dict(json.loads(path.read_text())))
+        except (OSError, ValueError) as error:
+            raise Mistake(f"{path} cannot be read: {error}") from error
+        run = Run(self.config)
+        recipe = run.recipe(1)
+        self.step, state = evaluate.restore(run, recipe, path.parent)
+        self.params, self._stats = state.params, run.fitted(path.parent, write=False)
+        self._predict = jax.jit(lambda params, stats, image: step.predict(recipe, params, stats, image))
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits float32 `[B, K]` and every named map of uint8 pictures `[B, H, W, C]`, preprocessed as in training."""
+        return parallel.host(self._predict(self.params, self._stats, np.asarray(images, np.uint8)))

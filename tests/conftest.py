@@ -1,0 +1,38 @@
+"""Settings of every test: eight CPU devices in this process, strict arithmetic, a cache of the session's own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+CACHE = tempfile.TemporaryDirectory(prefix="nin_jax-tests-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
+os.environ["NPROC"] = "16"  # threads of XLA on a CPU: eight devices that wait for each other need one each
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+if "JAX_PLATFORMS" not in os.environ:
+    jax.config.update("jax_platforms", "cpu")  # JAX_PLATFORMS=cuda pytest -m gpu runs the others
+# Many tests train the same small networks: each program is compiled once a session.
+jax.config.update("jax_compilation_cache_dir", os.path.join(CACHE.name, "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+hypothesis.settings.register_profile(
+    "nin_jax", deadline=None, derandomize=True, database=None, max_examples=20, print_blob=False
+)
+hypothesis.settings.load_profile("nin_jax")
+
+
+def pytest_unconfigure() -> None:
+    CACHE.cleanup()
+
+
+@pytest.fixture
+def clean_env() -> dict[str, str]:
+    """The environment for a command of its own: one CPU device, as its user has, and the session's cache."""
+    return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

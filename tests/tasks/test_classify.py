@@ -1,0 +1,39 @@
+"""Cross-entropy and error against SciPy in float64."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from nin_jax.tasks import classify
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
+def test_loss_and_error_of_each_example(size):
+    """Also of logits so large that their exponentials overflow."""
+    draw = np.random.default_rng(0)
+    logits = np.float32(size) * draw.standard_normal((50, 10), np.float32)
+    labels = draw.integers(0, 10, 50).astype(np.int32)
+    result = classify.per_example(jnp.asarray(logits), jnp.asarray(labels))
+    loss = -scipy.special.log_softmax(logits.astype(np.float64), axis=1)[np.arange(50), labels]
+    np.testing.assert_allclose(result["loss"], loss, rtol=1e-5, atol=1e-6 * size)
+    np.testing.assert_array_equal(result["error"], logits.argmax(1) != labels)
+    assert {v.dtype for v in result.values()} == {jnp.dtype("float32")}
+
+
+def test_of_equal_logits_the_first_counts():
+    logits = jnp.asarray([[0.0, 0, 0], [1, 2, 2], [1, 2, 2]])
+    result = classify.per_example(logits, jnp.asarray([0, 1, 2]))
+    np.testing.assert_array_equal(result["error"], [0, 0, 1])
+    np.testing.assert_allclose(result["loss"][0], np.log(3), rtol=1e-6)
+
+
+def test_the_gradient_is_softmax_minus_the_label():
+    draw = np.random.default_rng(1)
+    logits, labels = draw.standard_normal((6, 4), np.float32), np.array([0, 1, 2, 3, 0, 0], np.int32)
+    gradient = jax.grad(lambda x: jnp.sum(classify.per_example(x, jnp.asarray(labels))["loss"]))(jnp.asarray(logits))
+    expected = scipy.special.softmax(logits.astype(np.float64), axis=1) - np.eye(4)[labels]
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6)

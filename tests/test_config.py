@@ -1,0 +1,293 @@
+"""The strict check of a config, its fingerprint and its JSON; entries by name and their calls."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from nin_jax import config as config_lib
+from nin_jax import registry
+from nin_jax.config import check, differences, experiment, fingerprint, to_dict
+from nin_jax.errors import Mistake
+
+ROOT = Path(__file__).parents[1]
+
+
+def leaves(config: ConfigDict, where: str = "") -> list[str]:
+    """Every key that holds a value, such as "optimizer.momentum"."""
+    found = []
+    for key, value in config.items():
+        found += leaves(value, f"{where}{key}.") if isinstance(value, ConfigDict) else [where + key]
+    return found
+
+
+LEAVES = leaves(experiment("digits"))
+CHANGED = {  # another legal value of each kind
+    "dataset": "synthetic",
+    "data_dir": "/elsewhere",
+    "train_split": "train[:10]",
+    "eval_split": "train",
+    "preprocess": ("gcn()",),
+    "augment": ("flip()",),
+    "precision": "bfloat16",
+    "mapper": "shard_map",
+    "model.pools": ("avg", "max"),
+    "model.dropout_kind": "classic",
+    "model.head": "fc",
+    "model.deviations": (0.05,),
+    "optimizer.learning_rate_factors": ("bias=2",),
+}
+
+
+def with_values(**changes: Any) -> ConfigDict:
+    config = experiment("digits").copy_and_resolve_references()
+    with config.ignore_type():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def changed(key: str) -> ConfigDict:
+    """The digits experiment with one key changed."""
+    value = experiment("digits")
+    for part in key.split("."):
+        value = value[part]
+    if key in CHANGED:
+        other = CHANGED[key]
+    elif isinstance(value, bool):
+        other = not value
+    elif isinstance(value, (int, float)):
+        other = value / 2 if isinstance(value, float) and value else value + 1
+    else:
+        other = (*value[:-1], value[-1][:1] if isinstance(value[-1], tuple) else value[-1] + 2)
+    return with_values(**{key: other})
+
+
+@pytest.mark.parametrize("key", [key for key in LEAVES if key not in ("task", "model.name")])
+def test_the_fingerprint_tells_runs_apart(key: str) -> None:
+    """Each key that makes the run changes it, those in NOT_THE_RUN do not; `differences` names the key."""
+    one, other = check(experiment("digits")), check(changed(key))
+    assert (fingerprint(one) == fingerprint(other)) == (key in config_lib.NOT_THE_RUN)
+    assert [line.split(":")[0] for line in differences(to_dict(one), to_dict(other))] == [key]
+
+
+def test_not_the_run_are_keys() -> None:
+    assert set(config_lib.NOT_THE_RUN) <= set(LEAVES)
+
+
+def test_the_fingerprint_does_not_depend_on_the_process_or_on_order(clean_env: dict[str, str]) -> None:
+    config = experiment("cifar100", "release")
+    shuffled = ConfigDict()
+    for key in random.Random(0).sample(list(config), len(config)):
+        shuffled[key] = config[key]
+    code = "from nin_jax.config import *; print(fingerprint(experiment('cifar100', 'release')))"
+    others = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=clean_env | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert {fingerprint(config), fingerprint(check(config)), fingerprint(shuffled), *others} == {fingerprint(config)}
+
+
+@pytest.mark.parametrize("name", sorted({f.stem for f in config_lib.experiment_files()}))
+def test_config_json_is_the_config(name: str) -> None:
+    """What is read back from config.json differs in nothing."""
+    config = check(experiment(name))
+    text = json.dumps(to_dict(config), indent=1, sort_keys=True)
+    assert differences(json.loads(text), to_dict(config)) == []
+
+
+def test_differences_of_keys_that_one_side_lacks() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}, "d": 3}) == ["a.c: 2, now None", "d: None, now 3"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("seed", "1", "seed='1': must be of type int"),
+        ("seed", True, "seed=True: must be of type int"),
+        ("batch_size", 64.0, "batch_size=64.0: must be of type int"),
+        ("train_split", None, "train_split=None: must be of type str"),
+        ("dataset", None, "dataset=None: must be of type str"),
+        ("data_dir", 3, "data_dir=3: must be of type str"),
+        ("preprocess", "gcn()", "preprocess='gcn()': must be of type tuple"),
+        ("augment", (1,), "hold strings such as 'gcn(scale=55)', not 1"),
+        ("optimizer", 3, "optimizer=3: must be a section with clip_norm, learning_rate"),
+        ("optimizer.momentum", "x", "optimizer.momentum='x': must be of type float"),
+        ("optimizer.learning_rate_factors", ("(=1",), "'(=1' is not 'PATTERN=FACTOR'"),
+        ("optimizer.learning_rate_factors", (1,), "1 is not 'PATTERN=FACTOR'"),
+        ("optimizer.learning_rate_factors", (b"x=1",), "is not 'PATTERN=FACTOR'"),
+        ("schedule.boundaries_epochs", (True,), "epochs, each above 0"),
+        ("schedule.boundaries_epochs", (float("inf"),), "epochs, each above 0"),
+        ("keep", 0, "keep=0: must be 1 or more"),
+        ("eval_every_epochs", -1, "eval_every_epochs=-1: must be 1 or more"),
+        ("seed", 2**32, "seed=4294967296: must be from 0 to 2^32 - 1"),
+        ("model", 3, "model.name must name a model"),
+        ("model.name", 3, "model.name must name a model"),
+        ("model.name", "os.path", "model 'os.path': the module has no Model"),
+        ("model.name", "no.such", "model 'no.such': No module named 'no'"),
+        ("task", "os.path", "task 'os.path': the module has no per_example"),
+        ("model.heads", "gap", "model nin has no argument 'heads': did you mean 'head'?"),
+        ("model.num_classes", 3, "model nin has no argument 'num_classes'"),
+        ("model.head", "gab", "head='gab': did you mean 'gap'? (valid: fc, fc_dropout, gap)"),
+        ("model.pools", ("max", "min"), "pools=('max', 'min'): (valid: avg, max)"),
+        ("model.dropout_kind", "modern", "dropout_kind='modern': (valid: classic, inverted)"),
+        ("model.dropout", "half", "dropout='half': 'half' must be a finite number"),
+        ("model.dropout", float("nan"), "dropout=nan: nan must be a finite number"),
+        ("model.widths", (3, 4, 5), "widths=(3, 4, 5): 3 must be a tuple"),
+        ("model.kernels", (3.0, 3, 3), "kernels=(3.0, 3, 3): 3.0 must be of type int"),
+        ("model.relu_on_class_maps", 1, "relu_on_class_maps=1: 1 must be of type bool"),
+    ],
+)
+def test_each_mistake_is_named(key: str, value: Any, said: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        check(with_values(**{key: value}))
+    assert said in str(caught.value)
+
+
+def test_an_integer_does_for_a_float() -> None:
+    assert check(with_values(**{"optimizer.learning_rate": 1, "model.dropout": 0})).optimizer.learning_rate == 1
+
+
+def test_an_unknown_experiment() -> None:
+    with pytest.raises(Mistake, match="unknown experiment 'cifar': did you mean 'cifar10'"):
+        experiment("cifar")
+
+
+class Opaque:
+    """A value that no config holds."""
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3)
+    | st.sampled_from(["float32", "gcn()", "bias=2", "os.path", Opaque(), Opaque, len, {1, 2}, 10**40]),
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")  # of a regular expression; it is the user's
+@settings(max_examples=300)
+@given(
+    st.dictionaries(st.sampled_from([*LEAVES, "model", "optimizer", "schedule", "model.x", "x", "optimizer.x"]), ANYTHING, max_size=3),
+    st.lists(st.sampled_from(list(experiment("digits"))), max_size=1),
+)  # fmt: skip
+def test_any_config_is_checked_or_a_mistake(changes: dict[str, Any], removed: Sequence[str]) -> None:
+    """What passes can be written, read back and fingerprinted."""
+    config = experiment("digits").copy_and_resolve_references()
+    with config.ignore_type():
+        for key, value in changes.items():
+            *sections, last = key.split(".")
+            section = config
+            for name in sections:
+                section = section[name]
+            if isinstance(section, ConfigDict):
+                section[last] = value
+    for key in removed:
+        del config[key]
+    try:
+        checked = check(config)
+    except Mistake:
+        return
+    assert isinstance(checked, FrozenConfigDict)
+    assert differences(json.loads(json.dumps(to_dict(checked))), to_dict(checked)) == []
+    assert len(fingerprint(checked)) == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ("gcn", ("gcn", {})),
+        (" gcn() ", ("gcn", {})),
+        ("gcn(scale=55, use_std=True)", ("gcn", {"scale": 55, "use_std": True})),
+        ("mean(per='channel')", ("mean", {"per": "channel"})),
+        ("scale(divisor=None)", ("scale", {"divisor": None})),
+        ("crop(pad=-4)", ("crop", {"pad": -4})),
+        ("mine.ops.op(x=(1, [2]))", ("mine.ops.op", {"x": (1, [2])})),
+    ],
+)
+def test_calls(text: str, call: tuple[str, dict[str, Any]]) -> None:
+    assert registry.parse_call(text) == call
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "gcn(", "gcn(55)", "gcn(**{})", "gcn(scale=x)", "gcn(scale=1)(2)", "f().g()", "1", "gcn;gcn", "gcn(a=1, a=2)",
+     "a if b else c", "gcn(scale=1+1)", "lambda: 0", "\0", "(" * 300, "-" * 100_000 + "1", "'\\d'", "x[0](a=1)",
+     "__import__('os').system('touch executed')", "gcn(scale=__import__('os').system('touch executed'))"],
+)  # fmt: skip
+def test_what_is_no_call(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Mistake, match="is not a call such as"):
+        registry.parse_call(text)
+    assert not list(tmp_path.iterdir())
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=30) | st.text("gcn(sale=15,'\"[]{}:*.- \n\\#)", max_size=30))
+def test_any_text_is_a_call_or_a_mistake(text: str) -> None:
+    try:
+        name, arguments = registry.parse_call(text)
+    except Mistake:
+        return
+    assert all(part.isidentifier() for part in name.split("."))
+    assert all(isinstance(key, str) for key in arguments)
+
+
+@pytest.mark.parametrize("folder", registry.KINDS)
+def test_entries_are_files(folder: str) -> None:
+    files = {f.stem for f in (ROOT / "nin_jax" / folder).glob("*.py")} - {"__init__"}
+    assert registry.names(folder) == sorted(files)
+    assert [registry.find(folder, name).__name__ for name in sorted(files)] == [
+        f"nin_jax.{folder}.{name}" for name in sorted(files)
+    ]
+
+
+def test_entries_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_zoo").mkdir()
+    (tmp_path / "my_zoo/net.py").write_text("from nin_jax.models.nin import Model\n")
+    (tmp_path / "my_zoo/bad.py").write_text("from nin_jax.models.nin import NoSuchModel\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry.find("models", "my_zoo.net").Model
+    with pytest.raises(Mistake, match=r"model 'my_zoo\.bad': cannot import name 'NoSuchModel'"):
+        registry.find("models", "my_zoo.bad")
+
+
+@pytest.mark.parametrize("name", ["", "nin ", "nin;", "../nin", "nin.", ".nin", "a b.c", "\0"])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(Mistake, match="unknown model"):
+        registry.find("models", name)
+
+
+@pytest.mark.parametrize(
+    ("hint", "good", "bad"),
+    [
+        (int, [0, -1], [True, 1.0, "1", None]),
+        (float, [0, 0.5], [True, float("nan"), float("inf"), "1"]),
+        (bool, [True], [1, None, "yes"]),
+        (str, [""], [1, None]),
+        (float | None, [None, 1], ["1"]),
+        (Literal["a", "b"], ["a"], ["c", None, ["a"]]),
+        (Sequence[int], [(), (1,), [1, 2]], [1, "1", (1, "2"), {1: 2}]),
+        (Sequence[Sequence[int]], [((1,), [2])], [(1,), ((1,), (None,))]),
+        (Sequence[float | Literal["he"]], [("he", 1, 0.5)], [("she",)]),
+        (dict, [1, "anything"], []),
+    ],
+)
+def test_values_and_their_annotations(hint: Any, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        registry.check_arguments("call", {"x": hint}, {"x": value})
+    for value in bad:
+        with pytest.raises(Mistake, match="call: x="):
+            registry.check_arguments("call", {"x": hint}, {"x": value})

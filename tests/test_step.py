@@ -1,0 +1,207 @@
+"""A run does not depend on the number of devices, nor on what maps the step over them."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+from jax.sharding import AxisType
+
+from nin_jax import config as config_lib
+from nin_jax import optim, parallel, step
+from nin_jax.datasets import synthetic
+from nin_jax.errors import Mistake
+from nin_jax.evaluate import Evaluator
+from nin_jax.models.nin import Model
+from nin_jax.pipeline import memory, transform
+from nin_jax.tasks import classify
+
+SEED, UPDATES = np.uint32(7), 5
+DEVICES = [(n, mapper) for mapper in ("pmap", "shard_map") for n in (1, 2, 8)]
+
+
+def mesh(n: int):
+    return jax.make_mesh((n,), (parallel.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
+
+
+@functools.cache
+def recipe(batch_size: int = 16) -> step.Recipe:
+    """A small network with everything that is random: dropout, crop, flip."""
+    c = config_lib.default()
+    c.optimizer.update({"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "clip_norm": 1.0})
+    model = Model(10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",))
+    preprocess = transform.parse(("scale(divisor=255)", "mean()"), random=False)
+    augment = transform.parse(("crop(pad=2)", "flip()"), random=True)
+    return step.Recipe(model, classify, preprocess, augment, batch_size, optim.optimizer(c, 4))
+
+
+@functools.cache
+def pictures(split: str):
+    """Arrays and the preprocessing fitted on them. 64 training pictures are 4 batches: 5 updates reach a new epoch."""
+    images, labels = synthetic.load(split)
+    return memory.Arrays(images, labels), transform.fit(recipe().preprocess, images)
+
+
+@functools.cache
+def trainer(n: int, mapper: str):
+    """The compiled update, its data, and the state it starts from."""
+    m = mesh(n)
+    data, stats = parallel.replicate(pictures("train[:64]"), m)
+    state = parallel.replicate(step.init_state(recipe(), 0, synthetic.INFO.image_shape), m)
+    arguments = (state, data, stats, SEED)
+    return parallel.compile_replicas(step.train_steps(recipe(), 1), arguments, m, mapper), arguments
+
+
+def train(n: int, mapper: str):
+    """Parameters and metrics after five updates."""
+    update, (state, *rest) = trainer(n, mapper)
+    rows = []
+    for _ in range(UPDATES):
+        state, metrics = update(state, *rest)
+        rows.append(parallel.host(metrics))
+    assert int(state.step) == UPDATES
+    return parallel.host(state.params), jax.tree.map(lambda *x: np.concatenate(x), *rows)
+
+
+first_run = functools.cache(train)
+
+
+def by_hand():
+    """The same five updates without devices: the whole batch at once, batches by NumPy from the epoch's order."""
+    r, (data, stats) = recipe(), pictures("train[:64]")
+    state = step.init_state(r, 0, synthetic.INFO.image_shape)
+    params, opt_state = state.params, state.opt_state
+    example = jnp.arange(16)
+
+    @jax.jit
+    def gradient(params, n, image, label):
+        keys = jax.random.fold_in(step.stream(SEED, step.AUGMENT), n)
+        x = transform.apply(r.preprocess, stats, image)
+        x = transform.augment(r.augment, jax.vmap(lambda i: jax.random.fold_in(keys, i))(example), x)
+        dropout = jax.random.fold_in(step.stream(SEED, step.DROPOUT), n)
+
+        def loss(params):
+            logits, _ = r.model.apply({"params": params}, x, train=True, rngs={"dropout": dropout})
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
+
+        return jax.value_and_grad(loss)(params)
+
+    losses = []
+    for n in range(UPDATES):
+        order = np.asarray(memory.epoch_order(SEED, jnp.int32(n // 4), 64))
+        rows = order[n % 4 * 16 : n % 4 * 16 + 16]
+        loss, grads = gradient(params, jnp.int32(n), data.image[rows], jnp.asarray(data.label[rows]))
+        updates, opt_state = r.optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(loss))
+    return params, losses
+
+
+def assert_same_parameters(mine, theirs, tolerance: float) -> None:
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(mine), jax.tree.leaves(theirs), strict=True):
+        atol = tolerance * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_one_device_trains_as_written_by_hand():
+    """Dropout, crop and flip on. The parameters have moved by far more than the tolerance."""
+    params, metrics = first_run(1, "pmap")
+    expected, losses = by_hand()
+    assert_same_parameters(params, expected, 1e-5)
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+    start = step.init_state(recipe(), 0, synthetic.INFO.image_shape).params
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True):
+        assert np.abs(a - b).max() > 1e-3 * np.abs(a).max()
+
+
+@pytest.mark.parametrize(("n", "mapper"), DEVICES[1:])
+def test_any_number_of_devices_trains_the_same(n, mapper):
+    """After five updates the parameters are those of one device to 1e-5, and the metrics too."""
+    params, metrics = first_run(n, mapper)
+    expected, their_metrics = first_run(1, "pmap")
+    assert_same_parameters(params, expected, 1e-5)
+    np.testing.assert_allclose(metrics["loss"], their_metrics["loss"], rtol=1e-5)
+    for key in ("error", "constant"):
+        np.testing.assert_array_equal(metrics[key], their_metrics[key])
+
+
+@pytest.mark.parametrize(("n", "mapper"), DEVICES)
+def test_the_same_devices_train_the_same_to_the_last_bit(n, mapper):
+    assert_same_parameters(train(n, mapper)[0], first_run(n, mapper)[0], 0.0)
+
+
+@pytest.mark.parametrize(("n", "mapper"), [(8, "pmap"), (2, "shard_map")])
+def test_a_class_whose_map_is_dead_shows(n, mapper):
+    """Class 3 has the logit 0 for every image, and it alone is reported as constant."""
+    update, (state, *rest) = trainer(n, mapper)
+    bias = state.params["mlpconv2"]["cccp2"]["bias"]
+    params = jax.tree.map(lambda p: p, state.params)
+    params["mlpconv2"]["cccp2"]["bias"] = (bias + 1).at[3].set(-100.0)
+    _, metrics = update(parallel.replicate(state.replace(params=params), mesh(n)), *rest)
+    np.testing.assert_array_equal(metrics["constant"], [np.arange(10) == 3])
+
+
+def pipeline(order, number, image, seed):
+    """Rows, augmented pictures and dropout masks of a replica's share, joined again."""
+    rows = parallel.shard_of_batch(memory.batch_indices(order, number, 16))
+    example = parallel.shard_of_batch(jnp.arange(16))
+    keys = jax.vmap(lambda i: jax.random.fold_in(step.stream(seed, step.AUGMENT), i))(example)
+    x = transform.augment(recipe().augment, keys, image[rows].astype(jnp.float32))
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, parallel.AXIS, tiled=True), (rows, x))
+
+
+@pytest.mark.parametrize(("n", "mapper"), DEVICES)
+def test_the_batches_and_their_augmentation_are_the_same_on_any_number_of_devices(n, mapper):
+    """To the last bit: shares put together are what one device draws."""
+    data, _ = pictures("train[:64]")
+    order = memory.epoch_order(SEED, jnp.int32(0), 64)
+    arguments = parallel.replicate((np.asarray(order), np.int32(2), data.image, SEED), mesh(n))
+    rows, x = parallel.compile_replicas(pipeline, arguments, mesh(n), mapper)(*arguments)
+    np.testing.assert_array_equal(rows, order[32:48])
+    keys = jax.vmap(lambda i: jax.random.fold_in(step.stream(SEED, step.AUGMENT), i))(jnp.arange(16))
+    alone = transform.augment(recipe().augment, keys, jnp.asarray(data.image[rows], jnp.float32))
+    np.testing.assert_array_equal(x, alone)
+
+
+@pytest.mark.parametrize(
+    ("n", "mapper", "batch_size"), [(1, "pmap", 16), (1, "shard_map", 50), (2, "shard_map", 20), (8, "pmap", 24)]
+)
+def test_evaluation_counts_every_example_once(n, mapper, batch_size):
+    """50 pictures, so that the last batch is filled up: loss and error are those that NumPy has from the logits."""
+    (data, _), (_, stats) = pictures("test[:50]"), pictures("train[:64]")
+    params = first_run(1, "pmap")[0]
+    logits, _ = step.predict(recipe(), params, stats, jnp.asarray(data.image))
+    logits = np.asarray(logits, np.float64)
+    expected = {
+        "loss": -scipy.special.log_softmax(logits, axis=1)[np.arange(50), data.label].mean(),
+        "error_pct": 100 * (logits.argmax(1) != data.label).mean(),
+        "examples": 50,
+    }
+    m = mesh(n)
+    evaluator = Evaluator(recipe(batch_size), m, mapper, *parallel.replicate((data, stats), m))
+    assert evaluator(parallel.replicate(params, m)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_evaluation_stops_when_it_is_told_to():
+    data, stats = parallel.replicate(pictures("test[:50]"), mesh(1))
+    evaluator = Evaluator(recipe(), mesh(1), "pmap", data, stats)
+    assert evaluator(parallel.replicate(first_run(1, "pmap")[0], mesh(1)), stopped=lambda: True) is None
+
+
+def test_a_batch_that_cannot_be_shared_is_a_mistake_that_names_the_nearest():
+    parallel.check_batch(24, mesh(8))
+    for batch_size, near in ((1, 8), (13, 16), (27, 24)):
+        with pytest.raises(Mistake, match=rf"batch_size={batch_size} .* 8 devices; the nearest that can is {near}$"):
+            parallel.check_batch(batch_size, mesh(8))
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 1), (100, 100), (101, 51), (390, 98), (1000, 100)])
+def test_an_accelerator_gets_up_to_a_hundred_steps_a_dispatch_and_a_cpu_one(monkeypatch, steps, expected):
+    assert parallel.steps_per_dispatch(steps) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert parallel.steps_per_dispatch(steps) == expected

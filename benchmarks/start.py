@@ -30,7 +30,19 @@ from nin_jax.pipeline.arrays import cache_dir
 WINDOW = 25  # updates that the loss is averaged over
 STARTED = 0.95  # of ln(classes)
 RESULTS = Path(__file__).parent / "results" / "start.csv"
-FIELDS = "config overrides seed started_at loss dead_classes updates seconds machine versions commit date".split()
+FIELDS = [
+    "config",
+    "overrides",
+    "seed",
+    "started_at",
+    "loss",
+    "dead_classes",
+    "updates",
+    "seconds",
+    "machine",
+    "versions",
+]
+FIELDS += ["commit", "date"]
 
 
 def updates_to_start(run: Run, seed: int, limit: int, compiled, data, stats, epoch_updates: int) -> dict:

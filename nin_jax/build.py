@@ -16,9 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import FrozenConfigDict
 
 from nin_jax import optim, parallel, registry, step
+from nin_jax.config import Config
 from nin_jax.errors import Mistake, StorageFailed
 from nin_jax.pipeline import memory, transform
 from nin_jax.pipeline.arrays import Info, Split
@@ -37,7 +37,7 @@ class Run:
       preprocess, augment: the parsed ops.
     """
 
-    def __init__(self, config: FrozenConfigDict):
+    def __init__(self, config: Config):
         self.config = config
         name, self.dataset_arguments = registry.parse_call(config.dataset)
         self.dataset: ModuleType = registry.find("datasets", name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import math
 import shutil
@@ -36,7 +37,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file it writes
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every file; what matters it raises
         self.directory = workdir.absolute() / "checkpoints"
         policy = preservation_policy.AnyPreservationPolicy(
             [
@@ -65,10 +66,9 @@ class Checkpoints:
         """
         if step in self.manager.all_steps():
             return
-        content = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            notes=ocp.args.JsonSave({"crc32": checksums(state), **notes}),
-        )
+        notes = {"crc32": checksums(state), **notes}
+        notes["crc32_of_notes"] = _crc_of_notes(notes)
+        content = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
         try:
             self.manager.save(step, args=content, metrics=dict(metrics) if metrics else None, force=True)
         except (OSError, ValueError) as error:  # a failure of the save before this one may show here
@@ -94,14 +94,18 @@ class Checkpoints:
         """
         broken = []
         found = None
-        for step in sorted(self.manager.all_steps(), reverse=True):
-            try:
-                found = step, *self._verified(step, like)
-                break
-            except Mistake:
-                raise
-            except Exception as error:  # orbax and tensorstore raise anything on damaged files
-                broken.append((step, one_line(error)[:300]))
+        with _quiet_leftovers():
+            for step in sorted(self.manager.all_steps(), reverse=True):
+                try:
+                    found = step, *self._verified(step, like)
+                    break
+                except Mistake:
+                    raise
+                except Exception as error:  # orbax and tensorstore raise anything on damaged files
+                    broken.append((step, one_line(error)[:300]))
+            if broken:
+                time.sleep(0.2)  # for the reads that are still out
+                gc.collect()
         for step, why in broken:
             then = f"going back to step {found[0]}" if found else "no older one is left: starting at step 0"
             say(f"checkpoint {self.directory / str(step)} is broken ({why}): {then}")
@@ -110,7 +114,9 @@ class Checkpoints:
         return found
 
     def _verified(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        notes = self.manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
+        notes = self.manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+        if notes.pop("crc32_of_notes") != _crc_of_notes(notes):
+            raise ValueError("notes: checksum differs")
         wanted = notes.pop("crc32")
         theirs, mine = {path: kind.rsplit(" ", 1)[0] for path, kind in wanted.items()}, kinds(like)
         if theirs != mine:
@@ -119,8 +125,7 @@ class Checkpoints:
                 f"checkpoint {self.directory / str(step)} is of another network: {path} is {theirs.get(path, 'not there')} "
                 f"in it, but {mine.get(path, 'not there')} with this config"
             )
-        with _quiet_leftovers():
-            state = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+        state = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
         got = checksums(state)
         for path in sorted(wanted.keys() | got.keys()):
             if wanted.get(path) != got.get(path):
@@ -153,15 +158,15 @@ def _quiet_leftovers() -> Iterator[None]:
     before = sys.unraisablehook
     sys.unraisablehook = lambda info: None if "Event loop is closed" in str(info.exc_value) else before(info)
     try:
-        yield
-    except Exception:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            gc.collect()
-            time.sleep(0.5)  # reads of local files come back within that
-        raise
+            yield
     finally:
         sys.unraisablehook = before
+
+
+def _crc_of_notes(notes: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(notes, sort_keys=True).encode()):08x}"
 
 
 def checksums(tree: Any) -> dict[str, str]:

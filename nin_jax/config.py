@@ -13,6 +13,7 @@ import math
 import re
 import runpy
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from ml_collections.config_dict import placeholder
 from nin_jax import registry
 from nin_jax.errors import Mistake, nearest
 
+Config = Any  # a FrozenConfigDict that `check` returned; its stubs give every value the union of all types
+
 CHOICES = {"precision": ("float32", "bfloat16"), "mapper": ("pmap", "shard_map")}
 
 # What may change between two starts of the same run: where things lie and how the work is shared out.
 NOT_THE_RUN = ("data_dir", "mapper", "keep", "checkpoint_every_epochs")
 
 
-def default() -> ConfigDict:
+def default() -> Config:
     """All keys but the model's own arguments, which each experiment lists under `model`."""
     c = ConfigDict()
     c.seed = 0  # of initial weights, batches, augmentation and dropout
@@ -72,7 +75,7 @@ def experiment_files(name: str = "*") -> list[Path]:
     return [f for folder in (package.parent, package) for f in sorted((folder / "experiments").glob(f"{name}.py"))]
 
 
-def experiment(name: str, arg: str | None = None) -> ConfigDict:
+def experiment(name: str, arg: str | None = None) -> Config:
     """The config of another experiment of the project, to be changed: `experiment("cifar10", "release")`."""
     files = {file.stem: file for file in reversed(experiment_files())}
     if name not in files:
@@ -80,7 +83,7 @@ def experiment(name: str, arg: str | None = None) -> ConfigDict:
     return runpy.run_path(str(files[name]), run_name="experiment")["get_config"](arg)
 
 
-def check(config: ConfigDict) -> FrozenConfigDict:
+def check(config: Config) -> Config:
     """Verifies every key, type, name and range; returns the config frozen. Raises `Mistake` in one line."""
     _check_keys(config, default(), "")
     for key, choices in CHOICES.items():
@@ -116,7 +119,7 @@ def check(config: ConfigDict) -> FrozenConfigDict:
     return FrozenConfigDict(config)
 
 
-def learning_rate_factors(config: ConfigDict | FrozenConfigDict) -> list[tuple[re.Pattern[str], float]]:
+def learning_rate_factors(config: Config) -> list[tuple[re.Pattern[str], float]]:
     """`optimizer.learning_rate_factors` taken apart: (pattern of a parameter's path, factor)."""
     rules = []
     for rule in config.optimizer.learning_rate_factors:
@@ -172,12 +175,12 @@ def model_arguments(name: str) -> dict[str, Any]:
     return {argument: hints.get(argument, Any) for argument in sorted(legal)}
 
 
-def to_dict(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, Any]:
     """The config as plain dicts, lists, strings and numbers, as it stands in config.json."""
     return json.loads(json.dumps(config.to_dict(), sort_keys=True))
 
 
-def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
+def from_dict(plain: Mapping[str, Any]) -> Config:
     """The config of a `to_dict`, unchecked: lists are tuples again."""
 
     def back(value: Any) -> Any:
@@ -192,7 +195,7 @@ def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def fingerprint(config: ConfigDict | FrozenConfigDict) -> str:
+def fingerprint(config: Config) -> str:
     """SHA-256 of what makes the run: every key but `NOT_THE_RUN`. Same fingerprint: one can go on as the other."""
     plain = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_RUN}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

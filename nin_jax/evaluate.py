@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import FrozenConfigDict
 
 from nin_jax import config as config_lib
 from nin_jax import parallel, step
 from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
+from nin_jax.config import Config
 from nin_jax.errors import Mistake
 from nin_jax.pipeline import memory
 from nin_jax.report import progress, say
@@ -65,7 +65,7 @@ class Evaluator:
         return {"loss": sums["loss"] / examples, "error_pct": 100 * sums["error"] / examples, "examples": examples}
 
 
-def evaluate_run(config: FrozenConfigDict, workdir: Path) -> dict[str, Any]:
+def evaluate_run(config: Config, workdir: Path) -> dict[str, Any]:
     """--mode=eval: evaluates the newest checkpoint of a run directory under `config`, and changes nothing in it.
 
     Keys that differ from the run's own config are named on stderr; preprocessing other than the run's is fitted on the

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, config_flags
 
 from nin_jax import config as config_lib
+from nin_jax.config import Config
 from nin_jax.errors import Ending, Mistake, nearest
 from nin_jax.report import fail, one_line
 
@@ -28,7 +29,7 @@ MODES = ("train", "eval", "describe")
 class Command(NamedTuple):
     """A checked command line."""
 
-    config: FrozenConfigDict
+    config: Config
     workdir: Path
     mode: str
 

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, path_aware_map
-from ml_collections import FrozenConfigDict
 
-from nin_jax.config import learning_rate_factors
+from nin_jax.config import Config, learning_rate_factors
 from nin_jax.errors import Mistake
 
 
-def schedule(config: FrozenConfigDict, updates_per_epoch: int) -> optax.Schedule:
+def schedule(config: Config, updates_per_epoch: int) -> optax.Schedule:
     """Learning rate after n updates: `learning_rate`, times `factor` at each boundary, after a linear warm-up.
 
     Args:
@@ -33,7 +32,7 @@ def schedule(config: FrozenConfigDict, updates_per_epoch: int) -> optax.Schedule
     return rate
 
 
-def optimizer(config: FrozenConfigDict, updates_per_epoch: int) -> optax.GradientTransformation:
+def optimizer(config: Config, updates_per_epoch: int) -> optax.GradientTransformation:
     """Stochastic gradient descent as cuda-convnet and Caffe compute it, the rate inside the momentum:
 
         v <- momentum * v + rate * factor * (clip(g) + weight_decay * w),    w <- w - v

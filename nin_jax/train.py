@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import FrozenConfigDict
 
 from nin_jax import config as config_lib
 from nin_jax import optim, parallel, report, step
 from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
+from nin_jax.config import Config
 from nin_jax.errors import Diverged, Mistake, Preempted, StorageFailed
 from nin_jax.evaluate import Evaluator
 from nin_jax.preemption import Stop
@@ -33,7 +33,7 @@ from nin_jax.report import say
 DEAD_AFTER = 50  # updates in a row with a constant logit; a ReLU on the class maps passes no gradient then, for good
 
 
-def train(config: FrozenConfigDict, workdir: Path) -> dict[str, Any]:
+def train(config: Config, workdir: Path) -> dict[str, Any]:
     """Trains to the end of the config's epochs, from the newest checkpoint in `workdir` if there is one.
 
     Returns the summary, which is also in summary.json. Raises `Mistake`, `Diverged`, `StorageFailed`, `Preempted`.
@@ -256,7 +256,7 @@ def eval_name(split: str) -> str:
 
 
 @contextlib.contextmanager
-def _claim(workdir: Path, config: FrozenConfigDict) -> Iterator[None]:
+def _claim(workdir: Path, config: Config) -> Iterator[None]:
     """Holds the directory for this process and this config while it is entered.
 
     The lock is the kernel's, so it goes with the process however that ends. Raises `Mistake` if another process
@@ -277,7 +277,7 @@ def _claim(workdir: Path, config: FrozenConfigDict) -> Iterator[None]:
         raise StorageFailed(f"--workdir={workdir}: {error}") from error
 
 
-def _check_config(path: Path, config: FrozenConfigDict) -> None:
+def _check_config(path: Path, config: Config) -> None:
     mine = config_lib.to_dict(config)
     if path.exists():
         try:
@@ -295,7 +295,7 @@ def _check_config(path: Path, config: FrozenConfigDict) -> None:
     report.write_json(path, mine)
 
 
-def _finished(workdir: Path, config: FrozenConfigDict) -> dict[str, Any] | None:
+def _finished(workdir: Path, config: Config) -> dict[str, Any] | None:
     """The summary of a run that is done."""
     with contextlib.suppress(OSError, ValueError):
         summary = json.loads((workdir / "summary.json").read_text())

@@ -5,6 +5,9 @@
                          what was measured.
     cifar10.py:release   the authors' cuda-convnet files to the letter (NIN/cifar-10_def, cifar-10_params). It starts in
                          about two seeds of three; a run that dies stops with exit code 70 and says so.
+    cifar10.py:caffe     the network and solver of the Caffe Model Zoo (10.4 %, gist e56253735ef32c3c296d): the second
+                         pool takes the average, dropout is inverted, cccp6 is slow in its bias too, and the rate drops
+                         once. docs/authors_weights.md imports the weights that the authors trained by it.
 
 Settings that the release gives in its own units (epsW, epsB, wc, coeff) are turned into the usual ones:
 rate = eps * coeff, weight decay = wc / coeff.
@@ -43,6 +46,14 @@ def get_config(arg=None):
     if arg is None:
         config.model.deviations = ("he",)
         config.optimizer.clip_norm = 0.1
+    elif arg == "caffe":
+        config.model.pools = ("max", "avg")
+        config.model.dropout_kind = "inverted"
+        config.optimizer.learning_rate_factors = ("cccp6/=0.1", "bias=2")
+        # The solver counts updates: a drop after 100,000, the end after 120,000. An epoch has 390 of them here (80 images
+        # are left out), so the drop is exact and the end is that of the epoch in which 120,000 falls, 120,120.
+        config.schedule.boundaries_epochs = (100_000 / 390,)
+        config.epochs = 308
     elif arg != "release":
-        raise ValueError(f"unknown argument {arg!r}: none, or release")
+        raise ValueError(f"unknown argument {arg!r}: none, release, or caffe")
     return config

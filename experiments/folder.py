@@ -12,11 +12,12 @@ def get_config(arg=None):
         raise ValueError(f"unknown argument {arg!r}: folder.py takes none")
     config = experiment("mnist", "fast")
     config.dataset = "folder(size=32)"
-    config.preprocess = ("mean(per='channel')", "scale()")
     config.augment = ("crop(pad=4)", "flip()")
     config.model.kernels = (5, 5, 3)
     config.model.widths = ((192, 160, 96), (192, 192, 192), (192, 192))
+    config.model.dropout = 0.3
     config.batch_size = 32
+    config.optimizer.learning_rate = 0.02
     config.epochs = 30
     config.schedule.boundaries_epochs = (20, 26)
     config.schedule.warmup_epochs = 1.0

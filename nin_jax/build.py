@@ -19,7 +19,7 @@ import numpy as np
 
 from nin_jax import optim, parallel, registry, step
 from nin_jax.config import Config
-from nin_jax.errors import Mistake, StorageFailed
+from nin_jax.errors import Ending, Mistake, StorageFailed
 from nin_jax.pipeline import memory, transform
 from nin_jax.pipeline.arrays import Info, Split
 from nin_jax.report import one_line, say
@@ -81,7 +81,9 @@ class Run:
 
     def on_devices(self, split: Split) -> memory.Arrays:
         """A copy of the split on every device."""
-        return parallel.replicate(memory.Arrays(np.asarray(split[0]), split[1]), self.mesh)
+        image: Any = np.asarray(split[0])  # on their way to being the jax.Array that Arrays says
+        label: Any = split[1]
+        return parallel.replicate(memory.Arrays(image, label), self.mesh)
 
     def fitted(self, workdir: Path, *, write: bool, train: Split | None = None) -> Any:
         """The fitted preprocessing, on the devices: that of the run in `workdir`, or fitted now on the training split.
@@ -131,7 +133,7 @@ def _keyword_only(f: Callable[..., Any]) -> dict[str, Any]:
 def _trial(what: str, f: Callable[[], Any]) -> None:
     try:
         f()
-    except Mistake:
+    except Ending:  # a signal may arrive here too
         raise
     except Exception as error:  # whatever wrong widths or numbers make flax or jax say
         raise Mistake(f"{what}: {type(error).__name__}: {one_line(error)[:300]}") from error

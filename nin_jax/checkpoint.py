@@ -8,6 +8,7 @@ stepped over.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import json
 import logging
@@ -26,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from nin_jax.errors import Mistake, StorageFailed
+from nin_jax.errors import Ending, Mistake, StorageFailed, out_of_memory
 from nin_jax.report import one_line, say
 
 
@@ -38,7 +39,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every file; what matters it raises
-        self.directory = workdir.absolute() / "checkpoints"
+        self.directory, self.read_only = workdir.absolute() / "checkpoints", read_only
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(keep),
@@ -66,7 +67,8 @@ class Checkpoints:
         """
         if step in self.manager.all_steps():
             return
-        notes = {"crc32": checksums(state), **notes}
+        # Orbax writes the notes later, in a thread of its own, while the caller goes on counting in them.
+        notes = {"crc32": checksums(state), **copy.deepcopy(dict(notes))}
         notes["crc32_of_notes"] = _crc_of_notes(notes)
         content = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
         try:
@@ -99,17 +101,20 @@ class Checkpoints:
                 try:
                     found = step, *self._verified(step, like)
                     break
-                except Mistake:
+                except Ending:
                     raise
                 except Exception as error:  # orbax and tensorstore raise anything on damaged files
+                    if out_of_memory(error):
+                        raise
                     broken.append((step, one_line(error)[:300]))
             if broken:
                 time.sleep(0.2)  # for the reads that are still out
                 gc.collect()
         for step, why in broken:
-            then = f"going back to step {found[0]}" if found else "no older one is left: starting at step 0"
+            none = "no older one is left" + ("" if self.read_only else ": starting at step 0")
+            then = f"going back to step {found[0]}" if found else none
             say(f"checkpoint {self.directory / str(step)} is broken ({why}): {then}")
-        if broken and not self.manager._options.read_only:
+        if broken and not self.read_only:
             self._set_aside([step for step, _ in broken])
         return found
 

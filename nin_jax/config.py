@@ -157,10 +157,11 @@ def _check_keys(config: ConfigDict, legal: ConfigDict, where: str) -> None:
 
 
 def _check_model(model: Any) -> None:
-    if not isinstance(model, ConfigDict) or not isinstance(model.get("name"), str):
+    name: Any = model.get("name") if isinstance(model, ConfigDict) else None
+    if not isinstance(name, str):
         raise Mistake("model.name must name a model")
-    legal = model_arguments(model.name)
-    registry.check_arguments(f"model {model.name}", legal, {k: v for k, v in model.items() if k != "name"})
+    legal = model_arguments(name)
+    registry.check_arguments(f"model {name}", legal, {k: v for k, v in model.items() if k != "name"})
 
 
 def model_arguments(name: str) -> dict[str, Any]:

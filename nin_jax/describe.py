@@ -59,7 +59,8 @@ def describe(run: Run) -> dict[str, Any]:
 
     console = Console(highlight=False, width=100)
     table = Table("layer", "parameter", "shape", "numbers", title=f"{run.config.model.name} on {run.info.name} {shape}")
-    for path, p in flatten_dict(params).items():
+    flat: Any = flatten_dict(params)
+    for path, p in flat.items():
         table.add_row("/".join(path[:-1]), path[-1], " x ".join(map(str, p.shape)), f"{p.size:,}")
     console.print(table)
     table = Table("map", "height x width x maps", title="maps of one image")

@@ -36,6 +36,11 @@ class Preempted(Ending):
     exit_code = 75
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the host or a device had no memory left: true of the machine, and of nothing that was read or given."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The end of an error message: the nearest of `choices`, and all of them when they are few.
 

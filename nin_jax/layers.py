@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ from jax import lax
 Initializer = Callable[..., jax.Array]
 
 
-def gaussian(deviation: float | Literal["he"]) -> Initializer:
+def gaussian(deviation: float | str) -> Initializer:
     """Weights from N(0, deviation^2); "he" is sqrt(2 / fan-in), which keeps the size of a ReLU layer's output."""
 
     def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -137,7 +137,7 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
-POOLS: dict[str, Callable[[jax.Array], jax.Array]] = {"max": max_pool, "avg": avg_pool}
+POOLS: dict[str, Callable[[jax.Array], Any]] = {"max": max_pool, "avg": avg_pool}
 
 
 class Dropout(nn.Module):

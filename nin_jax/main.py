@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from nin_jax import config as config_lib
 from nin_jax.config import Config
-from nin_jax.errors import Ending, Mistake, nearest
+from nin_jax.errors import Ending, Mistake, StorageFailed, nearest, out_of_memory
 from nin_jax.report import fail, one_line
 
 MODES = ("train", "eval", "describe")
@@ -128,6 +128,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             run(commands[0])
         except Ending as ending:
             _leave(ending)
+        except OSError as error:
+            _leave(StorageFailed(one_line(error)))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            size = commands[0].config.batch_size
+            _leave(Mistake(f"out of memory with batch_size={size}; a smaller one needs less: {one_line(error)[:300]}"))
 
     commands: list[Command] = []
     app.run(body, argv=list(argv or sys.argv), flags_parser=guarded)
@@ -171,7 +178,7 @@ def _load(file: Path, argument: str | None) -> ConfigDict:
         raise Mistake(f"{where}{line}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise Mistake(f"{where}: get_config returned {type(config).__name__}, not a ConfigDict")
-    return ConfigDict(config)
+    return ConfigDict(config)  # pyright: ignore[reportArgumentType] - it takes a ConfigDict too, and copies it
 
 
 def _check_overrides(arguments: Sequence[str], config: ConfigDict) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,7 +14,7 @@ from nin_jax.config import Config, learning_rate_factors
 from nin_jax.errors import Mistake
 
 
-def schedule(config: Config, updates_per_epoch: int) -> optax.Schedule:
+def schedule(config: Config, updates_per_epoch: int) -> Callable[[Any], jax.Array]:
     """Learning rate after n updates: `learning_rate`, times `factor` at each boundary, after a linear warm-up.
 
     Args:
@@ -22,10 +25,10 @@ def schedule(config: Config, updates_per_epoch: int) -> optax.Schedule:
     for epoch in config.schedule.boundaries_epochs:
         update = min(round(epoch * updates_per_epoch), 2**31 - 1)
         boundaries[update] = boundaries.get(update, 1.0) * config.schedule.factor  # two may fall on the same update
-    piecewise = optax.piecewise_constant_schedule(config.optimizer.learning_rate, boundaries)
+    piecewise: Any = optax.piecewise_constant_schedule(config.optimizer.learning_rate, boundaries)
     warmup = min(round(config.schedule.warmup_epochs * updates_per_epoch), 2**31 - 1)
 
-    def rate(count: jax.Array) -> jax.Array:
+    def rate(count: Any) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)  # exact to 2^24 updates
         return piecewise(count) * (jnp.minimum(1.0, (count + 1) / warmup) if warmup else 1.0)
 
@@ -44,7 +47,7 @@ def optimizer(config: Config, updates_per_epoch: int) -> optax.GradientTransform
     """
     rules = learning_rate_factors(config)
 
-    def factor(path: tuple[str, ...], _) -> float:
+    def factor(path: tuple[Any, ...], _) -> float:
         return next((f for pattern, f in rules if pattern.search("/".join(path))), 1.0)
 
     def scale_by_factor(updates, state, params=None):

@@ -90,7 +90,7 @@ def shard_of_batch(indices: jax.Array) -> jax.Array:
 
 
 def steps_per_dispatch(steps: int) -> int:
-    """How many steps to scan in one dispatch, of an event every `steps` steps. Depends on nothing but the device kind.
+    """How many steps to scan in one dispatch, of an event every `steps` steps. Depends on nothing else but the device kind.
 
     An accelerator's step is short, so dispatching each would dominate: up to 100 are scanned, as evenly as possible.
     On a CPU the step is long, and XLA runs convolutions inside a loop some fifty times slower than outside, so it

@@ -27,7 +27,7 @@ class Predictor:
         path = Path(workdir).expanduser() / "config.json"
         try:
             self.config = config_lib.check(config_lib.from_dict(json.loads(path.read_text())))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise Mistake(f"{path} cannot be read: {error}") from error
         run = Run(self.config)
         recipe = run.recipe(1)

@@ -31,7 +31,7 @@ from nin_jax.errors import StorageFailed
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "numpy")
 
@@ -77,11 +77,15 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file so that it is there whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole, or as it was before. Raises `StorageFailed`."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(scratch, "w") as f:
-            json.dump(content, f, indent=1, sort_keys=True)
-            f.write("\n")
+            f.write(text)
             f.flush()
             os.fsync(f.fileno())
         scratch.replace(path)
@@ -90,10 +94,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class Record:
-    """metrics.jsonl and TensorBoard: one row for each (step, split), once, whatever happens in between.
+    """metrics.jsonl, with one row for each (step, split), once, whatever happens in between; and TensorBoard.
 
     Opening it for a run that goes on from `step` drops the rows after that step (they will come again) and a half
-    last line. Rows are on disk before `write` returns.
+    last line. Rows are on disk before `write` returns; TensorBoard's file may lack those of the two minutes before a
+    kill -9.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -111,9 +116,7 @@ class Record:
                 if key[0] <= step and key not in self.done:
                     kept.append(line + "\n")
                     self.done.add(key)
-            scratch = workdir / ".metrics.jsonl"
-            scratch.write_text("".join(kept))
-            scratch.replace(self.path)
+            write_whole(self.path, "".join(kept))
             self.file = open(self.path, "a")  # noqa: SIM115 - open for as long as the run
         except OSError as error:
             raise StorageFailed(f"cannot write {self.path}: {error}") from error
@@ -176,6 +179,8 @@ def commit() -> str | None:
     """The commit of the checkout that this package runs from, with "+" if files differ from it; None without one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # Installed, the package may lie inside a checkout of something else.
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True

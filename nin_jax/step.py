@@ -105,7 +105,8 @@ def train_steps(recipe: Recipe, length: int):
 
 def predict(recipe: Recipe, params, stats, image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits `[B, K]` and maps of uint8 images `[B, H, W, C]`, preprocessed, with dropout off."""
-    return recipe.model.apply({"params": params}, transform.apply(recipe.preprocess, stats, image), train=False)
+    output: Any = recipe.model.apply({"params": params}, transform.apply(recipe.preprocess, stats, image), train=False)
+    return output
 
 
 def eval_steps(recipe: Recipe, length: int):

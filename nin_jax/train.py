@@ -38,13 +38,14 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
 
     Returns the summary, which is also in summary.json. Raises `Mistake`, `Diverged`, `StorageFailed`, `Preempted`.
     """
-    run = Run(config)
-    with Stop() as stop, _claim(workdir, config):
-        done = _finished(workdir, config)
-        if done:
-            say(f"{workdir} is done: test error {done['test_error_pct']:.2f} %")
-            return done
-        return _Loop(run, workdir, stop).run()
+    with Stop() as stop:
+        run = Run(config)
+        with claim(workdir, config):
+            done = _finished(workdir, config)
+            if done:
+                say(f"{workdir} is done: test error {done['test_error_pct']:.2f} %")
+                return done
+            return _Loop(run, workdir, stop).run()
 
 
 class _Loop:
@@ -69,6 +70,7 @@ class _Loop:
         self.evaluator = Evaluator(self.recipe, self.mesh, c.mapper, run.on_devices(test), self.stats)
         self.seed = parallel.replicate(jnp.uint32(c.seed), self.mesh)
 
+        self.stop.can_save = True  # a signal that cut a restore short would make a good checkpoint look broken
         self.checkpoints = Checkpoints(workdir, c.keep)
         make = jax.jit(lambda seed: step.init_state(self.recipe, seed, run.info.image_shape))
         found = self.checkpoints.restore(parallel.replicated_like(jax.eval_shape(make, self.seed), self.mesh))
@@ -88,7 +90,6 @@ class _Loop:
 
     def run(self) -> dict[str, Any]:
         """Goes to the end; whatever ends it sooner, files are closed and what was being saved is saved."""
-        self.stop.can_save = True
         try:
             while True:
                 if self.step % self.epoch_updates == 0 and self.step:
@@ -103,9 +104,9 @@ class _Loop:
             self._summary("diverged")
             raise
         finally:
-            self.record.close()
             with contextlib.suppress(StorageFailed):  # it was raised where it happened; here it would hide the reason
                 self.checkpoints.close()
+            self.record.close()
 
     def _epoch(self) -> None:
         """Updates to the end of the epoch, or to a signal."""
@@ -190,6 +191,8 @@ class _Loop:
         final = self.step == self.last
         split = eval_name(c.eval_split)
         if (epoch % c.eval_every_epochs == 0 and (self.step, split) not in self.record.done) or final:
+            with self.clock.time("compile"):
+                self.evaluator.compile(self.state.params)
             start = time.perf_counter()
             with self.clock.time("eval"):
                 self.evaluation = self.evaluator(self.state.params, self.stop)
@@ -216,9 +219,10 @@ class _Loop:
         )
 
     def _summary(self, status: str) -> dict[str, Any]:
+        evaluation: dict[str, float] = {}
         if status == "done":
             self.checkpoints.wait()
-        evaluation = self.evaluation or {}
+            evaluation = self.evaluation or {}  # else it is of an earlier state
         seconds = self.clock.seconds.get("train", 0.0)
         device = self.mesh.devices.flat[0]
         summary = {
@@ -256,23 +260,25 @@ def eval_name(split: str) -> str:
 
 
 @contextlib.contextmanager
-def _claim(workdir: Path, config: Config) -> Iterator[None]:
+def claim(workdir: Path, config: Config) -> Iterator[None]:
     """Holds the directory for this process and this config while it is entered.
 
     The lock is the kernel's, so it goes with the process however that ends. Raises `Mistake` if another process
     holds the directory, or if it belongs to another config.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with open(workdir / ".lock", "w") as lock:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = open(workdir / ".lock", "w")  # noqa: SIM115 - entered below
+        except (FileExistsError, NotADirectoryError) as error:
+            raise Mistake(f"--workdir={workdir} is not a directory") from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Mistake(f"--workdir={workdir} is in use by a live process; choose another") from error
             _check_config(workdir / "config.json", config)
             yield
-    except (FileExistsError, NotADirectoryError) as error:
-        raise Mistake(f"--workdir={workdir} is not a directory") from error
     except OSError as error:
         raise StorageFailed(f"--workdir={workdir}: {error}") from error
 
@@ -297,7 +303,7 @@ def _check_config(path: Path, config: Config) -> None:
 
 def _finished(workdir: Path, config: Config) -> dict[str, Any] | None:
     """The summary of a run that is done."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         summary = json.loads((workdir / "summary.json").read_text())
         if summary["status"] == "done" and summary["fingerprint"] == config_lib.fingerprint(config):
             return summary

@@ -253,7 +253,7 @@ def test_help(clean_env: dict[str, str], tmp_path: Path) -> None:
         ("--config=cifar10 --config.data_dir=nothing", "run `python -m nin_jax.pipeline.prepare cifar10 --data_dir="),
         ("--config=folder --config.data_dir=nothing", "data_dir=nothing: no such folder"),
         ("--config=digits --workdir=broken.py", "--workdir=broken.py is not a directory"),
-        ("--config=digits --mode=eval --workdir=nothing", "--workdir=nothing holds no checkpoint"),
+        ("--config=digits --mode=eval --workdir=nothing", "--workdir=nothing holds no run"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -266,6 +266,29 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"nin_jax: [^\n]*\n", done.stderr), done.stderr
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(5, "Input/output error"), 74, "Input/output error"),
+        (MemoryError("no 9 GiB"), 2, "out of memory with batch_size=32"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 2, "a smaller one needs less"),
+    ],
+)
+def test_what_a_machine_lacks_is_one_line(
+    error: Exception, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: main.Command) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "run", run)
+    with pytest.raises(SystemExit) as caught:
+        main.main(["nin_jax", "--config=digits", "--config.batch_size=32", "--mode=describe"])
+    assert caught.value.code == code
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"nin_jax: [^\n]*\n", line)
+    assert said in line
 
 
 def test_describe_says_nothing_on_stderr(clean_env: dict[str, str], tmp_path: Path) -> None:

@@ -167,6 +167,21 @@ def test_a_signal_in_any_phase(owner, name, call, saved, tmp_path, monkeypatch, 
     same_run(workdir, undisturbed)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_checkpoint_is_restored(number, tmp_path, monkeypatch, undisturbed, capsys):
+    """It waits for the restore, so that the checkpoint is not taken for a broken one."""
+    workdir = tmp_path / "run"
+    step = preempted(workdir, monkeypatch)
+    for patched in ("kinds", "checksums"):  # the latter while the state is verified
+        with monkeypatch.context() as patch:
+            send_signal(patch, checkpoint, patched, 1, number)
+            with pytest.raises(Preempted, match=f"saved step {step} "):
+                train.train(tiny(), workdir)
+    assert "is broken" not in capsys.readouterr().err
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
 def test_a_signal_before_the_first_update_has_nothing_to_save(tmp_path, monkeypatch):
     """While data is read, the command ends at once."""
     send_signal(monkeypatch, train.Run, "load", 1)
@@ -270,6 +285,38 @@ def test_no_harm_to_any_file_is_silent(tmp_path, capsys):
             shutil.rmtree(copy)
     data = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size).relative_to(newest)
     assert all(stepped_back[data, harm] for harm in (truncate, empty, flip_a_bit, remove))
+
+
+def test_notes_are_those_of_the_moment_of_the_save(tmp_path):
+    """Orbax writes them later, in a thread; the loop goes on counting in the same dict."""
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=9)
+    state = {"w": jax.numpy.arange(3.0)}
+    for step in range(1, 6):
+        notes = {"meter": {"updates": step}}
+        checkpoints.save(step, state, notes)
+        notes["meter"]["updates"] = -1
+    checkpoints.wait()
+    found = checkpoints.restore(parallel.replicated_like(state, parallel.mesh()))
+    checkpoints.close()
+    assert found is not None
+    assert (found[0], found[2]) == (5, {"meter": {"updates": 5}})
+
+
+def test_a_machine_without_memory_breaks_no_checkpoint(tmp_path, monkeypatch):
+    """Running out of memory says nothing about the file: the error goes up, and no checkpoint is set aside."""
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    state = {"w": jax.numpy.arange(3.0)}
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+
+    def full(_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    monkeypatch.setattr(checkpoint, "checksums", full)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        checkpoints.restore(parallel.replicated_like(state, parallel.mesh()))
+    checkpoints.close()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
 def test_every_checkpoint_broken(tmp_path, monkeypatch, undisturbed, capsys):
@@ -410,13 +457,15 @@ def kill_and_restart(workdir, env, moments, kill):
     for seconds in moments:
         process = start(workdir, env)
         try:
-            process.wait(seconds)
+            _, stderr = process.communicate(timeout=seconds)
+            assert process.returncode == 0, stderr
         except subprocess.TimeoutExpired:
             process.send_signal(kill)
             _, stderr = process.communicate(timeout=15)
-            assert process.returncode == (-kill if kill == signal.SIGKILL else 75), stderr
-        else:
-            assert process.returncode == 0, process.communicate()[1]
+            codes = {-kill if kill == signal.SIGKILL else 75}
+            if (workdir / "summary.json").exists():  # it was leaving already
+                codes |= {0, -kill}
+            assert process.returncode in codes, stderr
     process = start(workdir, env)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
@@ -426,7 +475,8 @@ def disturbed_command(tmp_path, env, kill, times):
     """Compares a command killed at `times` random moments with one that is not."""
     began = time.monotonic()
     calm = start(tmp_path / "calm", env)
-    assert calm.wait(180) == 0, calm.communicate()[1]
+    _, stderr = calm.communicate(timeout=180)
+    assert calm.returncode == 0, stderr
     whole = time.monotonic() - began
     seed = random.randrange(10**6)
     print("seed of the moments:", seed)

@@ -5,6 +5,8 @@ A fifth of each class is held out as the test split, the same for ever: of each 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from nin_jax.pipeline.arrays import Info, Split, take
@@ -23,7 +25,7 @@ def load(split: str, data_dir: str | None = None) -> Split:
     del data_dir
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
     number_within_class = np.zeros(len(labels), int)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from nin_jax.errors import Mistake, StorageFailed, nearest
+from nin_jax.errors import Ending, Mistake, StorageFailed, nearest
 from nin_jax.report import one_line, say, track
 
 T = TypeVar("T")
@@ -101,14 +101,14 @@ def from_tfds(info: Info, split: str, data_dir: str | None) -> Split:
 
     def decode(name: str) -> Split:
         try:
-            source = tfds.data_source(
+            source: Any = tfds.data_source(
                 info.name, split=name, data_dir=root, download=False, decoders={"image": tfds.decode.SkipDecoding()}
             )
             images = np.empty((len(source), *info.image_shape), np.uint8)
             labels = np.empty(len(source), np.int32)
             records = ((i, source[i]) for i in range(len(source)))
             decode_all(records, images, labels, f"decoding {info.name} {name}")
-        except Mistake:
+        except Ending:  # a signal may arrive here too
             raise
         except Exception as error:  # the reader is native code and raises anything on a damaged file
             raise Mistake(f"{folder}: split {name!r} cannot be read: {one_line(error)}") from error
@@ -170,6 +170,8 @@ def cached(name: str, facts: Sequence[Any], make: Callable[[], Split]) -> Split:
     if entry.exists():
         try:
             return _read(entry)
+        except Ending:  # a signal may arrive here too
+            raise
         except Exception as error:  # NumPy raises anything on a damaged file
             say(f"cached data set {entry} is broken ({one_line(error)}): decoding it again")
             shutil.rmtree(entry, ignore_errors=True)
@@ -194,6 +196,8 @@ def cached(name: str, facts: Sequence[Any], make: Callable[[], Split]) -> Split:
         raise StorageFailed(f"cannot cache the decoded data set in {entry.parent} (XDG_CACHE_HOME): {error}") from error
     try:
         return _read(entry)
+    except Ending:
+        raise
     except Exception:  # another process found a broken entry and is just removing this one in its place
         return images, labels
 
@@ -211,4 +215,4 @@ def _read(entry: Path) -> Split:
 
 def _checksum(array: np.ndarray) -> str:
     """dtype, shape and CRC-32: a flipped bit in the header of an .npy file shows too."""
-    return f"{array.dtype} {array.shape} {zlib.crc32(np.ascontiguousarray(array)):08x}"
+    return f"{array.dtype} {array.shape} {zlib.crc32(np.ascontiguousarray(array).data):08x}"

@@ -101,7 +101,7 @@ def official(name: str) -> Dataset:
     """The dataset `name` with the URLs, sizes and checksums that the installed TFDS registers for it."""
     import tensorflow_datasets as tfds
 
-    registered = tfds.builder_cls(name).url_infos
+    registered: Any = tfds.builder_cls(name).url_infos
     archives = [Archive(url, int(info.size), info.checksum) for url, info in registered.items()]
     return dataclasses.replace(DATASETS[name], archives=archives)
 
@@ -122,7 +122,7 @@ def prepare(dataset: Dataset, data_dir: Path, given: Path | None = None) -> None
     """
     import tensorflow_datasets as tfds
 
-    stock = tfds.builder_cls(dataset.name)(data_dir=data_dir)
+    stock: Any = tfds.builder_cls(dataset.name)(data_dir=data_dir)
     target = Path(stock.data_dir)
     if target.exists():
         # TFDS would silently take whatever lies there for the dataset.
@@ -302,7 +302,8 @@ def _write(dataset: Dataset, data_dir: Path, splits: Splits, class_names: Mappin
 
     stock: Any = tfds.builder_cls(dataset.name)
 
-    class Builder(stock, skip_registration=True):
+    # TFDS takes skip_registration, but pyright loses it among the other base classes.
+    class Builder(stock, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
         name = stock.name
         __module__ = stock.__module__  # TFDS writes it to dataset_info.json and looks for metadata beside it
 

@@ -37,7 +37,7 @@ def apply(stats: dict[str, Any], images: jax.Array) -> jax.Array:
         for axis in (1, 2):
             edges = [(half, half) if a == axis else (0, 0) for a in range(4)]
             padded, n = jnp.pad(x, edges), x.shape[axis]
-            x = sum(w * jax.lax.slice_in_dim(padded, k, k + n, axis=axis) for k, w in enumerate(line))
+            x = jnp.asarray(sum(w * jax.lax.slice_in_dim(padded, k, k + n, axis=axis) for k, w in enumerate(line)))
         return x
 
     contrast = jnp.sqrt(blur(jnp.square(images)))

@@ -1,0 +1,297 @@
+"""A run directory from the weights of a Caffe network.
+
+    python -m nin_jax.export.caffe FILE.caffemodel --config=experiments/NAME.py[:ARG] --workdir=DIR
+                                   [--config.KEY=VALUE ...]
+
+DIR is then a run at step 0, with the preprocessing fitted and the file's name and SHA-256 in source.json: --mode=eval
+evaluates it, --mode=train goes on from it, `nin_jax.load_run` loads it. Layers are matched by name.
+
+A caffemodel is a protobuf message, NetParameter. It holds layers (field 2, V1LayerParameter, before 2015; field 100,
+LayerParameter, since), each with a name and blobs (fields 4 and 6; 1 and 7): the kernel, out x in x height x width, and
+the bias. Files come from the web, so nothing in one is believed: lengths, shapes, counts and numbers are checked, and
+memory stays in proportion to the size of the network that the config describes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from nin_jax import main as command_line
+from nin_jax import parallel, step
+from nin_jax.build import Run
+from nin_jax.checkpoint import Checkpoints
+from nin_jax.config import Config
+from nin_jax.errors import Ending, Mistake
+from nin_jax.report import fail, one_line, say, write_json
+from nin_jax.train import claim
+
+GENERATIONS = {2: (4, 6), 100: (1, 7)}  # field of a network that holds a layer: the layer's fields of name and blobs
+RAW_TYPES = {0: "<f8", 1: "<f4", 2: "<f2"}  # raw_data_type of NVIDIA's Caffe: DOUBLE, FLOAT, FLOAT16
+BYTES_A_NUMBER = 20  # value and gradient in double precision, each with a tag of its own: no writer needs more
+BYTES_OF_TEXT = 2**20  # for names and settings of the layers; a large network has a tenth of it
+MAX_FIELDS = 10_000  # of one message; the largest networks have hundreds of layers
+LARGEST = 1e9  # no weight comes near; what a flipped high bit of an exponent makes of one is far above
+
+
+def _blob_messages() -> tuple[Any, Any]:
+    """Message classes of BlobProto and BlobShape, with the fields of Caffe and of NVIDIA's fork that matter here.
+
+    The shape is declared as bytes and parsed by itself, so that a hostile one costs no more memory than it has bytes.
+    """
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="nin_jax/caffe.proto", package="nin_jax", syntax="proto2")
+
+    def message(name: str, *fields: tuple[str, int, Any, Any]) -> None:
+        described = file.message_type.add(name=name)
+        for field, number, kind, label in fields:
+            described.field.add(name=field, number=number, type=kind, label=label)
+
+    one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED  # a reader takes repeated numbers packed and unpacked
+    message("BlobShape", ("dim", 1, kinds.TYPE_INT64, many))
+    message(
+        "BlobProto",
+        ("num", 1, kinds.TYPE_INT32, one),
+        ("channels", 2, kinds.TYPE_INT32, one),
+        ("height", 3, kinds.TYPE_INT32, one),
+        ("width", 4, kinds.TYPE_INT32, one),
+        ("data", 5, kinds.TYPE_FLOAT, many),
+        ("shape", 7, kinds.TYPE_BYTES, one),
+        ("double_data", 8, kinds.TYPE_DOUBLE, many),
+        ("raw_data_type", 10, kinds.TYPE_INT32, one),
+        ("raw_data", 12, kinds.TYPE_BYTES, one),
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    blob, shape = (pool.FindMessageTypeByName(f"nin_jax.{name}") for name in ("BlobProto", "BlobShape"))
+    return message_factory.GetMessageClass(blob), message_factory.GetMessageClass(shape)
+
+
+BlobProto, BlobShape = _blob_messages()
+
+
+def _varint(data: memoryview, place: int) -> tuple[int, int]:
+    """The number that begins at `place`, seven bits a byte, and the place behind it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if place >= len(data):
+            raise DecodeError("it ends in the middle of a number")
+        value |= (data[place] & 127) << shift
+        place += 1
+        if data[place - 1] < 128:
+            return value, place
+    raise DecodeError("a number of more than ten bytes")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of a message that have a length (texts and messages), as (number, content), without copying.
+
+    Networks and layers are walked by this instead of parsed, because an empty message has two bytes in a file and forty
+    times as many in memory. Raises `DecodeError` where the message is none.
+    """
+    place = 0
+    for _ in range(MAX_FIELDS):
+        if place == len(data):
+            return
+        tag, place = _varint(data, place)
+        number, kind = tag >> 3, tag & 7
+        if not 1 <= number < 2**29 or kind not in (0, 1, 2, 5):
+            raise DecodeError(f"no field begins with {tag}")
+        if kind == 0:
+            _, place = _varint(data, place)
+            continue
+        length = {1: 8, 5: 4}.get(kind)
+        if length is None:
+            length, place = _varint(data, place)
+        if length > len(data) - place:
+            raise DecodeError(f"field {number} has {length} bytes, of which {len(data) - place} are there")
+        if kind == 2:
+            yield number, data[place : place + length]
+        place += length
+    if place < len(data):
+        raise DecodeError(f"a message of more than {MAX_FIELDS} fields")
+
+
+def layers(content: bytes) -> dict[str, list[memoryview]]:
+    """The blobs, still encoded, of each layer that has any, by the layer's name.
+
+    Raises `DecodeError` for what is no network, `Mistake` for a network with two such layers of one name.
+    """
+    found: dict[str, list[memoryview]] = {}
+    for generation, layer in _fields(memoryview(content)):
+        if generation not in GENERATIONS:
+            continue
+        name_field, blobs_field = GENERATIONS[generation]
+        name, blobs = "", []
+        for number, value in _fields(layer):
+            if number == name_field:
+                name = bytes(value[:100]).decode(errors="replace")
+            elif number == blobs_field:
+                blobs.append(value)
+        if blobs and name in found:
+            raise Mistake(f"layer {name!r} is there twice")
+        if blobs:
+            found[name] = blobs
+    return found
+
+
+def array(blob: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """A blob's numbers as float32, in the first of `shapes`.
+
+    Args:
+      blob: an encoded BlobProto. Its numbers are `data` (float, packed or not), `double_data`, or NVIDIA's `raw_data`
+        in double, single or half precision; its shape is `shape`, or the four numbers of older files.
+      shapes: what the shape may be, in Caffe's order.
+
+    Raises `Mistake` where shape, count or a number is wrong, `DecodeError` where the blob is none.
+    """
+    message = BlobProto.FromString(bytes(blob))
+    old = ("num", "channels", "height", "width")
+    if any(message.HasField(name) for name in old):
+        shape = tuple(getattr(message, name) for name in old)
+    elif len(message.shape) <= 100:
+        shape = tuple(BlobShape.FromString(message.shape).dim)
+    else:
+        raise DecodeError("a shape of more than 100 bytes")
+    if shape not in shapes:
+        raise Mistake(f"is {_by(shape)}, but {_by(shapes[0])} in the network")
+
+    stored = [name for name in ("data", "double_data", "raw_data") if len(getattr(message, name))]
+    if len(stored) > 1:
+        raise Mistake(f"has both {stored[0]} and {stored[1]}")
+    if stored == ["raw_data"]:
+        kind = RAW_TYPES.get(message.raw_data_type)
+        if kind is None or len(message.raw_data) % np.dtype(kind).itemsize:
+            raise Mistake(f"has {len(message.raw_data)} bytes of raw_data of type {message.raw_data_type}")
+        numbers = np.frombuffer(message.raw_data, kind)
+    elif stored == ["double_data"]:
+        numbers = np.fromiter(message.double_data, np.float64, len(message.double_data))
+    else:
+        numbers = np.fromiter(message.data, np.float32, len(message.data))
+    if numbers.size != math.prod(shape):
+        raise Mistake(f"is {_by(shape)}, but has {numbers.size} numbers")
+    with np.errstate(over="ignore"):  # a double that float32 cannot hold becomes infinite, and is refused
+        numbers = numbers.astype(np.float32)
+    good = np.abs(numbers) <= LARGEST  # and so not NaN
+    if not good.all():
+        raise Mistake(f"has the number {numbers[~good][0]}, which is no weight")
+    return numbers.reshape(shapes[0])
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "without a shape"
+
+
+def to_params(found: Mapping[str, Sequence[memoryview]], like: Any) -> Any:
+    """The parameters of a network from the layers of a file.
+
+    Args:
+      found: from `layers`.
+      like: tree of the parameters' shapes. The layer NAME fills .../NAME/kernel and .../NAME/bias.
+
+    Returns:
+      the same tree of float32 arrays; kernels out x in x height x width become `[height, width, in, out]`.
+
+    Raises `Mistake` that names the layer which is missing, too many or of another shape, `DecodeError` the one which is
+    damaged.
+    """
+    flat: Any = flatten_dict(like)
+    wanted = {path[-2]: len(leaf.shape) for path, leaf in flat.items() if path[-1] == "kernel"}
+    for name, dimensions in wanted.items():
+        if dimensions != 4:
+            raise Mistake(f"layer {name!r} of the config's network is no convolution; only those can be imported")
+        if name not in found:
+            raise Mistake(f"it has no layer {name!r}; it has {', '.join(map(repr, list(found)[:12])) or 'no weights'}")
+        if len(found[name]) != 2:
+            raise Mistake(f"layer {name!r} has {len(found[name])} blobs; a kernel and a bias are wanted")
+    for name in found:
+        if name not in wanted:
+            raise Mistake(f"it has a layer {name!r}, which the network has not; that has {', '.join(wanted)}")
+    params = {}
+    for path, leaf in flat.items():
+        kernel = path[-1] == "kernel"
+        shape = leaf.shape
+        caffe = [(shape[3], shape[2], *shape[:2])] if kernel else [shape, (1, 1, 1, *shape)]
+        try:
+            value = array(found[path[-2]][0 if kernel else 1], caffe)
+        except Mistake as mistake:
+            raise Mistake(f"layer {path[-2]!r}: the {path[-1]} {mistake}") from mistake
+        except DecodeError as error:
+            raise DecodeError(f"layer {path[-2]!r}: the {path[-1]}: {one_line(error)}") from error
+        params[path] = np.ascontiguousarray(value.transpose(2, 3, 1, 0)) if kernel else value
+    return unflatten_dict(params)
+
+
+def read(file: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Parameters shaped `like`, and the "file", "bytes" and "sha256" that they come from. Raises `Mistake`."""
+    limit = BYTES_OF_TEXT + BYTES_A_NUMBER * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))
+    try:
+        if not file.is_file():
+            raise Mistake(f"{file}: no such file")
+        with open(file, "rb") as f:
+            content = f.read(limit + 1)
+    except OSError as error:
+        raise Mistake(f"{file} cannot be read: {error.strerror}") from error
+    try:
+        if len(content) > limit:
+            raise Mistake(f"it has more than the {limit:,} bytes that the network's parameters can take")
+        params = to_params(layers(content), like)
+    except DecodeError as error:
+        raise Mistake(f"{file} is not a Caffe network, or damaged: {one_line(error)}") from error
+    except Mistake as mistake:
+        raise Mistake(f"{file} does not fit: {mistake}") from mistake
+    return params, {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def import_run(file: Path, config: Config, workdir: Path) -> None:
+    """Makes `workdir` a run of `config` at step 0 with the parameters of a Caffe file.
+
+    Nothing is written before the file has been read and has fitted. Raises `Mistake`, `StorageFailed`.
+    """
+    run = Run(config)
+    recipe = run.recipe(1)
+    like = jax.eval_shape(lambda: step.init_params(run.model, 0, run.info.image_shape))
+    params, source = read(file, like)
+    train = run.load(config.train_split)
+    state = step.TrainState(jnp.zeros((), jnp.int32), params, recipe.optimizer.init(params))
+    with claim(workdir, config):
+        checkpoints = Checkpoints(workdir, config.keep)
+        if checkpoints.manager.all_steps():
+            raise Mistake(f"--workdir={workdir} holds a run already; choose another, or remove it")
+        run.fitted(workdir, write=True, train=train)
+        write_json(workdir / "source.json", source)  # of its own, because the checkpoint of step 0 goes in time
+        checkpoints.save(0, parallel.replicate(state, run.mesh), {"source": source})
+        checkpoints.close()
+    count = sum(p.size for p in jax.tree.leaves(params))
+    say(f"{workdir}: step 0 with the {count:,} parameters of {file.name} (SHA-256 {source['sha256']})")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line above; ends the process with the exit code of `nin_jax.main`'s contract."""
+    program, *words = argv or sys.argv
+    try:
+        if any(word in ("-h", "--help") for word in words):
+            print(__doc__)
+            return
+        if not words or words[0].startswith("-"):
+            raise Mistake("the first argument must be the .caffemodel file; --help shows the whole command")
+        command = command_line.parse([program, *words[1:]])
+        import_run(Path(words[0]).expanduser(), command.config, command.workdir)
+    except Ending as ending:
+        fail(str(ending))
+        raise SystemExit(ending.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

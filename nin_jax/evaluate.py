@@ -74,15 +74,21 @@ def evaluate_run(config: Config, workdir: Path) -> dict[str, Any]:
     run = Run(config)
     try:
         theirs = json.loads((workdir / "config.json").read_text())
-        differing = config_lib.differences(theirs, config_lib.to_dict(config))
+        every = config_lib.differences(theirs, config_lib.to_dict(config))
+        differing = [line for line in every if line.split(":")[0] not in config_lib.NOT_THE_RUN]
     except FileNotFoundError as error:
         raise Mistake(f"--workdir={workdir} holds no run; train first, or name the directory of a run") from error
     except (OSError, ValueError, AttributeError) as error:
         raise Mistake(f"{workdir / 'config.json'} cannot be read: {error}") from error
+    recipe = run.recipe(1)
+    try:
+        number, state = restore(run, recipe, workdir)
+    except Mistake as mistake:
+        raise Mistake(
+            f"{mistake}; differs from the run: {'; '.join(differing)}" if differing else str(mistake)
+        ) from None
     for line in differing:
         say(f"differs from the run: {line}")
-    recipe = run.recipe(1)
-    number, state = restore(run, recipe, workdir)
     data = run.on_devices(run.load(config.eval_split))
     stats = run.fitted(workdir, write=False)
     result = Evaluator(recipe, run.mesh, config.mapper, data, stats)(state.params)

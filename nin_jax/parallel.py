@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,8 +32,8 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 def check_precision(precision: str, devices: Sequence[Any]) -> None:
     """Raises `Mistake` where bfloat16 has no hardware behind it (NVIDIA GPUs before Ampere)."""
     for device in devices:
-        capability = getattr(device, "compute_capability", None)
-        if precision == "bfloat16" and capability is not None and float(capability) < 8.0:
+        capability = str(getattr(device, "compute_capability", ""))
+        if precision == "bfloat16" and re.fullmatch(r"\d+\.\d+", capability) and float(capability) < 8.0:
             raise Mistake(
                 f"precision='bfloat16' is not supported by {device.device_kind} (compute capability {capability}, "
                 "8.0 is needed); use precision='float32'"
@@ -93,7 +94,7 @@ def steps_per_dispatch(steps: int) -> int:
     """How many steps to scan in one dispatch, of an event every `steps` steps. Depends on nothing else but the device kind.
 
     An accelerator's step is short, so dispatching each would dominate: up to 100 are scanned, as evenly as possible.
-    On a CPU the step is long, and XLA runs convolutions inside a loop some fifty times slower than outside, so it
+    On a CPU the step is long, and XLA runs convolutions inside a loop some twenty times slower than outside, so it
     is 1.
     """
     if jax.default_backend() == "cpu":

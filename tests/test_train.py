@@ -230,8 +230,16 @@ def remove(file):
     file.unlink()
 
 
-@pytest.mark.parametrize("harm", [truncate, empty, flip_a_bit, remove])
-@pytest.mark.parametrize("what", ["arrays", "manifest", "notes"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads that come back late
+@pytest.mark.parametrize(
+    ("what", "harm"),
+    [
+        *(("arrays", harm) for harm in (truncate, empty, flip_a_bit, remove)),
+        ("manifest", truncate),
+        ("notes", flip_a_bit),
+        ("notes", remove),
+    ],
+)
 def test_a_broken_newest_checkpoint(harm, what, tmp_path, monkeypatch, undisturbed, capsys):
     """The one before is used, a line says so, the broken one is set aside, and the run ends as if nothing had been."""
     workdir = tmp_path / "run"
@@ -253,6 +261,7 @@ def test_a_broken_newest_checkpoint(harm, what, tmp_path, monkeypatch, undisturb
     same_run(workdir, undisturbed)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads that come back late
 def test_no_harm_to_any_file_is_silent(tmp_path, capsys):
     """Whatever is done to a file of the newest step, what comes back is that step's state, or the one before with a line.
 
@@ -319,6 +328,7 @@ def test_a_machine_without_memory_breaks_no_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads that come back late
 def test_every_checkpoint_broken(tmp_path, monkeypatch, undisturbed, capsys):
     """The run starts again at step 0 and says so; the same numbers come out."""
     workdir = tmp_path / "run"
@@ -386,18 +396,20 @@ def test_a_dead_network_is_noticed(tmp_path):
 
 
 def test_a_network_learns(tmp_path):
-    """On the made-up pictures, far below chance."""
-    changes = {
+    """On the made-up pictures, far below chance (90 %)."""
+    recipe = {
         "train_split": "train",
         "eval_split": "test",
-        "epochs": 6,
-        "preprocess": ("scale(divisor=255)",),
+        "epochs": 5,
+        "preprocess": ("mean()", "scale()"),
         "augment": (),
+        "model.widths": ((16, 16), (16,)),
+        "model.dropout": 0.0,
+        "model.relu_on_class_maps": False,
+        "optimizer.clip_norm": 1.0,
+        "schedule.boundaries_epochs": (4,),
     }
-    summary = train.train(
-        tiny(**changes, **{"model.relu_on_class_maps": False, "optimizer.clip_norm": 1.0}), tmp_path / "run"
-    )
-    assert summary["test_error_pct"] < 20
+    assert train.train(tiny(**recipe), tmp_path / "run")["test_error_pct"] < 20
 
 
 def test_an_exploding_network_is_noticed(tmp_path):

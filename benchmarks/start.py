@@ -4,7 +4,7 @@
 
 A run has started when the mean training loss of 25 updates is 5 % below ln(classes). One row a seed is added to
 benchmarks/results/start.csv: the update at which that was so (empty: not within --updates), the loss then, the number
-of classes whose map was dead then, the command and the versions.
+of classes whose map was dead then, the command and the versions. `python -m benchmarks.start --table` writes the rows into docs/starting.md.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from nin_jax.pipeline.arrays import cache_dir
 WINDOW = 25  # updates that the loss is averaged over
 STARTED = 0.95  # of ln(classes)
 RESULTS = Path(__file__).parent / "results" / "start.csv"
+DOC = Path(__file__).parent.parent / "docs" / "starting.md"
+MARKS = "<!-- start table -->", "<!-- end table -->"
 FIELDS = [
     "config",
     "overrides",
@@ -66,6 +68,26 @@ def updates_to_start(run: Run, seed: int, limit: int, compiled, data, stats, epo
             row["started_at"] = update
             break
     return row | {"seconds": round(time.perf_counter() - begin, 1)}
+
+
+def table() -> str:
+    """The rows as a Markdown table, one line for each config."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    with open(RESULTS, newline="") as f:
+        for row in csv.DictReader(f):
+            rows.setdefault(f"{row['config']} {row['overrides']}".strip(), []).append(row)
+    lines = ["| config | started | at update, by seed |", "|---|---|---|"]
+    for config, these in rows.items():
+        started = [r for r in these if r["started_at"]]
+        updates = ", ".join(f"{r['seed']}: {r['started_at'] or 'not within ' + r['updates']}" for r in these)
+        lines.append(f"| `{config}` | {len(started)} of {len(these)} | {updates} |")
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    """Puts `table` into docs/starting.md, between its two marks."""
+    before, rest = DOC.read_text().split(MARKS[0])
+    DOC.write_text(f"{before}{MARKS[0]}\n\n{table()}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
 
 
 def measure(argv: list[str]) -> None:
@@ -108,7 +130,7 @@ def measure(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        measure(sys.argv)
+        write_table() if "--table" in sys.argv else measure(sys.argv)
     except Ending as ending:
         report.fail(str(ending))
         raise SystemExit(ending.exit_code) from None

@@ -186,7 +186,7 @@ class _Loop:
         dead = np.flatnonzero(self.constant_for >= DEAD_AFTER)
         if len(dead):
             say(
-                f"warning: the maps of {len(dead)} of {self.classes} classes are dead and cannot be learned: {dead.tolist()}"
+                f"warning: {len(dead)} of {self.classes} classes have had a constant logit for {DEAD_AFTER} updates: {dead.tolist()}"
             )
         final = self.step == self.last
         split = eval_name(c.eval_split)

@@ -1,0 +1,29 @@
+"""What README and docs say is what the project has."""
+
+import re
+from pathlib import Path
+
+from benchmarks import start
+from nin_jax import config, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_table_of_starts_is_that_of_the_recorded_rows():
+    """docs/starting.md shows benchmarks/results/start.csv, by `python -m benchmarks.start --table`."""
+    assert start.table() in start.DOC.read_text()
+
+
+def test_every_experiment_named_anywhere_is_there_and_legal():
+    """Each --config=... and `experiments/...` in README and docs parses and passes the check."""
+    text = "".join(f.read_text() for f in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    named = set(re.findall(r"experiments/\w+\.py(?::\w+)?", text))
+    assert {f"experiments/{f.name}" for f in config.experiment_files()} <= {n.split(":")[0] for n in named}
+    for name in named:
+        main.parse(["main", f"--config={name}"])
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)

@@ -93,7 +93,7 @@ def evaluate_run(config: Config, workdir: Path) -> dict[str, Any]:
     stats = run.fitted(workdir, write=False)
     result = Evaluator(recipe, run.mesh, config.mapper, data, stats)(state.params)
     assert result is not None
-    line = {"split": config.eval_split, **result, "step": number}
+    line = {"split": config.eval_split, **{k: result[k] for k in ("examples", "error_pct", "loss")}, "step": number}
     print(json.dumps(line), flush=True)
     return line
 

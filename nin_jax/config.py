@@ -13,7 +13,7 @@ import math
 import re
 import runpy
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,18 @@ from nin_jax.errors import Mistake, nearest
 
 Config = Any  # a FrozenConfigDict that `check` returned; its stubs give every value the union of all types
 
-CHOICES = {"precision": ("float32", "bfloat16"), "mapper": ("pmap", "shard_map")}
+CHOICES = {
+    "precision": ("float32", "bfloat16"),
+    "mapper": ("pmap", "shard_map"),
+    "schedule.decay": ("none", "linear", "exponential", "cosine"),
+}
+
+AT_LEAST_1 = ("batch_size", "epochs", "eval_every_epochs", "checkpoint_every_epochs", "keep", "schedule.plateau_drops")
+AT_LEAST_0 = (
+    *(f"optimizer.{k}" for k in ("learning_rate", "momentum", "momentum_final", "momentum_epochs")),
+    *(f"optimizer.{k}" for k in ("weight_decay", "clip_norm")),
+    *(f"schedule.{k}" for k in ("factor", "warmup_epochs", "final_factor", "final_epochs", "plateau_epochs")),
+)
 
 # What may change between two starts of the same run: where things lie and how the work is shared out.
 NOT_THE_RUN = ("data_dir", "mapper", "keep", "checkpoint_every_epochs")
@@ -52,8 +63,11 @@ def default() -> Config:
             "learning_rate": 0.1,
             "learning_rate_factors": (),  # "PATTERN=FACTOR" by parameter path, first match: ("cccp6/kernel=0.1", "bias=2")
             "momentum": 0.9,
+            "momentum_final": 0.9,  # what momentum has become, linearly, after momentum_epochs; then it stays
+            "momentum_epochs": 0.0,  # 0: momentum is constant, and momentum_final is not looked at
             "weight_decay": 1e-4,  # L2: the gradient of weight_decay / 2 * |w|^2, on kernels and not on biases
             "clip_norm": 0.0,  # longest gradient of the whole network, L2; 0: no limit
+            "max_norms": (),  # "PATTERN=NORM" by path, first match: longest filter, L2 over all axes but the last
         }
     )
     c.schedule = ConfigDict(
@@ -61,6 +75,11 @@ def default() -> Config:
             "boundaries_epochs": (),  # after so many epochs the rate is multiplied by `factor`
             "factor": 0.1,
             "warmup_epochs": 0.0,  # linear rise of the rate from 0
+            "decay": "none",  # shape of a smooth fall besides: "none", "linear", "exponential", "cosine"
+            "final_factor": 0.01,  # what the rate is multiplied by where the fall ends; then it stays
+            "final_epochs": 0.0,  # epoch at which it ends; 0: the last
+            "plateau_epochs": 0,  # epochs without a new lowest training error, then the rate times `factor`; 0: off
+            "plateau_drops": 2,  # how often at most; the paper's rule, section 4.1: down to 1 % of the initial rate
         }
     )
     c.eval_every_epochs = 1
@@ -69,45 +88,60 @@ def default() -> Config:
     return c
 
 
-def experiment_files(name: str = "*") -> list[Path]:
-    """The experiments of the project: beside the package in a checkout, inside it when installed."""
+def experiments() -> dict[str, Path]:
+    """The experiments of the project by name, such as "cifar10" and "ablations/dropout", those of a folder last.
+
+    They lie beside the package in a checkout, inside it when installed.
+    """
     package = Path(__file__).parent
-    return [f for folder in (package.parent, package) for f in sorted((folder / "experiments").glob(f"{name}.py"))]
+    found: dict[str, Path] = {}
+    for root in (package / "experiments", package.parent / "experiments"):
+        found |= {f.relative_to(root).with_suffix("").as_posix(): f for f in root.rglob("*.py")}
+    return {name: found[name] for name in sorted(found, key=lambda name: ("/" in name, name))}
 
 
 def experiment(name: str, arg: str | None = None) -> Config:
     """The config of another experiment of the project, to be changed: `experiment("cifar10", "release")`."""
-    files = {file.stem: file for file in reversed(experiment_files())}
+    files = experiments()
     if name not in files:
         raise Mistake(f"unknown experiment {name!r}: {nearest(name, files)}")
     return runpy.run_path(str(files[name]), run_name="experiment")["get_config"](arg)
+
+
+def words(arg: str | None, arguments: Sequence[str]) -> list[str]:
+    """An experiment's argument taken apart, "release,tune" into ["release", "tune"]; of `arguments`, or ValueError."""
+    if arg is None:
+        return []
+    if arg not in arguments:
+        raise ValueError(f"unknown argument {arg!r}: {nearest(arg, arguments)}")
+    return arg.split(",")
 
 
 def check(config: Config) -> Config:
     """Verifies every key, type, name and range; returns the config frozen. Raises `Mistake` in one line."""
     _check_keys(config, default(), "")
     for key, choices in CHOICES.items():
-        if config[key] not in choices:
-            raise Mistake(f"{key}={config[key]!r}: {nearest(str(config[key]), choices)}")
-    for key in ("batch_size", "epochs", "eval_every_epochs", "checkpoint_every_epochs", "keep"):
-        if config[key] < 1:
-            raise Mistake(f"{key}={config[key]}: must be 1 or more")
+        value = _value(config, key)
+        if value not in choices:
+            raise Mistake(f"{key}={value!r}: {nearest(str(value), choices)}")
+    for key in AT_LEAST_1:
+        if _value(config, key) < 1:
+            raise Mistake(f"{key}={_value(config, key)}: must be 1 or more")
     if not 0 <= config.seed < 2**32:
         raise Mistake(f"seed={config.seed}: must be from 0 to 2^32 - 1")
-    for section, key in (
-        ("optimizer", "learning_rate"),
-        ("optimizer", "momentum"),
-        ("optimizer", "weight_decay"),
-        ("optimizer", "clip_norm"),
-        ("schedule", "warmup_epochs"),
-        ("schedule", "factor"),
-    ):
-        if not (math.isfinite(config[section][key]) and config[section][key] >= 0):
-            raise Mistake(f"{section}.{key}={config[section][key]}: must be a finite number, 0 or more")
+    for key in AT_LEAST_0:
+        if not (math.isfinite(_value(config, key)) and _value(config, key) >= 0):
+            raise Mistake(f"{key}={_value(config, key)}: must be a finite number, 0 or more")
+    s = config.schedule
+    if s.decay == "exponential" and not s.final_factor:
+        raise Mistake("schedule.final_factor=0: an exponential decay never gets there; must be above 0")
+    if s.plateau_epochs and not 0 < s.factor < 1:
+        raise Mistake(f"schedule.factor={s.factor}: with schedule.plateau_epochs it must be between 0 and 1")
     for epoch in config.schedule.boundaries_epochs:
         if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not 0 < epoch < math.inf:
             raise Mistake(f"schedule.boundaries_epochs={config.schedule.boundaries_epochs}: epochs, each above 0")
     learning_rate_factors(config)
+    max_norms(config)
     registry.find("tasks", config.task)
     for op in (*config.preprocess, *config.augment):
         if not isinstance(op, str):
@@ -121,16 +155,32 @@ def check(config: Config) -> Config:
 
 def learning_rate_factors(config: Config) -> list[tuple[re.Pattern[str], float]]:
     """`optimizer.learning_rate_factors` taken apart: (pattern of a parameter's path, factor)."""
+    return _rules(config, "learning_rate_factors", "factor", -math.inf)
+
+
+def max_norms(config: Config) -> list[tuple[re.Pattern[str], float]]:
+    """`optimizer.max_norms` taken apart: (pattern of a parameter's path, longest norm of a filter)."""
+    return _rules(config, "max_norms", "norm", 0.0)
+
+
+def _rules(config: Config, key: str, number: str, above: float) -> list[tuple[re.Pattern[str], float]]:
     rules = []
-    for rule in config.optimizer.learning_rate_factors:
+    for rule in config.optimizer[key]:
         try:
-            pattern, factor = rule.rsplit("=", 1)
-            rules.append((re.compile(pattern), float(factor)))
+            pattern, value = rule.rsplit("=", 1)
+            rules.append((re.compile(pattern), float(value)))
         except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
-            raise Mistake(f"optimizer.learning_rate_factors: {rule!r} is not 'PATTERN=FACTOR'") from error
-        if not math.isfinite(rules[-1][1]):
-            raise Mistake(f"optimizer.learning_rate_factors: {rule!r}: the factor must be finite")
+            raise Mistake(f"optimizer.{key}: {rule!r} is not 'PATTERN={number.upper()}'") from error
+        if not above < rules[-1][1] < math.inf:
+            least = "" if above == -math.inf else f" and above {above:g}"
+            raise Mistake(f"optimizer.{key}: {rule!r}: the {number} must be finite{least}")
     return rules
+
+
+def _value(config: Config, key: str) -> Any:
+    """The value of "momentum" or "optimizer.momentum"."""
+    section, _, last = key.rpartition(".")
+    return (config[section] if section else config)[last]
 
 
 def _check_keys(config: ConfigDict, legal: ConfigDict, where: str) -> None:
@@ -182,7 +232,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(plain: Mapping[str, Any]) -> Config:
-    """The config of a `to_dict`, unchecked: lists are tuples again."""
+    """The config of a `to_dict`, unchecked: lists are tuples again, and keys that an older version had not are default."""
 
     def back(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -190,9 +240,12 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
         return tuple(map(back, value)) if isinstance(value, list) else value
 
     config = default()
-    with config.unlocked():
+    with config.unlocked(), config.ignore_type():
         for key, value in back(plain).items():
-            config[key] = ConfigDict(value) if isinstance(value, dict) else value
+            if isinstance(value, dict):
+                section = config.get(key)
+                value = ConfigDict({**(section if isinstance(section, ConfigDict) else {}), **value})
+            config[key] = value
     return config
 
 

@@ -73,7 +73,7 @@ def evaluate_run(config: Config, workdir: Path) -> dict[str, Any]:
     """
     run = Run(config)
     try:
-        theirs = json.loads((workdir / "config.json").read_text())
+        theirs = config_lib.to_dict(config_lib.from_dict(json.loads((workdir / "config.json").read_text())))
         every = config_lib.differences(theirs, config_lib.to_dict(config))
         differing = [line for line in every if line.split(":")[0] not in config_lib.NOT_THE_RUN]
     except FileNotFoundError as error:

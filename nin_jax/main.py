@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> Command:
     values = flags.FlagValues()
     define_flags(values)
     if any(re.fullmatch(r"--?h(elp(short|full)?)?", word) for word in argv[1:]):
-        known = ", ".join(sorted({f.stem for f in config_lib.experiment_files()}))
+        known = ", ".join(config_lib.experiments())
         print(f"{__doc__}\nexperiments: {known}\n{values.get_help()}")
         raise SystemExit(0)
     found = None
@@ -153,10 +153,11 @@ def _find(value: str) -> tuple[Path, str | None]:
     text, colon, argument = value.partition(":")
     file = Path(os.path.expanduser(text))
     if not os.path.isfile(file):
-        known = {f.stem: f for f in reversed(config_lib.experiment_files())}
-        if text not in (f"experiments/{file.name}", file.name) or file.stem not in known:
-            raise Mistake(f"--config={value}: no such file; {nearest(file.stem, known)}")
-        file = known[file.stem]
+        known = config_lib.experiments()
+        name = text.removeprefix("experiments/").removesuffix(".py")
+        if name not in known:
+            raise Mistake(f"--config={value}: no such file; {nearest(name, known)}")
+        file = known[name]
     return file.absolute(), argument if colon else None
 
 

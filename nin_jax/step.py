@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
     preprocess: list[transform.Op]
     augment: list[transform.Op]
     batch_size: int
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
 
 
 def stream(seed: jax.Array, which: int) -> jax.Array:
@@ -90,7 +90,7 @@ def train_steps(recipe: Recipe, length: int):
         grads, means = lax.pmean((grads, means), parallel.AXIS)
         highest, lowest = lax.pmax((jnp.max(logits, 0), jnp.max(-logits, 0)), parallel.AXIS)
         constant = (highest + lowest == 0).astype(jnp.float32)
-        updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params, value=means["error"])
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), means | {"constant": constant}
 

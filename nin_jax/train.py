@@ -176,7 +176,8 @@ class _Loop:
     def _events(self) -> None:
         """What is due at the end of an epoch: row, evaluation, checkpoint."""
         c, epoch = self.config, self.step // self.epoch_updates
-        common = {"step": self.step, "epoch": epoch, "learning_rate": float(self.rate(self.step - 1))}
+        rate = float(self.rate(self.step - 1) * optim.plateau_scale(self.state.opt_state))
+        common = {"step": self.step, "epoch": epoch, "learning_rate": rate}
         if self.meter["updates"]:
             means = {"loss": self.meter["loss"] / self.meter["updates"]}
             means["error_pct"] = 100 * self.meter["error"] / self.meter["updates"]
@@ -198,10 +199,10 @@ class _Loop:
                 self.evaluation = self.evaluator(self.state.params, self.stop)
             if self.evaluation is None:
                 return
-            rate = self.evaluation["examples"] / (time.perf_counter() - start)
+            images_per_s = self.evaluation["examples"] / (time.perf_counter() - start)
             if (self.step, split) not in self.record.done:
                 means = {k: self.evaluation[k] for k in ("loss", "error_pct")}
-                self.record.write(common | {"split": split} | means | {"images_per_s": rate})
+                self.record.write(common | {"split": split} | means | {"images_per_s": images_per_s})
             if epoch % c.checkpoint_every_epochs == 0 or final:
                 self._save({"error_pct": self.evaluation["error_pct"]})
         elif epoch % c.checkpoint_every_epochs == 0:
@@ -287,7 +288,7 @@ def _check_config(path: Path, config: Config) -> None:
     mine = config_lib.to_dict(config)
     if path.exists():
         try:
-            theirs = json.loads(path.read_text())
+            theirs = config_lib.to_dict(config_lib.from_dict(json.loads(path.read_text())))
             differing = [
                 d for d in config_lib.differences(theirs, mine) if d.split(":")[0] not in config_lib.NOT_THE_RUN
             ]

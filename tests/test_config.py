@@ -46,6 +46,8 @@ CHANGED = {  # another legal value of each kind
     "model.head": "fc",
     "model.deviations": (0.05,),
     "optimizer.learning_rate_factors": ("bias=2",),
+    "optimizer.max_norms": ("kernel=1.9",),
+    "schedule.decay": "linear",
 }
 
 
@@ -100,7 +102,7 @@ def test_the_fingerprint_does_not_depend_on_the_process_or_on_order(clean_env: d
     assert {fingerprint(config), fingerprint(check(config)), fingerprint(shuffled), *others} == {fingerprint(config)}
 
 
-@pytest.mark.parametrize("name", sorted({f.stem for f in config_lib.experiment_files()}))
+@pytest.mark.parametrize("name", list(config_lib.experiments()))
 def test_config_json_is_the_config(name: str) -> None:
     """What is read back from config.json differs in nothing."""
     config = check(experiment(name))
@@ -128,6 +130,22 @@ def test_differences_of_keys_that_one_side_lacks() -> None:
         ("optimizer.learning_rate_factors", ("(=1",), "'(=1' is not 'PATTERN=FACTOR'"),
         ("optimizer.learning_rate_factors", (1,), "1 is not 'PATTERN=FACTOR'"),
         ("optimizer.learning_rate_factors", (b"x=1",), "is not 'PATTERN=FACTOR'"),
+        ("optimizer.max_norms", ("(=1",), "optimizer.max_norms: '(=1' is not 'PATTERN=NORM'"),
+        ("optimizer.max_norms", ("kernel=-1",), "'kernel=-1': the norm must be finite and above 0"),
+        ("optimizer.max_norms", ("kernel=0",), "'kernel=0': the norm must be finite and above 0"),
+        ("optimizer.max_norms", ("kernel=nan",), "'kernel=nan': the norm must be finite and above 0"),
+        ("optimizer.momentum_final", -0.1, "optimizer.momentum_final=-0.1: must be a finite number, 0 or more"),
+        (
+            "optimizer.momentum_epochs",
+            float("inf"),
+            "optimizer.momentum_epochs=inf: must be a finite number, 0 or more",
+        ),
+        ("schedule.decay", "cosin", "schedule.decay='cosin': did you mean 'cosine'?"),
+        ("schedule.final_factor", -1.0, "schedule.final_factor=-1.0: must be a finite number, 0 or more"),
+        ("schedule.final_epochs", float("nan"), "schedule.final_epochs=nan: must be a finite number, 0 or more"),
+        ("schedule.plateau_epochs", -1, "schedule.plateau_epochs=-1: must be a finite number, 0 or more"),
+        ("schedule.plateau_epochs", 1.5, "schedule.plateau_epochs=1.5: must be of type int"),
+        ("schedule.plateau_drops", 0, "schedule.plateau_drops=0: must be 1 or more"),
         ("schedule.boundaries_epochs", (True,), "epochs, each above 0"),
         ("schedule.boundaries_epochs", (float("inf"),), "epochs, each above 0"),
         ("keep", 0, "keep=0: must be 1 or more"),
@@ -141,7 +159,7 @@ def test_differences_of_keys_that_one_side_lacks() -> None:
         ("model.heads", "gap", "model nin has no argument 'heads': did you mean 'head'?"),
         ("model.num_classes", 3, "model nin has no argument 'num_classes'"),
         ("model.head", "gab", "head='gab': did you mean 'gap'? (valid: fc, fc_dropout, gap)"),
-        ("model.pools", ("max", "min"), "pools=('max', 'min'): (valid: avg, max)"),
+        ("model.pools", ("max", "min"), "pools=('max', 'min'): (valid: avg"),
         ("model.dropout_kind", "modern", "dropout_kind='modern': (valid: classic, inverted)"),
         ("model.dropout", "half", "dropout='half': 'half' must be a finite number"),
         ("model.dropout", float("nan"), "dropout=nan: nan must be a finite number"),
@@ -154,6 +172,32 @@ def test_each_mistake_is_named(key: str, value: Any, said: str) -> None:
     with pytest.raises(Mistake) as caught:
         check(with_values(**{key: value}))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"decay": "exponential", "final_factor": 0.0},
+            "schedule.final_factor=0: an exponential decay never gets there",
+        ),
+        ({"plateau_epochs": 5, "factor": 0.0}, "schedule.factor=0.0: with schedule.plateau_epochs it must be between"),
+        ({"plateau_epochs": 5, "factor": 1.0}, "schedule.factor=1.0: with schedule.plateau_epochs it must be between"),
+    ],
+)
+def test_settings_that_do_not_go_together(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(Mistake, match=said):
+        check(with_values(**{f"schedule.{key}": value for key, value in changes.items()}))
+
+
+def test_keys_that_an_older_config_lacks_are_default() -> None:
+    """In every section; what it has, stays."""
+    config = check(experiment("cifar10"))
+    plain = to_dict(config)
+    for section, key in (("optimizer", "max_norms"), ("optimizer", "momentum_final"), ("schedule", "plateau_drops")):
+        del plain[section][key]
+    del plain["keep"]
+    assert to_dict(check(config_lib.from_dict(plain))) == to_dict(config)
 
 
 def test_an_integer_does_for_a_float() -> None:

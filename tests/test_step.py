@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,11 @@ def mesh(n: int):
 
 
 @functools.cache
-def recipe(batch_size: int = 16) -> step.Recipe:
+def recipe(batch_size: int = 16, plateau_epochs: int = 0) -> step.Recipe:
     """A small network with everything that is random: dropout, crop, flip."""
     c = config_lib.default()
     c.optimizer.update({"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "clip_norm": 1.0})
+    c.schedule.plateau_epochs, c.batch_size = plateau_epochs, batch_size
     model = Model(10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",))
     preprocess = transform.parse(("scale(divisor=255)", "mean()"), random=False)
     augment = transform.parse(("crop(pad=2)", "flip()"), random=True)
@@ -144,6 +146,26 @@ def test_a_class_whose_map_is_dead_shows(n, mapper):
     params["mlpconv2"]["cccp2"]["bias"] = (bias + 1).at[3].set(-100.0)
     _, metrics = update(parallel.replicate(state.replace(params=params), mesh(n)), *rest)
     np.testing.assert_array_equal(metrics["constant"], [np.arange(10) == 3])
+
+
+@pytest.mark.parametrize(("n", "mapper"), [(1, "pmap"), (8, "shard_map")])
+def test_the_plateau_rule_sees_the_mistakes_of_the_whole_batch(n, mapper):
+    """Five epochs of four updates, patience 1: the state has the mistakes in the metrics, and the rate they make."""
+    r, m = recipe(plateau_epochs=1), mesh(n)
+    data, stats = parallel.replicate(pictures("train[:64]"), m)
+    state = parallel.replicate(step.init_state(r, 0, synthetic.INFO.image_shape), m)
+    update = parallel.compile_replicas(step.train_steps(r, 1), (state, data, stats, SEED), m, mapper)
+    best, drops, seen = math.inf, 0, []
+    for _ in range(5):
+        epoch = 0
+        for _ in range(4):
+            state, metrics = update(state, data, stats, SEED)
+            epoch += round(16 * float(metrics["error"][0]))
+            assert float(optim.plateau_scale(state.opt_state)) == pytest.approx(0.1 ** min(drops, 2))
+        assert int(optax.tree_utils.tree_get(state.opt_state, "mistakes")) == epoch
+        best, drops = min(best, epoch), drops + (epoch >= best)
+        seen.append(drops)
+    assert 0 < seen[-2] < 4  # there was progress, and there was none
 
 
 def pipeline(order, number, image, seed):

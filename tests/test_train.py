@@ -1,6 +1,7 @@
 """The loop under faults that are caused: signals in every phase, kill -9, broken checkpoints, dead and exploding nets."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from jax.sharding import AxisType
 
 from nin_jax import checkpoint, config, evaluate, main, parallel, report, train
-from nin_jax.errors import Diverged, Preempted, StorageFailed
+from nin_jax.errors import Diverged, Mistake, Preempted, StorageFailed
 
 TINY = {
     "dataset": "synthetic",
@@ -210,6 +211,53 @@ def preempted(workdir, monkeypatch, call=23):
         with pytest.raises(Preempted):
             train.train(tiny(), workdir)
     return final_state(workdir)[0]
+
+
+def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch, twice. The rows show the rate in force: a tenth after an epoch without progress."""
+    changes = {
+        "epochs": 6,
+        "model.dropout": 0.5,
+        "optimizer.momentum": 0.5,
+        "optimizer.momentum_epochs": 4.5,
+        "optimizer.max_norms": ("conv./kernel=0.9",),
+        "schedule.boundaries_epochs": (),
+        "schedule.decay": "linear",
+        "schedule.final_epochs": 12.0,
+        "schedule.plateau_epochs": 1,
+    }
+    calm, workdir = tmp_path / "calm", tmp_path / "run"
+    train.train(tiny(**changes), calm)
+    for call in (23, 20):
+        with monkeypatch.context() as patch:
+            send_signal(patch, train._Loop, "_absorb", call)
+            with pytest.raises(Preempted):
+                train.train(tiny(**changes), workdir)
+        assert final_state(workdir)[0] % 10
+    train.train(tiny(**changes), workdir)
+    same_run(workdir, calm)
+    best, drops, expected = math.inf, 0, []
+    trained = rows(calm)[::2]
+    for row in trained:  # the last update of epoch e is number 10 e - 1; 120 of them would take the rate to 1 %
+        expected.append(0.05 * (1 - 0.99 * (row["step"] - 1) / 120) * 0.1 ** min(drops, 2))
+        best, drops = min(best, row["error_pct"]), drops + (row["error_pct"] >= best)
+    assert [row["learning_rate"] for row in trained] == pytest.approx(expected)
+    assert 0 < drops < 5
+
+
+def test_a_run_from_before_a_key_was_there_goes_on(tmp_path, monkeypatch, undisturbed, capsys):
+    """What its config.json lacks counts as the default; another value of it is another config."""
+    workdir = tmp_path / "run"
+    preempted(workdir, monkeypatch)
+    plain = json.loads((workdir / "config.json").read_text())
+    del plain["optimizer"]["max_norms"], plain["schedule"]["decay"]
+    (workdir / "config.json").write_text(json.dumps(plain))
+    evaluate.evaluate_run(tiny(), workdir)
+    assert "differs" not in capsys.readouterr().err
+    with pytest.raises(Mistake, match=r"another config \(schedule.decay: 'none', now 'linear'\)"):
+        train.train(tiny(**{"schedule.decay": "linear"}), workdir)
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
 
 
 def truncate(file):

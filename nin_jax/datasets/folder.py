@@ -32,7 +32,7 @@ def info(data_dir: str | None, *, size: int = 32, channels: int = 3) -> Info:
     if not 1 <= size <= 1024 or channels not in (1, 3):
         raise Mistake(f"dataset folder(size={size}, channels={channels}): size 1 to 1024, channels 1 or 3")
     splits = {name: len(entries) for name, entries in files.items()}
-    return Info("folder", len(classes), (size, size, channels), splits, str(data_dir))
+    return Info("folder", len(classes), (size, size, channels), splits, str(data_dir), class_names=tuple(classes))
 
 
 def load(split: str, data_dir: str | None, *, size: int = 32, channels: int = 3) -> Split:

@@ -35,6 +35,7 @@ class Info(NamedTuple):
       splits: number of examples of each split.
       source: where it comes from.
       version: of the TFDS preparation, or of the rule that makes it.
+      class_names: by label; empty where they have none but their numbers.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Info(NamedTuple):
     splits: Mapping[str, int]
     source: str
     version: str = "1"
+    class_names: tuple[str, ...] = ()
 
 
 def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dataset: str) -> Split:
@@ -78,12 +80,18 @@ def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dat
     return images, labels
 
 
+def tfds_folder(info: Info, data_dir: str | None) -> Path:
+    """ROOT/NAME/VERSION, where TFDS looks for a data set; ROOT is `data_dir`, or else by TFDS's own rule."""
+    root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    return root / info.name / info.version
+
+
 def from_tfds(info: Info, split: str, data_dir: str | None) -> Split:
     """Reads a data set that lies prepared in TFDS's layout; decodes each split once."""
     import tensorflow_datasets as tfds
 
-    root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
-    folder = root / info.name / info.version
+    folder = tfds_folder(info, data_dir)
+    root = folder.parents[1]
 
     def load(name: str) -> Split:
         files = sorted(folder.glob(f"{info.name}-{name}.array_record*"))

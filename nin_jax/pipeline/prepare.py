@@ -1,109 +1,38 @@
-"""Prepare MNIST, CIFAR-10 and CIFAR-100 for `tfds.data_source`, without TensorFlow.
+"""Prepare MNIST, CIFAR-10, CIFAR-100 and SVHN for `tfds.data_source`, without TensorFlow.
 
     python -m nin_jax.pipeline.prepare cifar10                         # downloads the official archive
     python -m nin_jax.pipeline.prepare cifar10 --archives=~/Downloads  # the archive is already there
 
 The result lies in `--data_dir` (default: TFDS's own rule) just as TFDS's own preparation would leave it, in ArrayRecord
-format, but in the order of the official archive: the last 10,000 training images of CIFAR-10 are `data_batch_5`.
+format, but in the order of the official archive: the last 10,000 training images of CIFAR-10 are `data_batch_5`. Archives
+are unpacked in memory, those of SVHN one after the other: svhn_cropped takes 2.8 GB of it, the others less than 1 GB.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
-import gzip
 import hashlib
 import http.client
-import io
-import math
 import os
 import shlex
 import shutil
 import ssl
-import struct
 import sys
-import tarfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import app, flags, logging
 
 from nin_jax.errors import Ending, Mistake, Preempted, StorageFailed, nearest
-
-Splits = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # split -> [(images uint8 [N, H, W(, C)], labels uint8 [N, K])]
+from nin_jax.pipeline.archives import DATASETS, Archive, Dataset, Splits, official, read
 
 RETRY_AFTER = (1.0, 3.0, 9.0)  # seconds between the attempts to download
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Archive:
-    """One file to download: its URL, its size in bytes and its SHA-256 (hexadecimal)."""
-
-    url: str
-    size: int
-    sha256: str
-
-    @property
-    def file(self) -> str:
-        return self.url.rpartition("/")[2]
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """What the official archives of one dataset hold, as far as TFDS does not register it.
-
-    Attributes:
-        name: the name in TFDS.
-        splits: split -> {file of records: number of records}, in the official order.
-        labels: label feature -> file of its class names (None: there is none), in the order of the label bytes.
-        archives: the files to download; `official` fills them in.
-    """
-
-    name: str
-    splits: Mapping[str, Mapping[str, int]]
-    labels: Mapping[str, str | None]
-    archives: Sequence[Archive] = ()
-
-
-_CIFAR10, _CIFAR100 = "cifar-10-batches-bin", "cifar-100-binary"
-_CIFAR10_TRAIN = {f"{_CIFAR10}/data_batch_{i}.bin": 10_000 for i in range(1, 6)}
-_CIFAR100_LABELS = {
-    "coarse_label": f"{_CIFAR100}/coarse_label_names.txt",
-    "label": f"{_CIFAR100}/fine_label_names.txt",
-}
-DATASETS = {
-    dataset.name: dataset
-    for dataset in (
-        Dataset("mnist", {"train": {"train": 60_000}, "test": {"t10k": 10_000}}, {"label": None}),
-        Dataset(
-            "cifar10",
-            {"train": _CIFAR10_TRAIN, "test": {f"{_CIFAR10}/test_batch.bin": 10_000}},
-            {"label": f"{_CIFAR10}/batches.meta.txt"},
-        ),
-        Dataset(
-            "cifar100",
-            {"train": {f"{_CIFAR100}/train.bin": 50_000}, "test": {f"{_CIFAR100}/test.bin": 10_000}},
-            _CIFAR100_LABELS,
-        ),
-    )
-}
-
-
-def official(name: str) -> Dataset:
-    """The dataset `name` with the URLs, sizes and checksums that the installed TFDS registers for it."""
-    import tensorflow_datasets as tfds
-
-    registered: Any = tfds.builder_cls(name).url_infos
-    archives = [Archive(url, int(info.size), info.checksum) for url, info in registered.items()]
-    return dataclasses.replace(DATASETS[name], archives=archives)
 
 
 def prepare(dataset: Dataset, data_dir: Path, given: Path | None = None) -> None:
@@ -134,8 +63,7 @@ def prepare(dataset: Dataset, data_dir: Path, given: Path | None = None) -> None
         for leftover in target.parent.glob(f"incomplete.*_{target.name}"):  # of a killed preparation
             shutil.rmtree(leftover)
         folder = _archives(dataset, data_dir, given, downloads)
-        splits, class_names = _read_mnist(dataset, folder) if dataset.name == "mnist" else _read_cifar(dataset, folder)
-        _write(dataset, data_dir, splits, class_names)
+        _write(dataset, data_dir, *read(dataset, folder))
 
 
 @contextlib.contextmanager
@@ -230,76 +158,14 @@ def _append(archive: Archive, part: Path) -> Iterator[int]:
         raise ConnectionError(f"the connection ended after {size} of {archive.size} bytes")
 
 
-def _gunzip(path: Path, limit: int) -> bytes:
-    """What the gzip file `path` holds, in memory; Mistake if it is damaged or holds more than `limit` bytes."""
-    try:
-        with gzip.open(path) as file:
-            data = file.read(limit + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise Mistake(f"{path} is damaged: {error}") from error
-    if len(data) > limit:
-        raise Mistake(f"{path} holds more than the expected {limit} bytes")
-    return data
-
-
-def _read_mnist(dataset: Dataset, folder: Path) -> tuple[Splits, dict[str, list[str]]]:
-    """Images uint8 [N, 28, 28] and labels uint8 [N, 1] of each split, and no class names."""
-
-    def idx(file: str, *shape: int) -> np.ndarray:
-        # IDX: magic number (0, 0, 8 for uint8, rank) and sizes as big-endian uint32, then the bytes in C order.
-        header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)
-        size = len(header) + math.prod(shape)
-        data = _gunzip(folder / file, size)
-        if len(data) != size or not data.startswith(header):
-            raise Mistake(f"{folder / file} is not an IDX file of shape {shape}")
-        return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
-
-    splits: Splits = {}
-    for split, files in dataset.splits.items():
-        for prefix, n in files.items():
-            images, labels = idx(f"{prefix}-images-idx3-ubyte.gz", n, 28, 28), idx(f"{prefix}-labels-idx1-ubyte.gz", n)
-            splits.setdefault(split, []).append((images, labels[:, None]))
-    return splits, {}
-
-
-def _read_cifar(dataset: Dataset, folder: Path) -> tuple[Splits, dict[str, list[str]]]:
-    """Images uint8 [N, 32, 32, 3] and labels uint8 [N, K] of each split, and label -> class names."""
-    path = folder / dataset.archives[0].file
-    k = len(dataset.labels)
-    record = k + 3 * 32 * 32  # bytes: the labels, then the red, the green and the blue plane
-    sizes = {file: n * record for files in dataset.splits.values() for file, n in files.items()}
-    # The whole tar in memory, never on disk; beside the records there is room for headers and small text files.
-    data = _gunzip(path, sum(sizes.values()) + (1 << 24))
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            members = {member.name.removeprefix("./"): member for member in tar}
-    except tarfile.TarError as error:
-        raise Mistake(f"{path} is damaged: {error}") from error
-
-    def content(file: str, smallest: int, largest: int) -> memoryview:
-        member = members.get(file)
-        if member is None or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise Mistake(f"{path} lacks the file {file}")
-        if not smallest <= member.size <= largest:
-            raise Mistake(f"{path}: {file} has {member.size} bytes, expected {smallest} to {largest}")
-        return memoryview(data)[member.offset_data : member.offset_data + member.size]
-
-    splits: Splits = {}
-    for split, files in dataset.splits.items():
-        for file in files:
-            rows = np.frombuffer(content(file, sizes[file], sizes[file]), np.uint8).reshape(-1, record)
-            images = rows[:, k:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            splits.setdefault(split, []).append((images, rows[:, :k]))
-    # TFDS registers no sizes for the lists of class names; the longest is a few hundred bytes.
-    names = {label: str(content(file, 1, 1 << 12), "ascii").split() for label, file in dataset.labels.items() if file}
-    return splits, names
-
-
 def _write(dataset: Dataset, data_dir: Path, splits: Splits, class_names: Mapping[str, list[str]]) -> None:
     """Let TFDS write the dataset: the stock builder, but fed with `splits`, and in their order."""
     import tensorflow_datasets as tfds
     from PIL import Image
+    from tensorflow_datasets.core import shuffle
 
+    # With more bytes than this in a split TFDS would sort it on disk, by TensorFlow. SVHN's `extra` comes close.
+    shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
     stock: Any = tfds.builder_cls(dataset.name)
 
     # TFDS takes skip_registration, but pyright loses it among the other base classes.
@@ -323,7 +189,7 @@ def _write(dataset: Dataset, data_dir: Path, splits: Splits, class_names: Mappin
                 # TFDS encodes arrays with TensorFlow, but Pillow images with Pillow (to PNG).
                 example = {"image": Image.fromarray(image), **dict(zip(dataset.labels, map(int, labels), strict=True))}
                 if "id" in self.info.features:
-                    example["id"] = f"{split}_{index:05d}"
+                    example["id"] = f"{split}_{index:0{dataset.id_digits}d}"
                 yield index, example
 
     Builder(data_dir=data_dir).download_and_prepare(file_format="array_record")
@@ -340,6 +206,8 @@ def main(argv: Sequence[str]) -> None:
                 prepare(official(name), data_dir, given)
             except KeyboardInterrupt as error:
                 raise Preempted("interrupted: start the same command again, a download goes on") from error
+            except MemoryError as error:
+                raise Mistake(f"not enough memory to prepare {name}: {error}") from error
             except OSError as error:
                 raise StorageFailed(f"cannot prepare {name} in {data_dir}: {error}") from error
         case [name]:

@@ -1,8 +1,8 @@
-"""Local contrast normalisation, image by image and channel by channel (pylearn2, 2013), used for SVHN (section 4.4)."""
+"""Local contrast normalisation, image by image and channel by channel (pylearn2), used for SVHN (section 4.4)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +13,29 @@ PER_IMAGE = True
 SIZE, SIGMA = 7, 2.0  # the window of pylearn2's lecun_lcn
 
 
-def fit(images: Any) -> dict[str, Any]:
+def fit(images: Any, *, channels: Literal["all", "first"] = "all") -> dict[str, Any]:
     """Nothing is learned: returns {}."""
-    del images
+    del images, channels
     return {}
 
 
-def apply(stats: dict[str, Any], images: jax.Array) -> jax.Array:
+def apply(stats: dict[str, Any], images: jax.Array, *, channels: Literal["all", "first"] = "all") -> jax.Array:
     """Subtracts a local mean and divides by a local contrast, but by no less than the image's mean contrast.
 
         c = x - G*x,   s = sqrt(G * x^2),   m = mean(s) over the image,   y = c / max(m, s, 1e-4)
 
     G is a 7x7 Gaussian of deviation 2 that sums to 1, over zeros outside the picture. The contrast is of the raw x, as
-    in pylearn2. float32 `[B, H, W, C]` in and out.
+    in pylearn2.
+
+    Args:
+      stats: {}.
+      images: float32 `[B, H, W, C]`; so is the result.
+      channels: "all", as pylearn2 did when the paper appeared; or "first": the others are left as they are, as pylearn2
+        has done since 2014-01-17 by a misplaced `return`.
     """
     del stats
+    n = images.shape[-1] if channels == "all" else 1
+    images, others = images[..., :n], images[..., n:]
     line = np.exp(-((np.arange(SIZE) - SIZE // 2) ** 2) / (2 * SIGMA**2))
     line = (line / line.sum()).astype(np.float32)
 
@@ -42,4 +50,5 @@ def apply(stats: dict[str, Any], images: jax.Array) -> jax.Array:
 
     contrast = jnp.sqrt(blur(jnp.square(images)))
     mean = jnp.mean(contrast, (1, 2), keepdims=True)
-    return (images - blur(images)) / jnp.maximum(jnp.maximum(mean, contrast), 1e-4)
+    normalised = (images - blur(images)) / jnp.maximum(jnp.maximum(mean, contrast), 1e-4)
+    return jnp.concatenate([normalised, others], -1)

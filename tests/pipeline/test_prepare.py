@@ -10,6 +10,7 @@ import http.server
 import io
 import json
 import os
+import pickle
 import re
 import struct
 import subprocess
@@ -22,26 +23,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
+import scipy.sparse
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
+from nin_jax import registry
 from nin_jax.errors import Mistake
 from nin_jax.pipeline import prepare
 from nin_jax.pipeline.prepare import DATASETS, Archive, Dataset
 
 ROOT = Path(__file__).parents[2]
-VERSIONS = {"mnist": "3.0.1", "cifar10": "3.0.2", "cifar100": "3.0.2"}
+VERSIONS = {"mnist": "3.0.1", "cifar10": "3.0.2", "cifar100": "3.0.2", "svhn_cropped": "3.1.0"}
 FEATURES = {
     "mnist": {"image", "label"},
     "cifar10": {"id", "image", "label"},
     "cifar100": {"id", "image", "label", "coarse_label"},
+    "svhn_cropped": {"id", "image", "label"},
 }
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CLASS_NAMES = {  # of what the tests write; the names of CIFAR-10 are the official ones
     "mnist": {"label": [str(digit) for digit in range(10)]},
     "cifar10": {"label": CIFAR10},
     "cifar100": {"coarse_label": [f"super_{i}" for i in range(20)], "label": [f"fine_{i}" for i in range(100)]},
+    "svhn_cropped": {"label": [str(digit) for digit in range(10)]},
 }
-COUNTS = {"train": 60, "test": 20}
+COUNTS = {"train": 60, "test": 20, "extra": 30}  # extra: of SVHN alone
 
 Images = dict[str, np.ndarray]  # split -> uint8 [N, H, W, C]
 Labels = dict[str, dict[str, np.ndarray]]  # split -> label feature -> uint8 [N]
@@ -92,6 +99,12 @@ def cifar_members(sample: Sample) -> dict[str, bytes | tarfile.TarInfo]:
     return dict(reversed(members.items()))
 
 
+def mat(sample: Sample, split: str) -> dict[str, Any]:
+    """The variables of a file of SVHN: X uint8 [32, 32, 3, N], y uint8 [N, 1] from 1 to 10."""
+    digits = sample.labels[split]["label"]
+    return {"X": sample.images[split].transpose(1, 2, 3, 0), "y": np.where(digits == 0, 10, digits)[:, None]}
+
+
 def with_members(sample: Sample, members: dict[str, bytes | tarfile.TarInfo]) -> Dataset:
     """The dataset with an archive of these members, whose checksum is right."""
     tar_gz(sample.path, members)
@@ -101,12 +114,14 @@ def with_members(sample: Sample, members: dict[str, bytes | tarfile.TarInfo]) ->
 def make(name: str, folder: Path) -> Sample:
     rng = np.random.default_rng(len(name))
     shape = (28, 28, 1) if name == "mnist" else (32, 32, 3)
-    images = {split: rng.integers(0, 256, (n, *shape), np.uint8) for split, n in COUNTS.items()}
-    labels = {
-        split: {label: rng.integers(0, len(names), n, np.uint8) for label, names in CLASS_NAMES[name].items()}
-        for split, n in COUNTS.items()
-    }
     official = DATASETS[name].splits
+    images = {split: rng.integers(0, 256, (COUNTS[split], *shape), np.uint8) for split in official}
+    labels = {
+        split: {
+            label: rng.integers(0, len(names), COUNTS[split], np.uint8) for label, names in CLASS_NAMES[name].items()
+        }
+        for split in official
+    }
     splits = {split: {f: COUNTS[split] // len(files) for f in files} for split, files in official.items()}
     sample = Sample(dataclasses.replace(DATASETS[name], splits=splits), folder, images, labels)
     if name == "mnist":
@@ -116,6 +131,10 @@ def make(name: str, folder: Path) -> Sample:
                 paths.append(folder / f"{prefix}-{kind}-ubyte.gz")
                 header = struct.pack(f">{1 + data.ndim}I", 0x0800 + data.ndim, *data.shape)
                 paths[-1].write_bytes(gzip.compress(header + data.tobytes(), mtime=0))
+    elif name == "svhn_cropped":
+        paths = [folder / file for files in splits.values() for file in files]
+        for path, split in zip(paths, splits, strict=True):
+            scipy.io.savemat(path, mat(sample, split), do_compression=True)
     else:
         paths = [folder / f"{name.replace('cifar', 'cifar-')}-binary.tar.gz"]
         tar_gz(paths[0], cifar_members(sample))
@@ -134,6 +153,12 @@ def mnist(tmp_path: Path) -> Sample:
     return make("mnist", tmp_path / "archives")
 
 
+@pytest.fixture
+def svhn(tmp_path: Path) -> Sample:
+    (tmp_path / "archives").mkdir()
+    return make("svhn_cropped", tmp_path / "archives")
+
+
 def check(sample: Sample, data_dir: Path) -> None:
     """Stock TFDS finds every pixel, label and id, in the order of the archive, and its own features."""
     name = sample.dataset.name
@@ -148,7 +173,8 @@ def check(sample: Sample, data_dir: Path) -> None:
                 label: values[i] for label, values in sample.labels[split].items()
             }
             if name != "mnist":
-                assert example["id"] == f"{split}_{i:05d}".encode()
+                digits = 6 if name == "svhn_cropped" else 5  # as in the stock builders
+                assert example["id"] == f"{split}_{i:0{digits}d}".encode()
 
 
 def refuses(dataset: Dataset, data_dir: Path, folder: Path | None, message: str) -> None:
@@ -167,8 +193,8 @@ def test_prepared_dataset_is_what_stock_tfds_expects(name: str, tmp_path: Path) 
     check(sample, data_dir)
 
     folder = data_dir / name / VERSIONS[name]
-    records = {f"{name}-{split}.array_record-00000-of-00001" for split in COUNTS}
-    names = set() if name == "mnist" else {f"{label}.labels.txt" for label in CLASS_NAMES[name]}
+    records = {f"{name}-{split}.array_record-00000-of-00001" for split in sample.images}
+    names = set() if name in ("mnist", "svhn_cropped") else {f"{label}.labels.txt" for label in CLASS_NAMES[name]}
     assert {p.name for p in folder.iterdir()} == {"dataset_info.json", "features.json"} | records | names
     assert [p.name for p in (data_dir / name).iterdir()] == [VERSIONS[name]]
 
@@ -193,6 +219,13 @@ def test_last_training_images_are_those_of_the_last_batch(cifar10: Sample, tmp_p
     for example, row in zip(last, rows, strict=True):
         assert example["label"] == row[0]
         np.testing.assert_array_equal(example["image"].transpose(2, 0, 1).ravel(), row[1:])
+
+
+def test_a_split_of_any_size_is_kept_in_memory(svhn: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TFDS would sort a large one on disk, and for that it needs TensorFlow, which is not there."""
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 50_000)  # bytes; 60 pictures of noise have 190,000
+    prepare.prepare(svhn.dataset, tmp_path / "data", svhn.folder)
+    check(svhn, tmp_path / "data")
 
 
 def test_preparation_is_deterministic_and_leaves_archives_alone(cifar10: Sample, tmp_path: Path) -> None:
@@ -272,17 +305,20 @@ def test_flipped_bit(position: float, cifar10: Sample, tmp_path: Path) -> None:
     refuses(cifar10.dataset, tmp_path / "data", cifar10.folder, message)
 
 
-def test_every_mnist_archive_is_verified(mnist: Sample, tmp_path: Path) -> None:
-    for file in [a.file for a in mnist.dataset.archives]:
-        path = mnist.folder / file
+@pytest.mark.parametrize("name", ["mnist", "svhn_cropped"])
+def test_every_archive_is_verified(name: str, tmp_path: Path) -> None:
+    (tmp_path / "archives").mkdir()
+    sample = make(name, tmp_path / "archives")
+    for file in [a.file for a in sample.dataset.archives]:
+        path = sample.folder / file
         good = path.read_bytes()
         path.write_bytes(good[:-1])
-        refuses(mnist.dataset, tmp_path / "data", mnist.folder, re.escape(f"{path}: SHA-256 is"))
+        refuses(sample.dataset, tmp_path / "data", sample.folder, re.escape(f"{path}: SHA-256 is"))
         path.unlink()
-        refuses(mnist.dataset, tmp_path / "data", mnist.folder, f"lacks {file}")
+        refuses(sample.dataset, tmp_path / "data", sample.folder, f"lacks {file}")
         path.write_bytes(good)
-    prepare.prepare(mnist.dataset, tmp_path / "data", mnist.folder)
-    check(mnist, tmp_path / "data")
+    prepare.prepare(sample.dataset, tmp_path / "data", sample.folder)
+    check(sample, tmp_path / "data")
 
 
 @pytest.mark.parametrize("remaining", [0, 9, 1000, -1])
@@ -361,6 +397,79 @@ def test_wrong_idx(content: Callable[[bytes], bytes], message: str, mnist: Sampl
         mnist.dataset, archives=[archive(mnist.folder / a.file) for a in mnist.dataset.archives]
     )
     refuses(dataset, tmp_path / "data", mnist.folder, f"{re.escape(str(path))} {message}")
+
+
+def with_mat(svhn: Sample, content: bytes) -> Dataset:
+    """The dataset with `content` as the file of `extra`, whose checksum is right."""
+    path = svhn.folder / "extra_32x32.mat"
+    path.write_bytes(content)
+    archives = [archive(svhn.folder / a.file) for a in svhn.dataset.archives]
+    return dataclasses.replace(svhn.dataset, archives=archives)
+
+
+def saved(variables: dict[str, Any], **arguments: Any) -> bytes:
+    file = io.BytesIO()
+    scipy.io.savemat(file, variables, **{"do_compression": True, **arguments})
+    return file.getvalue()
+
+
+Y = np.arange(30)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: {"X": v["X"]}, r"y has the shape None, expected \(30, 1\)"),
+        (lambda v: {"y": v["y"]}, r"X has the shape None, expected \(32, 32, 3, 30\)"),
+        (lambda v: v | {"X": v["X"][..., 1:]}, r"X has the shape \(32, 32, 3, 29\), expected"),
+        (lambda v: v | {"X": v["X"].transpose(3, 0, 1, 2)}, r"X has the shape \(30, 32, 32, 3\), expected"),
+        (lambda v: v | {"y": v["y"].T}, r"y has the shape \(1, 30\), expected"),
+        (lambda v: v | {"X": v["X"].astype(np.int16)}, "X is no uint8 array"),
+        (lambda v: v | {"X": v["X"] / 255}, "X is no uint8 array"),
+        (lambda v: v | {"y": v["y"] + 0.5}, "y is no uint8 array"),
+        (lambda v: v | {"y": np.array([["a"]] * 30)}, "y is no uint8 array"),
+        (lambda v: v | {"y": np.array([["a"]] * 30, object)}, "y is no uint8 array"),
+        (lambda v: v | {"y": scipy.sparse.csc_array(v["y"].astype(float))}, "y is no uint8 array"),
+        (lambda v: v | {"y": np.where(Y == 7, 0, v["y"]).astype(np.uint8)}, "y holds the label 0, expected 1 to 10"),
+        (lambda v: v | {"y": np.where(Y == 7, 11, v["y"]).astype(np.uint8)}, "y holds the label 11, expected 1 to 10"),
+    ],
+)
+def test_wrong_variables(
+    change: Callable[[dict[str, Any]], dict[str, Any]], message: str, svhn: Sample, tmp_path: Path
+) -> None:
+    """Of the last file: what was written of the others is gone too."""
+    dataset = with_mat(svhn, saved(change(mat(svhn, "extra"))))
+    refuses(dataset, tmp_path / "data", svhn.folder, f"^{re.escape(str(svhn.folder))}/extra_32x32.mat: {message}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda old: b"",
+        lambda old: old[:100],
+        lambda old: old[:1000],
+        lambda old: old[:-1],
+        lambda old: b"no MATLAB file at all" * 100,
+        lambda old: pickle.dumps(old),
+        lambda old: old[:124] + b"\0\2IM" + old[128:],  # says 7.3, which is HDF5
+        lambda old: old[:140] + bytes(20) + old[160:],
+        lambda old: old[:-40] + bytes([old[-40] ^ 1]) + old[-39:],
+        lambda old: old[:128] + struct.pack("<II", 15, 2**31) + old[136:],
+    ],
+)
+def test_damaged_mat_with_the_right_checksum(content: Callable[[bytes], bytes], svhn: Sample, tmp_path: Path) -> None:
+    dataset = with_mat(svhn, content(saved(mat(svhn, "extra"))))
+    refuses(
+        dataset, tmp_path / "data", svhn.folder, f"^{re.escape(str(svhn.folder))}/extra_32x32.mat(: .| is damaged: .)"
+    )
+
+
+def test_mat_files_of_other_writers(svhn: Sample, tmp_path: Path) -> None:
+    """The other order of variables, no compression, and variables that are nobody's business."""
+    variables = mat(svhn, "extra")
+    more = {"note": "x" * 1000, "y": variables["y"], "cells": np.array([[1], ["a"]], object), "X": variables["X"]}
+    prepare.prepare(with_mat(svhn, saved(more, do_compression=False)), tmp_path / "data", svhn.folder)
+    check(svhn, tmp_path / "data")
 
 
 # Downloads, from a real server that may cut connections.
@@ -482,15 +591,21 @@ def test_official_archives(name: str) -> None:
         "t10k-labels-idx1-ubyte.gz": (4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
         "cifar-10-binary.tar.gz": (170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
         "cifar-100-binary.tar.gz": (168513733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
+        "train_32x32.mat": (182040794, "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
+        "test_32x32.mat": (64275384, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b"),
+        "extra_32x32.mat": (1329278602, "a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3"),
     }
-    files = {"mnist": list(expected)[:4], "cifar10": list(expected)[4:5], "cifar100": list(expected)[5:]}[name]
+    places = {"mnist": slice(4), "cifar10": slice(4, 5), "cifar100": slice(5, 6), "svhn_cropped": slice(6, 9)}
+    files = list(expected)[places[name]]
     dataset = prepare.official(name)
     assert {a.file: (a.size, a.sha256) for a in dataset.archives} == {file: expected[file] for file in files}
     registered = tfds.builder_cls(name).url_infos
     assert {a.url: a.sha256 for a in dataset.archives} == {url: info.checksum for url, info in registered.items()}
-    assert all(a.url.startswith("https://") for a in dataset.archives)
+    # Stanford's server has no https: the checksum is what is trusted.
+    scheme = "http" if name == "svhn_cropped" else "https"
+    assert all(a.url.startswith(f"{scheme}://") for a in dataset.archives)
     counts = {split: sum(files.values()) for split, files in dataset.splits.items()}
-    assert counts == {"train": 60_000 if name == "mnist" else 50_000, "test": 10_000}
+    assert counts == registry.find("datasets", name.removesuffix("_cropped")).INFO.splits
 
 
 # The command line.
@@ -516,21 +631,27 @@ def ends(process: subprocess.CompletedProcess[str], exit_code: int, message: str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cifar"], r"unknown dataset 'cifar': did you mean 'cifar10'\? \(valid: cifar10, cifar100, mnist\)"),
-        ([], r"one dataset to prepare is expected \(valid: cifar10, cifar100, mnist\)"),
-        (["mnist", "cifar10"], r"one dataset to prepare is expected \(valid: cifar10, cifar100, mnist\)"),
+        (
+            ["cifar"],
+            r"unknown dataset 'cifar': did you mean 'cifar10'\? \(valid: cifar10, cifar100, mnist, svhn_cropped\)",
+        ),
+        (["svhn"], r"unknown dataset 'svhn': did you mean 'svhn_cropped'\? \(valid: .*\)"),
+        ([], r"one dataset to prepare is expected \(valid: cifar10, cifar100, mnist, svhn_cropped\)"),
+        (["mnist", "cifar10"], r"one dataset to prepare is expected \(valid: cifar10, cifar100, mnist, svhn_cropped\)"),
         (["mnist", "--archive=x"], r"Unknown command line flag 'archive'\. Did you mean: archives \?"),
         (["mnist", "--archives"], r"Missing value for flag --archives"),
         (["mnist", "--archives=TMP/none"], r"--archives=TMP/none is not a folder"),
         (["mnist", "--archives="], r"--archives=\. lacks t10k-images-idx3-ubyte\.gz \(official: https://\S+\)"),
         (["cifar10", "--archives=TMP/some"], r"TMP/some/cifar-10-binary\.tar\.gz: SHA-256 is \w{64}, expected c4a3.*"),
         (["cifar100", "--archives=TMP/some"], r"--archives=TMP/some lacks cifar-100-binary\.tar\.gz \(official: .*"),
+        (["svhn_cropped", "--archives=TMP/some"], r"TMP/some/extra_32x32\.mat: SHA-256 is \w{64}, expected a133.*"),
         (["mnist", "--data_dir=TMP/file/x"], r"--data_dir=TMP/file/x is not writable: .*"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
-    (tmp_path / "some/cifar-10-binary.tar.gz").write_bytes(b"no archive")
+    for file in ("cifar-10-binary.tar.gz", "extra_32x32.mat"):
+        (tmp_path / "some" / file).write_bytes(b"no archive")
     (tmp_path / "file").touch()
     process = command(*(a.replace("TMP", str(tmp_path)) for a in arguments), TFDS_DATA_DIR=str(tmp_path / "data"))
     ends(process, 2, message.replace("TMP", re.escape(str(tmp_path))))
@@ -555,6 +676,7 @@ def test_download_impossible_on_the_command_line(tmp_path: Path) -> None:
     [
         ("KeyboardInterrupt", 75, "interrupted: .*"),
         ("OSError(28, 'No space left')", 74, "cannot prepare .*No space left"),
+        ("MemoryError('1.6 GB')", 2, r"not enough memory to prepare mnist: 1\.6 GB"),
     ],
 )
 def test_other_endings(raised: str, exit_code: int, message: str, tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""The order of the colour channels of OpenCV, and so of most networks trained with Caffe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+PER_IMAGE = True
+
+
+def fit(images: Any) -> dict[str, Any]:
+    """Nothing is learned: returns {}."""
+    del images
+    return {}
+
+
+def apply(stats: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Red, green, blue to blue, green, red: the last axis of float32 `[B, H, W, C]` in reverse."""
+    del stats
+    return images[..., ::-1]

@@ -1,12 +1,14 @@
 """The layers of the paper and of its rivals, as small pure functions and Flax modules. NHWC throughout.
 
-Two of them are written differently from the textbook, for speed, with the same mathematics: a 1x1 convolution
-is a matrix product over the flattened positions, and a pool is the maximum (or sum) of shifted slices.
+Three things are written differently from the textbook, for speed, with the same mathematics: a 1x1 convolution is a
+matrix product over the flattened positions, a pool is the maximum (or sum) of shifted slices, and on a CPU a
+convolution's gradient by its kernel is a few matrix products.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -31,15 +33,61 @@ def gaussian(deviation: float | str) -> Initializer:
     return init
 
 
+def uniform(limit: float) -> Initializer:
+    """Weights from U(-limit, limit)."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
+
+    return init
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    """Convolution of `[B, H, W, C_in]` with `[size, size, C_in, C]`, stride 1, `pad` rows and columns of zeros a side."""
+    edges = ((pad, pad), (pad, pad))
+    return lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _convolve_forward(x: jax.Array, kernel: jax.Array, pad: int):
+    return convolve(x, kernel, pad), (x, kernel)
+
+
+def _convolve_backward(pad: int, residual, cotangent: jax.Array):
+    """XLA's own gradients; but on a CPU, where its gradient by the kernel is slow, that one as `size` matrix products.
+
+    Row i of the kernel's gradient is X_i^T G: the cotangents G `[B H' W', C]`, and the picture moved up by i, its `size`
+    shifts to the left side by side, `[B H' W', size C_in]`.
+    """
+    x, kernel = residual
+
+    def by_products(x: jax.Array, cotangent: jax.Array) -> jax.Array:
+        size, (height, width, maps) = kernel.shape[0], cotangent.shape[1:]
+        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        shifts = jnp.concatenate([x[:, :, j : j + width] for j in range(size)], axis=-1)
+        rows = [shifts[:, i : i + height].reshape(-1, shifts.shape[-1]) for i in range(size)]
+        return jnp.stack([row.T @ cotangent.reshape(-1, maps) for row in rows]).reshape(kernel.shape)
+
+    def by_xla(x: jax.Array, cotangent: jax.Array) -> jax.Array:
+        return jax.vjp(lambda k: convolve.fun(x, k, pad), kernel)[1](cotangent)[0]
+
+    by_kernel = lax.platform_dependent(x, cotangent, cpu=by_products, default=by_xla)
+    return jax.vjp(lambda x: convolve.fun(x, kernel, pad), x)[1](cotangent)[0], by_kernel
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
 class Conv(nn.Module):
-    """Convolution with bias, stride 1, zero padding that keeps the size: y = x * W + b.
+    """Convolution with bias, stride 1, zero padding: y = x * W + b.
 
     A 1x1 kernel (a "cccp" layer: cascaded cross channel parametric pooling, paper section 3.1) is computed as the
     matrix product `x.reshape(-1, C_in) @ W`, which a CPU does several times faster than a convolution.
 
     Attributes:
       features: number of output maps.
-      size: side of the square kernel, odd.
+      size: side of the square kernel.
+      pad: rows and columns of zeros on each side; None, for an odd size: as many as keep the picture's size.
       kernel_init: initializer of the kernel `[size, size, C_in, features]`; the bias `[features]` starts at 0.
       dtype: what the product is computed in; parameters are kept in float32.
     """
@@ -48,17 +96,21 @@ class Conv(nn.Module):
     size: int = 1
     kernel_init: Initializer = gaussian("he")
     dtype: jnp.dtype = jnp.float32
+    pad: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C_in]` to `[B, H, W, features]`."""
+        """Maps `[B, H, W, C_in]` to `[B, H', W', features]`, H' = H + 2 * pad - size + 1 (with pad None: H)."""
+        pad = self.size // 2 if self.pad is None else self.pad
+        if min(x.shape[1:3]) + 2 * pad < self.size:
+            raise ValueError(f"kernel of {self.size} on {x.shape[1]} x {x.shape[2]} with pad {pad}: must fit")
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        if self.size == 1:
+        if self.size == 1 and pad == 0:
             y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
         else:
-            y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            y = convolve(x, kernel, pad)
         return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
 
 
@@ -121,15 +173,21 @@ def _max_pool_backward(size: int, stride: int, residual, cotangent: jax.Array):
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def avg_pool(x: jax.Array, size: int = 3, stride: int = 2) -> jax.Array:
+def avg_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0) -> jax.Array:
     """Mean of each window over the elements that lie in the picture; the grid of `max_pool`.
 
-    At the right and lower edge the sum is divided by the real count (6 or 4, not 9), as cuda-convnet does.
+    At the edges the sum is divided by the real count (6 or 4, not 9), as cuda-convnet does. `start` is 0, or negative
+    where the first window hangs over the upper and left edge.
     """
-    total = functools.reduce(jnp.add, _windows(x, size, stride, 0.0))
-    counts = [np.minimum(np.arange(out) * stride + size, n) - np.arange(out) * stride
-              for n, out in zip(x.shape[1:3], total.shape[1:3], strict=True)]  # fmt: skip
+    total = functools.reduce(jnp.add, _windows(_shifted(x, start, 0.0), size, stride, 0.0))
+    first = [start + np.arange(out) * stride for out in total.shape[1:3]]
+    counts = [np.minimum(f + size, n) - np.maximum(f, 0) for n, f in zip(x.shape[1:3], first, strict=True)]
     return total / jnp.asarray(np.outer(*counts)[None, :, :, None], total.dtype)
+
+
+def _shifted(x: jax.Array, start: int, fill: float) -> jax.Array:
+    """x with -`start` rows and columns of `fill` before it, so that the first window starts there."""
+    return jnp.pad(x, ((0, 0), (-start, 0), (-start, 0), (0, 0)), constant_values=fill)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
@@ -137,7 +195,13 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
-POOLS: dict[str, Callable[[jax.Array], Any]] = {"max": max_pool, "avg": avg_pool}
+# By name, 3x3 of stride 2, as functions of the picture and of where the first window starts.
+POOLS: dict[str, Callable[[jax.Array, int], Any]] = {
+    "max": lambda x, start: max_pool(_shifted(x, start, -jnp.inf)),
+    "avg": lambda x, start: avg_pool(x, start=start),
+    # Zeros beyond the edge count, so every sum is divided by 9.
+    "avg_padded": lambda x, start: functools.reduce(jnp.add, _windows(_shifted(x, start, 0.0), 3, 2, 0.0)) / 9,
+}
 
 
 class Dropout(nn.Module):
@@ -146,17 +210,18 @@ class Dropout(nn.Module):
     "classic" is the form of the paper's own code (cuda-convnet): x * mask in training, x * (1 - rate) in the test.
     "inverted" is the form of Caffe, PyTorch and Flax: x * mask / (1 - rate) in training, x in the test. They are the
     same network, but with a fixed initial deviation the scale of the training activations differs by 1 / (1 - rate).
+    "unscaled" is how pylearn2's maxout network drops its input: x * mask in training, x in the test.
 
     The mask of an example is a function of (the "dropout" key, the layer's place in the model, the example's index in
     the global batch), so it does not depend on how many devices share the batch.
 
     Attributes:
       rate: probability of a zero, 0 <= rate < 1, to 1/65536.
-      kind: "classic" or "inverted".
+      kind: "classic", "inverted" or "unscaled".
     """
 
     rate: float
-    kind: Literal["classic", "inverted"] = "inverted"
+    kind: Literal["classic", "inverted", "unscaled"] = "inverted"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, example: jax.Array | None = None) -> jax.Array:
@@ -168,14 +233,18 @@ class Dropout(nn.Module):
             return x * jnp.asarray(keep, x.dtype) if self.kind == "classic" else x
         if keep == 1.0:
             return x
-        key = self.make_rng("dropout")
-        example = jnp.arange(x.shape[0]) if example is None else example
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(example)
-        # 16 random bits an element are enough and half the work of the 32 that a float would take.
-        # They are drawn flat: the same numbers as in x's shape, and XLA compiles them in a fifth of the time.
-        bits = jax.vmap(lambda k: jax.random.bits(k, (math.prod(x.shape[1:]),), jnp.uint16))(keys).reshape(x.shape)
+        bits = _random_bits(self.make_rng("dropout"), x.shape, example)
         x = jnp.where(bits < round(keep * 65536), x, jnp.zeros((), x.dtype))
-        return x if self.kind == "classic" else x / jnp.asarray(keep, x.dtype)
+        return x / jnp.asarray(keep, x.dtype) if self.kind == "inverted" else x
+
+
+def _random_bits(key: jax.Array, shape: tuple[int, ...], example: jax.Array | None) -> jax.Array:
+    """uint16 of `shape [B, ...]`: those of an example are a function of the key and of its number in the global batch."""
+    example = jnp.arange(shape[0]) if example is None else example
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(example)
+    # 16 random bits an element are enough and half the work of the 32 that a float would take.
+    # They are drawn flat: the same numbers as in the shape asked for, and XLA compiles them in a fifth of the time.
+    return jax.vmap(lambda k: jax.random.bits(k, (math.prod(shape[1:]),), jnp.uint16))(keys).reshape(shape)
 
 
 class MLPConv(nn.Module):
@@ -211,3 +280,93 @@ class MLPConv(nn.Module):
                 x = nn.relu(x)
             maps[name] = x
         return maps
+
+
+# The layers of the networks that the paper compares itself with.
+
+
+def maxout(x: jax.Array, pieces: int) -> jax.Array:
+    """Largest of `pieces` affine maps, `[..., pieces * F]` to `[..., F]` (paper equation 3, Goodfellow et al. 2013).
+
+        f_k = max over m of (w_km^T x + b_km)
+
+    Piece m of map k is element m * F + k of the last axis, so each column of the weights before it is one filter.
+    """
+    return jnp.max(x.reshape(*x.shape[:-1], pieces, -1), axis=-2)
+
+
+def response_normalisation(x: jax.Array, size: int = 9, alpha: float = 0.001, beta: float = 0.75) -> jax.Array:
+    """Local response normalisation across maps, `[B, H, W, C]` (Krizhevsky, Hinton et al. 2012).
+
+        y_i = x_i / (1 + alpha / N * sum of x_j^2 for j from i - N // 2 to i + N // 2)^beta,   N = `size`, odd
+
+    with alpha divided by N, as in cuda-convnet, Caffe and PyTorch. Maps that there are not count as 0. The sum and the
+    power are computed in float32.
+    """
+    window, edges = (1, 1, 1, size), ((0, 0), (0, 0), (0, 0), (size // 2, size // 2))
+    exact = x.astype(jnp.float32)
+    squares = lax.reduce_window(jnp.square(exact), 0.0, lax.add, window, (1, 1, 1, 1), edges)
+    return (exact * (1 + alpha / size * squares) ** -beta).astype(x.dtype)
+
+
+class LocalConv(nn.Module):
+    """Unshared convolution ("locally connected"): a convolution with a kernel and a bias of its own at every position.
+
+        y[b, i, j, f] = sum over k, l, c of x[b, i + k - pad, j + l - pad, c] * W[k, l, c, (i, j, f)] + b[i, j, f]
+
+    Attributes:
+      features: number of output maps.
+      size: side of the square kernels.
+      pad: rows and columns of zeros on each side.
+      kernel_init: initializer of the kernels `[size, size, C_in, H' * W' * features]`, a filter at each index of the
+        last axis as in `Conv`; the biases `[H', W', features]` start at 0.
+      dtype: what the product is computed in; parameters are kept in float32.
+    """
+
+    features: int
+    size: int = 3
+    pad: int = 1
+    kernel_init: Initializer = gaussian("he")
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C_in]` to `[B, H', W', features]`, H' = H + 2 * pad - size + 1."""
+        x = jnp.pad(x, ((0, 0), (self.pad, self.pad), (self.pad, self.pad), (0, 0)))
+        patches = jnp.concatenate(_windows(x, self.size, 1, 0.0), axis=-1)
+        sites = (*patches.shape[1:3], self.features)
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], math.prod(sites)))
+        bias = self.param("bias", nn.initializers.zeros, sites)
+        patches, kernel, bias = (a.astype(self.dtype) for a in (patches, kernel, bias))
+        return jnp.einsum("bijk,kijf->bijf", patches, kernel.reshape(-1, *sites)) + bias[None]
+
+
+class StochasticPool(nn.Module):
+    """Stochastic pooling of ReLU outputs a >= 0 (Zeiler and Fergus 2013), on the grid of `max_pool`.
+
+    With p_i = a_i / (sum of a over the window), a window becomes a_l with l drawn from p in training, and the mean
+    sum of p_i a_i in the test. A window of zeros becomes 0. In training the gradient goes to the drawn element alone.
+
+    The draws of an example are keyed as those of `Dropout`, by the rng "dropout"; probabilities are whole 65536ths.
+    """
+
+    size: int = 3
+    stride: int = 2
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, example: jax.Array | None = None) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, H', W', C]`; `example` int32 `[B]` numbers the examples (default 0 to B - 1)."""
+        parts = _windows(x.astype(jnp.float32), self.size, self.stride, 0.0)
+        sums = list(itertools.accumulate(parts))
+        total = sums[-1]
+        if not train:
+            divisor = jnp.where(total == 0, 1.0, total)
+            return functools.reduce(jnp.add, [a / divisor * a for a in parts]).astype(x.dtype)
+        bits = _random_bits(self.make_rng("dropout"), total.shape, example)
+        # Strictly between 0 and the sum, so an element of 0 is never drawn, unless all are: then the number is that of
+        # no element.
+        mark = total * ((bits.astype(jnp.float32) + 0.5) / 65536)
+        number = functools.reduce(jnp.add, [(s <= mark).astype(jnp.uint8) for s in sums])
+        drawn = functools.reduce(jnp.add, [jnp.where(number == k, a, 0.0) for k, a in enumerate(parts)])
+        # A NaN or an infinity must show in the result, as it does in `max_pool`.
+        return jnp.where(jnp.isfinite(total), drawn, lax.stop_gradient(total)).astype(x.dtype)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nin_jax import layers
 from nin_jax.layers import Conv, Dropout, MLPConv, avg_pool, gaussian, global_average_pool, max_pool
 
 WHY_TORCH = "PyTorch is the independent formula of the pools"
@@ -157,6 +158,30 @@ def test_avg_pool_and_its_gradient_equal_pytorch(size, stride, height, width):
     expected.backward(nchw(cotangent))
     assert_close(y, nhwc(expected), 1e-6)
     assert_close(gradient, nhwc(theirs.grad), 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["max", "avg", "avg_padded"])
+@pytest.mark.parametrize("start", [0, -1])
+def test_pools_that_start_outside_the_picture_equal_pytorch(kind, start):
+    """-1 is PyTorch's `padding=1`; "avg_padded" counts the zeros beyond the edge, PyTorch's `count_include_pad`."""
+    torch = pytest.importorskip("torch", reason=WHY_TORCH)
+    x = rng(2, 8, 14, 3)
+    theirs = nchw(x).requires_grad_()
+    if start == 0 and kind == "avg_padded":  # zeros that the ceil grid adds do not count in PyTorch: they are put there
+        framed = torch.nn.functional.pad(theirs, (0, 1, 0, 1))
+        expected = torch.nn.functional.avg_pool2d(framed, 3, 2)
+    elif kind == "max":
+        expected = torch.nn.functional.max_pool2d(theirs, 3, 2, padding=-start, ceil_mode=start == 0)
+    else:
+        counts = kind == "avg_padded"
+        expected = torch.nn.functional.avg_pool2d(
+            theirs, 3, 2, padding=-start, ceil_mode=start == 0, count_include_pad=counts
+        )
+    y, pull = jax.vjp(lambda x: layers.POOLS[kind](x, start), jnp.asarray(x))
+    cotangent = rng(*y.shape)
+    expected.backward(nchw(cotangent))
+    assert_close(y, nhwc(expected), 1e-6)
+    assert_close(pull(jnp.asarray(cotangent))[0], nhwc(theirs.grad), 1e-6)
 
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])

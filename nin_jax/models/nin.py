@@ -23,7 +23,10 @@ class Model(nn.Module):
       kernels: side of each mlpconv's first kernel, such as (5, 5, 3).
       widths: number of maps of each mlpconv's layers, such as ((192, 160, 96), (192, 192, 192), (192, 192)). The
         class maps, a last 1x1 layer of `num_classes` maps in the last mlpconv, come on top and are not listed.
-      pools: "max" or "avg" after each mlpconv but the last.
+      pools: after each mlpconv but the last "max", "avg" or, as some ports have it, "avg_padded", which divides by 9 at
+        the edges too.
+      pool_start: where the first window of a pool starts: 0, as in both releases, or -1, as in most ports to PyTorch
+        (`padding=1`).
       deviations: initial standard deviation of the weights ("he": sqrt(2 / fan-in)), one for each layer or one for all.
       dropout: probability of a zero after each pool.
       dropout_kind: "classic" or "inverted", see `layers.Dropout`.
@@ -36,7 +39,8 @@ class Model(nn.Module):
     num_classes: int
     kernels: Sequence[int] = (5, 5, 3)
     widths: Sequence[Sequence[int]] = ((192, 160, 96), (192, 192, 192), (192, 192))
-    pools: Sequence[Literal["max", "avg"]] = ("max", "max")
+    pools: Sequence[Literal["max", "avg", "avg_padded"]] = ("max", "max")
+    pool_start: Literal[0, -1] = 0
     deviations: Sequence[float | str] = (0.05,)
     dropout: float = 0.5
     dropout_kind: Literal["classic", "inverted"] = "classic"
@@ -97,7 +101,7 @@ class Model(nn.Module):
             x = outputs[names[-1]]
             layer, cccp = layer + len(width), cccp + len(width) - 1
             if not last:
-                x = maps[f"pool{block}"] = POOLS[self.pools[block - 1]](x)
+                x = maps[f"pool{block}"] = POOLS[self.pools[block - 1]](x, self.pool_start)
                 x = Dropout(self.dropout, self.dropout_kind, name=f"dropout{block}")(x, train=train, example=example)
         maps["class_maps"] = x
         if self.head == "gap":

@@ -1,0 +1,217 @@
+"""The paper's figures, from runs.
+
+    python -m nin_jax.paper.figures fig3 RUN_DIR... [--out=DIR]      error while training, of one run or several
+    python -m nin_jax.paper.figures fig4 RUN_DIR [--out=DIR]         the class maps of one test picture a class
+    python -m nin_jax.paper.figures evidence RUN_DIR [--out=DIR]     the same pictures under the map of their class
+
+Each writes NAME.png and NAME.svg into DIR, which is RUN_DIR (the first one) unless given, and wants the extra `plot`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nin_jax import config as config_lib
+from nin_jax.build import Run
+from nin_jax.errors import Ending, Mistake
+from nin_jax.predict import Predictor
+from nin_jax.report import fail, say
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everyone
+TRUE = "#d55e00"
+SHARE = 10  # per cent of the activations that figure 4 shows
+COLUMNS = 10  # class maps beside a picture; of more classes, those with the largest logits and the true one
+
+
+def errors(workdir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The rows of metrics.jsonl: by split, epochs and errors in per cent. Raises `Mistake` where there are none."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    try:
+        for line in (workdir / "metrics.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            curves.setdefault(row["split"], []).append((row["epoch"], row["error_pct"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Mistake(f"{workdir / 'metrics.jsonl'} cannot be read: {error}") from error
+    if not curves:
+        raise Mistake(f"{workdir / 'metrics.jsonl'} has no rows; train first")
+    return {split: tuple(map(np.array, zip(*points, strict=True))) for split, points in curves.items()}
+
+
+def labels(workdirs: Sequence[Path]) -> list[str]:
+    """What tells each run from the first one, such as "dropout 0.5": the config keys in which they differ."""
+    configs = []
+    for workdir in workdirs:
+        try:
+            configs.append(json.loads((workdir / "config.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise Mistake(f"{workdir / 'config.json'} cannot be read: {error}") from error
+    keys = {line.split(":")[0] for c in configs for line in config_lib.differences(configs[0], c)}
+
+    def value(config: Any, key: str) -> Any:
+        for part in key.split("."):
+            config = config[part] if part in config else "none"
+        return config
+
+    return [
+        ", ".join(f"{key.split('.')[-1].replace('_', ' ')} {value(c, key)}" for key in sorted(keys)) or workdir.name
+        for c, workdir in zip(configs, workdirs, strict=True)
+    ]
+
+
+def fig3(workdirs: Sequence[Path]) -> Any:
+    """Training and test error over epochs, a colour for each run: figure 3 for a run with and one without dropout.
+
+    The training error is that of the updates of an epoch, with dropout on where the run has it.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for i, (workdir, label) in enumerate(zip(workdirs, labels(workdirs), strict=True)):
+        colour = COLOURS[i % len(COLOURS)]
+        for split, (epoch, error) in sorted(errors(workdir).items(), key=lambda item: item[0] == "train"):
+            style = {"linestyle": "--", "linewidth": 1.2} if split == "train" else {"linewidth": 2.0}
+            axes.plot(epoch, error, color=colour, label=f"{label}: {split}", **style)
+    axes.set(xlabel="epoch", ylabel="error (%)", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+class Examples:
+    """The first test picture of each class, with what the newest checkpoint of a run makes of it.
+
+    Attributes:
+      images: uint8 `[K, H, W, C]`.
+      classes: the true class of each.
+      logits: float32 `[K, num_classes]`.
+      maps: the class maps, float32 `[K, h, w, num_classes]`.
+      names: of all classes.
+    """
+
+    def __init__(self, workdir: Path):
+        predictor = Predictor(workdir)
+        run = Run(predictor.config)
+        images, truth = run.load(predictor.config.eval_split)
+        self.classes = np.unique(truth)[: 2 * COLUMNS]
+        self.images = np.stack([images[np.flatnonzero(truth == k)[0]] for k in self.classes])
+        self.logits, maps = predictor(self.images)
+        if "class_maps" not in maps:
+            raise Mistake(f"{workdir}: model {predictor.config.model.name!r} has no class maps to show")
+        self.maps = np.asarray(maps["class_maps"], np.float32)
+        self.names = run.info.class_names or tuple(map(str, range(run.info.classes)))
+
+
+def strongest(maps: np.ndarray) -> np.ndarray:
+    """Keeps the `SHARE` per cent largest of an image's activations `[h, w, K]`, over all its maps; the others are 0."""
+    return np.where(maps >= np.percentile(maps, 100 - SHARE), np.maximum(maps, 0), 0)
+
+
+def fig4(examples: Examples) -> Any:
+    """Figure 4: a row for each picture, its class maps beside it, the true class framed.
+
+    A map shows the picture's strongest activations (`strongest`); white is none, black the picture's largest.
+    """
+    plt = _pyplot()
+    rows = len(examples.images)
+    shown = [_columns(k, logits) for k, logits in zip(examples.classes, examples.logits, strict=True)]
+    few = len(examples.names) <= COLUMNS  # then each column is one class, and is named once
+    figure, axes = plt.subplots(
+        rows, len(shown[0]) + 1, figsize=(0.72 * (len(shown[0]) + 1) + 0.9, (0.72 if few else 0.9) * rows + 0.9),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for row, (image, k, columns) in enumerate(zip(examples.images, examples.classes, shown, strict=True)):
+        kept = strongest(examples.maps[row])
+        _picture(axes[row, 0], image)
+        axes[row, 0].set_ylabel(examples.names[k], rotation=0, ha="right", va="center", fontsize=8)
+        for column, ax in zip(columns, axes[row, 1:], strict=True):
+            ax.imshow(kept[..., column], cmap="Greys", vmin=0, vmax=max(float(kept.max()), 1e-9), interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            for spine in ax.spines.values():
+                spine.set(color=TRUE if column == k else "#bbbbbb", linewidth=2.5 if column == k else 0.6)
+            if not few or row == 0:
+                ax.set_title(examples.names[column], fontsize=7 if few else 5, rotation=40 if few else 0, ha="left" if few else "center")
+    return figure
+
+
+def evidence(examples: Examples) -> Any:
+    """Each picture, and the map of its true class over it, enlarged: where the network sees that class."""
+    plt = _pyplot()
+    rows = -(-len(examples.images) // 5)
+    figure, axes = plt.subplots(rows, 10, figsize=(9.6, 1.25 * rows), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    height, width = examples.images.shape[1:3]
+    for i, (image, k) in enumerate(zip(examples.images, examples.classes, strict=True)):
+        plain, over = axes[i // 5, 2 * (i % 5) : 2 * (i % 5) + 2]
+        for ax in (plain, over):
+            ax.axis("on")
+            _picture(ax, image)
+        own = np.maximum(examples.maps[i, ..., k], 0)
+        largest = max(float(own.max()), 1e-9)
+        over.imshow(
+            own, cmap="inferno", vmin=0, vmax=largest, alpha=0.65, interpolation="bilinear",
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        )  # fmt: skip
+        said = examples.names[int(np.argmax(examples.logits[i]))]
+        wrong = said != examples.names[k]
+        plain.set_title(examples.names[k], fontsize=8)
+        over.set_title(f"taken for {said}" if wrong else "right", fontsize=8, color=TRUE if wrong else "black")
+    return figure
+
+
+def _columns(true: int, logits: np.ndarray) -> list[int]:
+    if len(logits) <= COLUMNS:
+        return list(range(len(logits)))
+    best = [int(k) for k in np.argsort(-logits, kind="stable")[:COLUMNS]]
+    return best if true in best else [*best[:-1], int(true)]
+
+
+def _picture(ax: Any, image: np.ndarray) -> None:
+    ax.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise Mistake('figures want matplotlib: python -m pip install "nin_jax[plot]"') from error
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "nin_jax"  # the same figure is the same file
+    return plt
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line above."""
+    parser = argparse.ArgumentParser(prog="python -m nin_jax.paper.figures", description=str(__doc__).splitlines()[0])
+    parser.add_argument("figure", choices=("fig3", "fig4", "evidence"))
+    parser.add_argument("workdirs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go; default: the first RUN_DIR")
+    words = parser.parse_args(argv)
+    if words.figure != "fig3" and len(words.workdirs) > 1:
+        raise Mistake(f"{words.figure} shows one run, not {len(words.workdirs)}")
+    if words.figure == "fig3":
+        figure = fig3(words.workdirs)
+    else:
+        examples = Examples(words.workdirs[0])
+        figure = fig4(examples) if words.figure == "fig4" else evidence(examples)
+    out = words.out or words.workdirs[0]
+    out.mkdir(parents=True, exist_ok=True)
+    for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        figure.savefig(out / (words.figure + ending), dpi=160, metadata=metadata)
+    say(f"{out / words.figure}.png and .svg")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Ending as ending:
+        fail(str(ending))
+        raise SystemExit(ending.exit_code) from None

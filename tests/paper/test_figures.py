@@ -1,0 +1,89 @@
+"""Figures from a real run: a tiny one on the digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nin_jax import main
+from nin_jax.errors import Mistake
+from nin_jax.paper import figures
+
+WORDS = ["nin_jax", "--config=digits", "--config.model.widths=((8,8,8),(8,8,8),(8,8))", "--config.eval_every_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One run with dropout and one without."""
+    made = []
+    for rate in (0.3, 0.0):
+        workdir = tmp_path_factory.mktemp("runs") / f"dropout{rate}"
+        words = [*WORDS, f"--workdir={workdir}", "--config.epochs=2", f"--config.model.dropout={rate}"]
+        main.run(main.parse(words))
+        made.append(workdir)
+    return made[0], made[1]
+
+
+def test_figure_3_draws_the_rows_of_each_run(runs):
+    figure = figures.fig3(runs)
+    lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].get_lines()}
+    assert set(lines) == {f"dropout {rate}: {split}" for rate in (0.3, 0.0) for split in ("train", "test")}
+    for workdir, rate in zip(runs, (0.3, 0.0), strict=True):
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        for split in ("train", "test"):
+            expected = [(row["epoch"], row["error_pct"]) for row in rows if row["split"] == split]
+            np.testing.assert_array_equal(lines[f"dropout {rate}: {split}"], expected)
+            assert len(expected) == 2
+
+
+def test_the_tenth_that_figure_4_keeps_is_the_largest():
+    """Against sorting; of negative activations, which a network without the last ReLU has, none is shown."""
+    maps = np.random.default_rng(0).permutation(640).reshape(8, 8, 10).astype(np.float32)
+    kept = figures.strongest(maps)
+    assert sorted(kept[kept > 0]) == sorted(maps.ravel())[-64:]
+    assert not figures.strongest(-1 - maps).any()
+
+
+def test_figure_4_frames_the_true_class_of_one_picture_each(runs):
+    examples = figures.Examples(runs[0])
+    np.testing.assert_array_equal(examples.classes, range(10))
+    figure = figures.fig4(examples)
+    framed = [
+        i for i, ax in enumerate(figure.axes) if ax.spines["left"].get_edgecolor()[:2] == (0xD5 / 255, 0x5E / 255)
+    ]
+    assert framed == [11 * k + 1 + k for k in range(10)]
+    for k in range(10):
+        shown = figure.axes[11 * k + 1 + k].images[0].get_array()
+        np.testing.assert_array_equal(shown, figures.strongest(examples.maps[k])[..., k])
+
+
+def test_of_many_classes_the_best_ten_are_shown_and_always_the_true_one():
+    logits = np.arange(100, dtype=np.float32)
+    assert figures._columns(95, logits) == list(range(99, 89, -1))
+    assert figures._columns(3, logits) == [*range(99, 90, -1), 3]
+
+
+@pytest.mark.parametrize("name", ["fig3", "fig4", "evidence"])
+def test_the_command_writes_both_files(name, runs, tmp_path, capsys):
+    figures.main([name, str(runs[0]), f"--out={tmp_path / 'out'}"])
+    with Image.open(tmp_path / "out" / f"{name}.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5
+    assert "<svg" in (tmp_path / "out" / f"{name}.svg").read_text()
+    assert f"{name}.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fig3", "{tmp}"], "config.json cannot be read"),
+        (["fig4", "{tmp}"], "config.json cannot be read"),
+        (["fig4", "a", "b"], "fig4 shows one run, not 2"),
+    ],
+)
+def test_mistakes(words, said, tmp_path):
+    with pytest.raises(Mistake, match=said):
+        figures.main([word.format(tmp=tmp_path) for word in words])

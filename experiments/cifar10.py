@@ -45,6 +45,7 @@ def get_config(arg=None):
     config.model.dropout = 0.5
     config.model.dropout_kind = "classic"
     config.model.relu_on_class_maps = True
+    config.model.class_map_bias = 0.0
     config.model.head = "gap"
 
     config.batch_size = 128

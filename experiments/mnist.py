@@ -5,18 +5,30 @@ mnist.py:release   the authors' files (NIN/mnist_def, mnist_params). Their sched
                    of CIFAR-10 here.
 mnist.py:fast      the same topology with a modern start: standardised pictures, batch 64, rate 0.05 after a short
                    warm-up, inverted dropout of 0.2, no slow last layer, class maps without ReLU, 3 epochs.
+
+plateau and tune are those of experiments/cifar10.py, joined in the same way: mnist.py:release,tune. tune validates on
+the last 10,000 of the 60,000 training pictures.
 """
 
-from nin_jax.config import experiment
+from nin_jax.config import experiment, words
+
+ARGUMENTS = (
+    *("release", "fast", "plateau", "tune", "plateau,tune"),
+    *("release,plateau", "release,tune", "release,plateau,tune"),
+)
 
 
 def get_config(arg=None):
+    chosen = words(arg, ARGUMENTS)
     config = experiment("cifar10", None if arg == "fast" else arg)
     config.dataset = "mnist"
     config.preprocess = ("scale(divisor=255)",)
     config.model.kernels = (5, 5, 5)
     config.model.widths = ((96, 64, 48), (128, 96, 48), (128, 96))
-    if arg == "fast":
+    if "tune" in chosen:
+        config.train_split = "train[:50000]"
+        config.eval_split = "train[50000:]"
+    if "fast" in chosen:
         config.preprocess = ("mean(per='channel')", "scale()")
         config.model.dropout = 0.2
         config.model.dropout_kind = "inverted"

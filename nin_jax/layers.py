@@ -88,8 +88,9 @@ class Conv(nn.Module):
       features: number of output maps.
       size: side of the square kernel.
       pad: rows and columns of zeros on each side; None, for an odd size: as many as keep the picture's size.
-      kernel_init: initializer of the kernel `[size, size, C_in, features]`; the bias `[features]` starts at 0.
+      kernel_init: initializer of the kernel `[size, size, C_in, features]`.
       dtype: what the product is computed in; parameters are kept in float32.
+      bias: what the bias `[features]` starts at.
     """
 
     features: int
@@ -97,6 +98,7 @@ class Conv(nn.Module):
     kernel_init: Initializer = gaussian("he")
     dtype: jnp.dtype = jnp.float32
     pad: int | None = None
+    bias: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -105,7 +107,7 @@ class Conv(nn.Module):
         if min(x.shape[1:3]) + 2 * pad < self.size:
             raise ValueError(f"kernel of {self.size} on {x.shape[1]} x {x.shape[2]} with pad {pad}: must fit")
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if self.size == 1 and pad == 0:
             y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
@@ -260,6 +262,7 @@ class MLPConv(nn.Module):
       size: side of the first kernel.
       deviations: initial deviation of each layer's weights, see `gaussian`.
       relu_last: False leaves the last layer linear.
+      bias_last: what the biases of the last layer start at; the others start at 0.
       dtype: what is computed in.
     """
 
@@ -268,6 +271,7 @@ class MLPConv(nn.Module):
     size: int
     deviations: Sequence[float | str]
     relu_last: bool = True
+    bias_last: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -275,8 +279,11 @@ class MLPConv(nn.Module):
         """Maps `[B, H, W, C]` to every layer's output by name, in order; the last is the mlpconv's output."""
         maps = {}
         for i, (name, width) in enumerate(zip(self.names, self.widths, strict=True)):
-            x = Conv(width, self.size if i == 0 else 1, gaussian(self.deviations[i]), self.dtype, name=name)(x)
-            if self.relu_last or i + 1 < len(self.widths):
+            last = i + 1 == len(self.widths)
+            bias = self.bias_last if last else 0.0
+            init = gaussian(self.deviations[i])
+            x = Conv(width, self.size if i == 0 else 1, init, self.dtype, bias=bias, name=name)(x)
+            if self.relu_last or not last:
                 x = nn.relu(x)
             maps[name] = x
         return maps

@@ -31,6 +31,8 @@ class Model(nn.Module):
       dropout: probability of a zero after each pool.
       dropout_kind: "classic" or "inverted", see `layers.Dropout`.
       relu_on_class_maps: the paper's equation 2 and both releases rectify the class maps too.
+      class_map_bias: what the biases of the class maps start at, 0 in both releases. The same number for all classes
+        changes no probability, and one above 0 keeps the maps from starting in the flat part of their ReLU.
       head: what turns the class maps into logits: "gap" (the paper's), or "fc", a fully connected layer on the class
         maps (Table 5), or "fc_dropout", the same after dropout of 0.5.
       dtype: what is computed in; parameters and logits are float32.
@@ -45,6 +47,7 @@ class Model(nn.Module):
     dropout: float = 0.5
     dropout_kind: Literal["classic", "inverted"] = "classic"
     relu_on_class_maps: bool = True
+    class_map_bias: float = 0.0
     head: Literal["gap", "fc", "fc_dropout"] = "gap"
     dtype: jnp.dtype = jnp.float32
 
@@ -93,6 +96,7 @@ class Model(nn.Module):
                 size,
                 deviations[layer : layer + len(width)],
                 relu_last,
+                self.class_map_bias if last else 0.0,
                 self.dtype,
                 name=f"mlpconv{block}",
             )

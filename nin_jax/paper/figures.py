@@ -55,8 +55,8 @@ def labels(workdirs: Sequence[Path]) -> list[str]:
 
     def value(config: Any, key: str) -> Any:
         for part in key.split("."):
-            config = config[part] if part in config else "none"
-        return config
+            config = config.get(part, {})
+        return "none" if config == {} else config
 
     return [
         ", ".join(f"{key.split('.')[-1].replace('_', ' ')} {value(c, key)}" for key in sorted(keys)) or workdir.name
@@ -120,6 +120,7 @@ def fig4(examples: Examples) -> Any:
     rows = len(examples.images)
     shown = [_columns(k, logits) for k, logits in zip(examples.classes, examples.logits, strict=True)]
     few = len(examples.names) <= COLUMNS  # then each column is one class, and is named once
+    turned = {"rotation": 40, "rotation_mode": "anchor", "ha": "left"} if few else {}
     figure, axes = plt.subplots(
         rows, len(shown[0]) + 1, figsize=(0.72 * (len(shown[0]) + 1) + 0.9, (0.72 if few else 0.9) * rows + 0.9),
         squeeze=False, layout="constrained",
@@ -129,12 +130,14 @@ def fig4(examples: Examples) -> Any:
         _picture(axes[row, 0], image)
         axes[row, 0].set_ylabel(examples.names[k], rotation=0, ha="right", va="center", fontsize=8)
         for column, ax in zip(columns, axes[row, 1:], strict=True):
-            ax.imshow(kept[..., column], cmap="Greys", vmin=0, vmax=max(float(kept.max()), 1e-9), interpolation="nearest")
+            ax.imshow(
+                kept[..., column], cmap="Greys", vmin=0, vmax=max(float(kept.max()), 1e-9), interpolation="nearest"
+            )
             ax.set(xticks=[], yticks=[])
             for spine in ax.spines.values():
                 spine.set(color=TRUE if column == k else "#bbbbbb", linewidth=2.5 if column == k else 0.6)
             if not few or row == 0:
-                ax.set_title(examples.names[column], fontsize=7 if few else 5, rotation=40 if few else 0, ha="left" if few else "center")
+                ax.set_title(examples.names[column], fontsize=7 if few else 5, **turned)
     return figure
 
 

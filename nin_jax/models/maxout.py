@@ -1,0 +1,89 @@
+"""The convolutional maxout network (Goodfellow et al. 2013), NIN's strongest rival: paper section 2 and tables 1 to 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nin_jax.layers import Conv, Dropout, max_pool, maxout, uniform
+
+
+class Model(nn.Module):
+    """Convolutional maxout layers, each with a max pool of stride 2, then a dense maxout layer and a softmax layer.
+
+    Layers have pylearn2's names, so that the optimiser's rules find them: h0, h1, ... and y, each with a kernel whose
+    last axis numbers the filters, all pieces of all maps. The pools have the grid of `layers.max_pool`, which rounds
+    up; that is the one that gives the sizes of the original: 33 to 16, 15 to 7 and 9 to 5 on CIFAR.
+
+    Attributes:
+      num_classes: number of logits.
+      widths: number of maps of each convolutional layer, after the maximum.
+      pieces: number of affine maps that each of them is the maximum of.
+      kernels: side of each layer's kernel.
+      pads: rows and columns of zeros around each layer's input.
+      pools: side of the window of each layer's max pool.
+      dense_width: number of units of the dense maxout layer; 0 leaves it out.
+      dense_pieces: number of affine units that each of them is the maximum of.
+      limit: weights start from U(-limit, limit), biases from 0.
+      input_dropout: probability of a zero in the picture, without any rescaling ("unscaled", see `layers.Dropout`).
+      dropout: probability of a zero in the input of every later layer, "inverted".
+      dtype: what is computed in; parameters and logits are float32.
+    """
+
+    num_classes: int
+    widths: Sequence[int] = (96, 192, 192)
+    pieces: Sequence[int] = (2, 2, 2)
+    kernels: Sequence[int] = (8, 8, 5)
+    pads: Sequence[int] = (4, 3, 3)
+    pools: Sequence[int] = (4, 4, 2)
+    dense_width: int = 500
+    dense_pieces: int = 5
+    limit: float = 0.005
+    input_dropout: float = 0.2
+    dropout: float = 0.5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, image: jax.Array, *, train: bool, example: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Classifies images.
+
+        Args:
+          image: `[B, H, W, C]`, float32 or bfloat16, large enough for the kernels.
+          train: whether dropout is on; it then needs the rng "dropout".
+          example: int32 `[B]`, index of each image in the global batch, which dropout is keyed by. Default 0 to B - 1.
+
+        Returns:
+          float32 logits `[B, num_classes]`, and the maps `[B, H', W', C']` of each convolutional layer, "h0", "h1", ...,
+          and of its pool, "pool0", "pool1", ... There are no class maps.
+        """
+        tables = (self.widths, self.pieces, self.kernels, self.pads, self.pools)
+        if not self.widths or len({len(t) for t in tables}) > 1:
+            raise ValueError(f"widths, pieces, kernels, pads and pools must have a number for each layer: {tables}")
+        least = min(*self.widths, *self.pieces, *self.kernels, *self.pools, self.dense_pieces)
+        if least < 1 or min(*self.pads, self.dense_width, self.limit) < 0:
+            raise ValueError(f"widths, pieces, kernels and pools must be 1 or more, the rest 0 or more: {tables}")
+
+        def drop(x: jax.Array, layer: int) -> jax.Array:
+            rate, kind = (self.input_dropout, "unscaled") if layer == 0 else (self.dropout, "inverted")
+            return Dropout(rate, kind, name=f"dropout{layer}")(x, train=train, example=example)
+
+        maps: dict[str, jax.Array] = {}
+        x = image.astype(self.dtype)
+        for i, (width, pieces, size, pad, pool) in enumerate(zip(*tables, strict=True)):
+            x = Conv(width * pieces, size, uniform(self.limit), self.dtype, pad, name=f"h{i}")(drop(x, i))
+            x = maps[f"h{i}"] = maxout(x, pieces)
+            x = maps[f"pool{i}"] = max_pool(x, pool, 2)
+        depth = len(self.widths)
+        x = x.reshape(x.shape[0], -1)
+        if self.dense_width:
+            units = self.dense_width * self.dense_pieces
+            dense = nn.Dense(units, dtype=self.dtype, kernel_init=uniform(self.limit), name=f"h{depth}")
+            x = maxout(dense(drop(x, depth)), self.dense_pieces)
+            depth += 1
+        y = nn.Dense(self.num_classes, kernel_init=uniform(self.limit), name="y")
+        return y(drop(x, depth).astype(jnp.float32)), maps

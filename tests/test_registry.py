@@ -118,7 +118,8 @@ def test_every_model_keeps_the_contract(name, dtype):
     assert maps
     for key, m in maps.items():
         assert (isinstance(key, str), m.ndim, m.shape[0]) == (True, 4, 3), key
-    assert maps["class_maps"].shape[-1] == CLASSES
+    if "class_maps" in maps:  # a network that ends in dense layers has none
+        assert maps["class_maps"].shape[-1] == CLASSES
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
     for (path, p), g in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(gradient), strict=True):
         assert (p.dtype, g.shape, g.dtype) == (jnp.float32, p.shape, jnp.float32), path

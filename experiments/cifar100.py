@@ -6,14 +6,15 @@ cifar100.py           "we do not tune the hyper-parameters, but use the same set
                       class maps' biases start at 1, without which it starts two to three times later.
 cifar100.py:release   the authors' files (NIN/cifar-100_def, cifar-100_params), which differ from the paper's
                       sentence: other initial weights, rate 0.02, weight decay 5e-4, no slow last layer.
+cifar100.py:fast      experiments/cifar10.py:fast with 100 class maps.
 
-plateau and tune are those of experiments/cifar10.py, joined in the same way: cifar100.py:release,tune.
+plateau and tune are those of experiments/cifar10.py, joined in the same way: cifar100.py:release,tune; fast with tune.
 """
 
 from nin_jax.config import experiment, words
 
 ARGUMENTS = (
-    *("release", "plateau", "tune", "plateau,tune"),
+    *("release", "fast", "plateau", "tune", "plateau,tune", "fast,tune"),
     *("release,plateau", "release,tune", "release,plateau,tune"),
 )
 
@@ -28,7 +29,7 @@ def get_config(arg=None):
         config.optimizer.learning_rate = 0.02
         config.optimizer.learning_rate_factors = ("bias=2",)
         config.optimizer.weight_decay = 5e-4
-    else:
+    elif "fast" not in chosen:
         config.model.class_map_bias = 1.0
         config.optimizer.clip_norm = 0.5
     return config

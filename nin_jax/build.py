@@ -54,6 +54,7 @@ class Run:
         )
         self._check_ops()
         self._check_model()
+        self._check_task()
 
     @cached_property
     def model(self) -> nn.Module:
@@ -64,9 +65,19 @@ class Run:
 
     def recipe(self, updates_per_epoch: int) -> step.Recipe:
         """What the steps are made of."""
-        task = registry.find("tasks", self.config.task)
-        optimizer = optim.optimizer(self.config, updates_per_epoch)
-        return step.Recipe(self.model, task, self.preprocess, self.augment, self.config.batch_size, optimizer)
+        c = self.config
+        name, arguments = registry.parse_call(c.task)
+        task = registry.find("tasks", name)
+        return step.Recipe(
+            self.model,
+            task,
+            functools.partial(task.objective, **arguments),
+            self.preprocess,
+            self.augment,
+            c.batch_size,
+            optim.optimizer(c, updates_per_epoch),
+            c.optimizer.average,
+        )
 
     def load(self, split: str) -> Split:
         """The images and labels of a split, checked."""
@@ -120,7 +131,18 @@ class Run:
         """A trial, without computing, of making the model."""
         _trial(
             f"model {self.config.model.name}",
-            lambda: jax.eval_shape(lambda: step.init_params(self.model, 0, self.info.image_shape)),
+            lambda: jax.eval_shape(lambda: step.init_variables(self.model, 0, self.info.image_shape)),
+        )
+
+    def _check_task(self) -> None:
+        """Types of the task's arguments, and a trial of the objective."""
+        name, arguments = registry.parse_call(self.config.task)
+        objective = registry.find("tasks", name).objective
+        registry.check_arguments(f"task {name}", _keyword_only(objective), arguments)
+        logits = jax.ShapeDtypeStruct((1, self.info.classes), jnp.float32)
+        labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+        _trial(
+            repr(self.config.task), lambda: jax.eval_shape(functools.partial(objective, **arguments), logits, labels)
         )
 
 

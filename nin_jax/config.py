@@ -53,7 +53,7 @@ def default() -> Config:
     c.preprocess = ()  # calls of preprocess/, fitted on the training split: ("gcn(scale=55)", "zca(eps=0.1)")
     c.augment = ()  # random calls of preprocess/, training only: ("crop(pad=4)", "flip()")
     c.model = ConfigDict({"name": placeholder(str)})  # entry of models/ and its arguments
-    c.task = "classify"  # entry of tasks/
+    c.task = "classify"  # entry of tasks/, with arguments where it has some: "classify(smoothing=0.1)"
     c.batch_size = 128  # images an update, over all devices
     c.epochs = 1  # passes over the training split
     c.precision = "float32"  # what is computed in: "float32", "bfloat16"; parameters are float32
@@ -67,6 +67,7 @@ def default() -> Config:
             "momentum_epochs": 0.0,  # 0: momentum is constant, and momentum_final is not looked at
             "weight_decay": 1e-4,  # L2: the gradient of weight_decay / 2 * |w|^2, on kernels and not on biases
             "clip_norm": 0.0,  # longest gradient of the whole network, L2; 0: no limit
+            "average": 0.0,  # an exponential mean of the weights is evaluated, which keeps so much of itself an update; 0: off
             "max_norms": (),  # "PATTERN=NORM" by path, first match: longest filter, L2 over all axes but the last
         }
     )
@@ -142,7 +143,9 @@ def check(config: Config) -> Config:
             raise Mistake(f"schedule.boundaries_epochs={config.schedule.boundaries_epochs}: epochs, each above 0")
     learning_rate_factors(config)
     max_norms(config)
-    registry.find("tasks", config.task)
+    registry.find("tasks", registry.parse_call(config.task)[0])
+    if not 0 <= config.optimizer.average < 1:
+        raise Mistake(f"optimizer.average={config.optimizer.average}: must be 0 or more, and less than 1")
     for op in (*config.preprocess, *config.augment):
         if not isinstance(op, str):
             raise Mistake(f"preprocess and augment hold strings such as 'gcn(scale=55)', not {op!r}")

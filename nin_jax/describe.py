@@ -44,14 +44,15 @@ def multiply_adds(f: Any, *arguments: Any) -> int:
 def describe(run: Run) -> dict[str, Any]:
     """Prints the parameter table, shapes, operations per image and memory; returns the totals."""
     model, shape, batch = run.model, run.info.image_shape, run.config.batch_size
-    params = jax.eval_shape(lambda: step.init_params(model, 0, shape))
+    variables = jax.eval_shape(lambda: step.init_variables(model, 0, shape))
+    params = variables["params"]
 
-    def forward(params: Any, image: jax.Array) -> Any:
-        return model.apply({"params": params}, image, train=False)
+    def forward(variables: Any, image: jax.Array) -> Any:
+        return model.apply(variables, image, train=False)
 
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    _, maps = jax.eval_shape(forward, params, image)
-    macs = multiply_adds(forward, params, image)
+    _, maps = jax.eval_shape(forward, variables, image)
+    macs = multiply_adds(forward, variables, image)
     count = sum(p.size for p in jax.tree.leaves(params))
     itemsize = jnp.dtype(run.config.precision).itemsize
     activations = sum(math.prod(m.shape) for m in maps.values()) * itemsize * batch

@@ -22,7 +22,7 @@ from nin_jax.report import progress, say
 
 
 class Evaluator:
-    """Evaluates parameters on one split; compiled once, at the first call or before it.
+    """Evaluates a network's variables on one split; compiled once, at the first call or before it.
 
     Args:
       recipe: what the steps are made of.
@@ -37,19 +37,19 @@ class Evaluator:
         self.length = parallel.steps_per_dispatch(self.batches)
         self.recipe, self.mesh, self.mapper, self.compiled = recipe, mesh, mapper, None
 
-    def compile(self, params: Any) -> None:
-        """Compiles for parameters like these, if that has not been done."""
+    def compile(self, variables: Any) -> None:
+        """Compiles for variables like these, if that has not been done."""
         if self.compiled is None:
-            arguments = params, self.data, self.stats, jnp.int32(0)
+            arguments = variables, self.data, self.stats, jnp.int32(0)
             steps = step.eval_steps(self.recipe, self.length)
             self.compiled = parallel.compile_replicas(steps, arguments, self.mesh, self.mapper)
 
-    def __call__(self, params: Any, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+    def __call__(self, variables: Any, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """The mean loss (natural logarithm), error in per cent and number of examples; None if `stopped` says so.
 
         Sums are taken in float64 in the order of the batches, so the result does not depend on the dispatch length.
         """
-        self.compile(params)
+        self.compile(variables)
         assert self.compiled is not None
         parts = []
         with progress() as bar:
@@ -57,7 +57,7 @@ class Evaluator:
             for first in range(0, self.batches, self.length):
                 if stopped():
                     return None
-                parts.append(parallel.host(self.compiled(params, self.data, self.stats, jnp.int32(first))))
+                parts.append(parallel.host(self.compiled(variables, self.data, self.stats, jnp.int32(first))))
                 bar.update(task, advance=self.length)
         sums = {key: float(np.sum(np.concatenate([p[key] for p in parts]), dtype=np.float64)) for key in parts[0]}
         examples = round(sums.pop("examples"))
@@ -91,7 +91,7 @@ def evaluate_run(config: Config, workdir: Path) -> dict[str, Any]:
         say(f"differs from the run: {line}")
     data = run.on_devices(run.load(config.eval_split))
     stats = run.fitted(workdir, write=False)
-    result = Evaluator(recipe, run.mesh, config.mapper, data, stats)(state.params)
+    result = Evaluator(recipe, run.mesh, config.mapper, data, stats)(state.variables)
     assert result is not None
     line = {"split": config.eval_split, **{k: result[k] for k in ("examples", "error_pct", "loss")}, "step": number}
     print(json.dumps(line), flush=True)

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nin_jax.parallel import AXIS
+
 Initializer = Callable[..., jax.Array]
 
 
@@ -90,7 +92,7 @@ class Conv(nn.Module):
       pad: rows and columns of zeros on each side; None, for an odd size: as many as keep the picture's size.
       kernel_init: initializer of the kernel `[size, size, C_in, features]`.
       dtype: what the product is computed in; parameters are kept in float32.
-      bias: what the bias `[features]` starts at.
+      bias: what the bias `[features]` starts at; None: there is none.
     """
 
     features: int
@@ -98,7 +100,7 @@ class Conv(nn.Module):
     kernel_init: Initializer = gaussian("he")
     dtype: jnp.dtype = jnp.float32
     pad: int | None = None
-    bias: float = 0.0
+    bias: float | None = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -107,12 +109,14 @@ class Conv(nn.Module):
         if min(x.shape[1:3]) + 2 * pad < self.size:
             raise ValueError(f"kernel of {self.size} on {x.shape[1]} x {x.shape[2]} with pad {pad}: must fit")
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.size == 1 and pad == 0:
             y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
         else:
             y = convolve(x, kernel, pad)
+        if self.bias is None:
+            return y
+        bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,)).astype(self.dtype)
         return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
 
 
@@ -249,6 +253,15 @@ def _random_bits(key: jax.Array, shape: tuple[int, ...], example: jax.Array | No
     return jax.vmap(lambda k: jax.random.bits(k, (math.prod(shape[1:]),), jnp.uint16))(keys).reshape(shape)
 
 
+def _replicas() -> str | None:
+    """The axis over which batch statistics are those of the global batch; None where the step is not mapped."""
+    try:
+        lax.axis_size(AXIS)
+    except NameError:
+        return None
+    return AXIS
+
+
 class MLPConv(nn.Module):
     """The paper's mlpconv layer (equation 2): a perceptron slid over the input like a convolution.
 
@@ -263,7 +276,9 @@ class MLPConv(nn.Module):
       deviations: initial deviation of each layer's weights, see `gaussian`.
       relu_last: False leaves the last layer linear.
       bias_last: what the biases of the last layer start at; the others start at 0.
-      dtype: what is computed in.
+      batch_norm: normalises what each layer feeds to its ReLU (Ioffe and Szegedy 2015), in place of a bias before it.
+      norm_last: False leaves the last layer without.
+      dtype: what is computed in; the normalisation in float32.
     """
 
     names: Sequence[str]
@@ -272,17 +287,24 @@ class MLPConv(nn.Module):
     deviations: Sequence[float | str]
     relu_last: bool = True
     bias_last: float = 0.0
+    batch_norm: bool = False
+    norm_last: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Maps `[B, H, W, C]` to every layer's output by name, in order; the last is the mlpconv's output."""
         maps = {}
         for i, (name, width) in enumerate(zip(self.names, self.widths, strict=True)):
             last = i + 1 == len(self.widths)
             bias = self.bias_last if last else 0.0
             init = gaussian(self.deviations[i])
-            x = Conv(width, self.size if i == 0 else 1, init, self.dtype, bias=bias, name=name)(x)
+            normalised = self.batch_norm and (self.norm_last or not last)
+            size = self.size if i == 0 else 1
+            x = Conv(width, size, init, self.dtype, bias=None if normalised else bias, name=name)(x)
+            if normalised:
+                norm = nn.BatchNorm(not train, momentum=0.9, axis_name=_replicas(), name=f"{name}_norm")
+                x = norm(x.astype(jnp.float32)).astype(self.dtype)
             if self.relu_last or not last:
                 x = nn.relu(x)
             maps[name] = x

@@ -19,7 +19,7 @@ class Predictor:
 
     Attributes:
       config: the run's config.
-      params: its parameters.
+      params: its parameters; their average where the recipe takes one.
       step: the checkpoint's finished updates.
     """
 
@@ -32,9 +32,10 @@ class Predictor:
         run = Run(self.config)
         recipe = run.recipe(1)
         self.step, state = evaluate.restore(run, recipe, path.parent)
-        self.params, self._stats = state.params, run.fitted(path.parent, write=False)
-        self._predict = jax.jit(lambda params, stats, image: step.predict(recipe, params, stats, image))
+        self._variables, self._stats = state.variables, run.fitted(path.parent, write=False)
+        self.params = self._variables["params"]
+        self._predict = jax.jit(lambda variables, stats, image: step.predict(recipe, variables, stats, image))
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Logits float32 `[B, K]` and every named map of uint8 pictures `[B, H, W, C]`, preprocessed as in training."""
-        return parallel.host(self._predict(self.params, self._stats, np.asarray(images, np.uint8)))
+        return parallel.host(self._predict(self._variables, self._stats, np.asarray(images, np.uint8)))

@@ -23,7 +23,7 @@ KINDS = {
     "models": ("model", "Model"),
     "datasets": ("dataset", "load"),
     "preprocess": ("preprocess op", "apply"),
-    "tasks": ("task", "per_example"),
+    "tasks": ("task", "objective"),
 }
 
 

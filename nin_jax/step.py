@@ -6,6 +6,7 @@ is the same run, and a run on eight devices is the run on one, up to the order o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,11 +25,31 @@ ORDER, AUGMENT, DROPOUT, INIT = range(4)  # streams of random numbers; memory.ep
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` int32 scalar, finished updates; `params`; `opt_state`. The whole state of a run."""
+    """The whole state of a run.
+
+    Attributes:
+      step: int32 scalar, finished updates.
+      params: what is trained.
+      opt_state: of the optimiser.
+      batch_stats: running means and variances of batch normalisation; empty without.
+      average: exponential mean of `current` over the updates, with `optimizer.average`; else None.
+    """
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
+    batch_stats: Any = flax.struct.field(default_factory=dict)
+    average: Any = None
+
+    @property
+    def current(self) -> dict[str, Any]:
+        """Flax variables of the network as the last update left it."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Flax variables of the network that is evaluated: the average where there is one."""
+        return self.current if self.average is None else self.average
 
 
 class Recipe(NamedTuple):
@@ -36,10 +57,12 @@ class Recipe(NamedTuple):
 
     model: nn.Module
     task: ModuleType
+    objective: Callable[[jax.Array, jax.Array], jax.Array]  # what an update lowers, of each example
     preprocess: list[transform.Op]
     augment: list[transform.Op]
     batch_size: int
     optimizer: optax.GradientTransformationExtraArgs
+    average: float = 0.0  # how much of the average an update keeps; 0: there is none
 
 
 def stream(seed: jax.Array, which: int) -> jax.Array:
@@ -47,16 +70,22 @@ def stream(seed: jax.Array, which: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), which)
 
 
-def init_params(model: nn.Module, seed: int | jax.Array, image_shape: tuple[int, int, int]) -> Any:
-    """Initial parameters of a model for images `[H, W, C]`."""
+def init_variables(model: nn.Module, seed: int | jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Initial "params" and "batch_stats" of a model for images `[H, W, C]`."""
     image = jnp.zeros((1, *image_shape), jnp.float32)
-    return model.init({"params": stream(jnp.uint32(seed), INIT)}, image, train=False)["params"]
+    variables = model.init({"params": stream(jnp.uint32(seed), INIT)}, image, train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def state_of(recipe: Recipe, params: Any, batch_stats: Any) -> TrainState:
+    """The state before the first update, of a network with these variables."""
+    state = TrainState(jnp.zeros((), jnp.int32), params, recipe.optimizer.init(params), batch_stats)
+    return state.replace(average=state.current) if recipe.average else state
 
 
 def init_state(recipe: Recipe, seed: int, image_shape: tuple[int, int, int]) -> TrainState:
     """The state before the first update."""
-    params = init_params(recipe.model, seed, image_shape)
-    return TrainState(jnp.zeros((), jnp.int32), params, recipe.optimizer.init(params))
+    return state_of(recipe, **init_variables(recipe.model, seed, image_shape))
 
 
 def train_steps(recipe: Recipe, length: int):
@@ -79,20 +108,28 @@ def train_steps(recipe: Recipe, length: int):
         dropout = jax.random.fold_in(stream(seed, DROPOUT), state.step)
 
         def loss(params):
-            logits, _ = recipe.model.apply(
-                {"params": params}, image, train=True, example=example, rngs={"dropout": dropout}
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            (logits, _), moved = recipe.model.apply(
+                variables, image, train=True, example=example, rngs={"dropout": dropout}, mutable=["batch_stats"]
             )
             metrics = recipe.task.per_example(logits, data.label[rows])
-            return jnp.sum(metrics["loss"]) / size, (metrics, logits)
+            objective = jnp.sum(recipe.objective(logits, data.label[rows])) / size
+            return objective, (metrics, logits, moved.get("batch_stats", {}))
 
-        grads, (metrics, logits) = jax.grad(loss, has_aux=True)(state.params)
+        grads, (metrics, logits, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
         means = jax.tree.map(lambda m: jnp.sum(m) / size, metrics)
         grads, means = lax.pmean((grads, means), parallel.AXIS)
         highest, lowest = lax.pmax((jnp.max(logits, 0), jnp.max(-logits, 0)), parallel.AXIS)
         constant = (highest + lowest == 0).astype(jnp.float32)
         updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params, value=means["error"])
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), means | {"constant": constant}
+        state = TrainState(state.step + 1, params, opt_state, batch_stats, state.average)
+        if recipe.average:
+            # Less in the first updates, so that what the network started from is soon forgotten.
+            n = state.step.astype(jnp.float32)
+            keep = jnp.minimum(recipe.average, n / (n + 10))
+            state = state.replace(average=optax.incremental_update(state.current, state.average, 1 - keep))
+        return state, means | {"constant": constant}
 
     def steps(state: TrainState, data: memory.Arrays, stats, seed: jax.Array):
         examples = data.label.shape[0]
@@ -103,9 +140,9 @@ def train_steps(recipe: Recipe, length: int):
     return steps
 
 
-def predict(recipe: Recipe, params, stats, image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def predict(recipe: Recipe, variables, stats, image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits `[B, K]` and maps of uint8 images `[B, H, W, C]`, preprocessed, with dropout off."""
-    output: Any = recipe.model.apply({"params": params}, transform.apply(recipe.preprocess, stats, image), train=False)
+    output: Any = recipe.model.apply(variables, transform.apply(recipe.preprocess, stats, image), train=False)
     return output
 
 
@@ -113,21 +150,21 @@ def eval_steps(recipe: Recipe, length: int):
     """Makes the per-replica function that evaluates `length` batches.
 
     Returns:
-      `(params, data: memory.Arrays, stats, first: int32) -> sums`: for each batch from number `first` on, float32
+      `(variables, data: memory.Arrays, stats, first: int32) -> sums`: for each batch from number `first` on, float32
       `[length]`, the sum of each metric of the task over its examples, and "examples", their number. Batches past the
       end have no examples.
     """
 
-    def batch(params, data: memory.Arrays, stats, number):
+    def batch(variables, data: memory.Arrays, stats, number):
         index, weight = memory.eval_indices(number, data.label.shape[0], recipe.batch_size)
         index, weight = parallel.shard_of_batch(index), parallel.shard_of_batch(weight)
-        logits, _ = predict(recipe, params, stats, data.image[index])
+        logits, _ = predict(recipe, variables, stats, data.image[index])
         metrics = recipe.task.per_example(logits, data.label[index]) | {"examples": jnp.ones_like(weight)}
         return lax.psum(jax.tree.map(lambda m: jnp.sum(m * weight), metrics), parallel.AXIS)
 
-    def steps(params, data: memory.Arrays, stats, first: jax.Array):
+    def steps(variables, data: memory.Arrays, stats, first: jax.Array):
         numbers = first + jnp.arange(length)
-        return _scan(lambda _, number: (None, batch(params, data, stats, number)), None, numbers)[1]
+        return _scan(lambda _, number: (None, batch(variables, data, stats, number)), None, numbers)[1]
 
     return steps
 

@@ -193,10 +193,10 @@ class _Loop:
         split = eval_name(c.eval_split)
         if (epoch % c.eval_every_epochs == 0 and (self.step, split) not in self.record.done) or final:
             with self.clock.time("compile"):
-                self.evaluator.compile(self.state.params)
+                self.evaluator.compile(self.state.variables)
             start = time.perf_counter()
             with self.clock.time("eval"):
-                self.evaluation = self.evaluator(self.state.params, self.stop)
+                self.evaluation = self.evaluator(self.state.variables, self.stop)
             if self.evaluation is None:
                 return
             images_per_s = self.evaluation["examples"] / (time.perf_counter() - start)

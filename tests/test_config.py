@@ -48,6 +48,7 @@ CHANGED = {  # another legal value of each kind
     "optimizer.learning_rate_factors": ("bias=2",),
     "optimizer.max_norms": ("kernel=1.9",),
     "schedule.decay": "linear",
+    "optimizer.average": 0.9,
 }
 
 
@@ -125,7 +126,7 @@ def test_differences_of_keys_that_one_side_lacks() -> None:
         ("data_dir", 3, "data_dir=3: must be of type str"),
         ("preprocess", "gcn()", "preprocess='gcn()': must be of type tuple"),
         ("augment", (1,), "hold strings such as 'gcn(scale=55)', not 1"),
-        ("optimizer", 3, "optimizer=3: must be a section with clip_norm, learning_rate"),
+        ("optimizer", 3, "optimizer=3: must be a section with average, clip_norm, learning_rate"),
         ("optimizer.momentum", "x", "optimizer.momentum='x': must be of type float"),
         ("optimizer.learning_rate_factors", ("(=1",), "'(=1' is not 'PATTERN=FACTOR'"),
         ("optimizer.learning_rate_factors", (1,), "1 is not 'PATTERN=FACTOR'"),
@@ -134,6 +135,8 @@ def test_differences_of_keys_that_one_side_lacks() -> None:
         ("optimizer.max_norms", ("kernel=-1",), "'kernel=-1': the norm must be finite and above 0"),
         ("optimizer.max_norms", ("kernel=0",), "'kernel=0': the norm must be finite and above 0"),
         ("optimizer.max_norms", ("kernel=nan",), "'kernel=nan': the norm must be finite and above 0"),
+        ("optimizer.average", 1.0, "optimizer.average=1.0: must be 0 or more, and less than 1"),
+        ("optimizer.average", float("nan"), "optimizer.average=nan: must be 0 or more, and less than 1"),
         ("optimizer.momentum_final", -0.1, "optimizer.momentum_final=-0.1: must be a finite number, 0 or more"),
         (
             "optimizer.momentum_epochs",
@@ -155,7 +158,7 @@ def test_differences_of_keys_that_one_side_lacks() -> None:
         ("model.name", 3, "model.name must name a model"),
         ("model.name", "os.path", "model 'os.path': the module has no Model"),
         ("model.name", "no.such", "model 'no.such': No module named 'no'"),
-        ("task", "os.path", "task 'os.path': the module has no per_example"),
+        ("task", "os.path", "task 'os.path': the module has no objective"),
         ("model.heads", "gap", "model nin has no argument 'heads': did you mean 'head'?"),
         ("model.num_classes", 3, "model nin has no argument 'num_classes'"),
         ("model.head", "gab", "head='gab': did you mean 'gap'? (valid: fc, fc_dropout, gap)"),

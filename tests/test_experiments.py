@@ -127,7 +127,7 @@ def test_the_rows_of_table_5_differ_in_their_heads() -> None:
 
 def parameters(config: Any) -> int:
     run = Run(config_lib.check(config))
-    params = jax.eval_shape(lambda: step.init_params(run.model, 0, run.info.image_shape))
+    params = jax.eval_shape(lambda: step.init_variables(run.model, 0, run.info.image_shape)["params"])
     return sum(p.size for p in jax.tree.leaves(params))
 
 

@@ -31,15 +31,17 @@ def mesh(n: int):
 
 
 @functools.cache
-def recipe(batch_size: int = 16, plateau_epochs: int = 0) -> step.Recipe:
-    """A small network with everything that is random: dropout, crop, flip."""
+def recipe(batch_size: int = 16, plateau_epochs: int = 0, modern: bool = False) -> step.Recipe:
+    """A small network with everything that is random: dropout, crop, flip; modern: and all that :fast adds."""
     c = config_lib.default()
     c.optimizer.update({"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "clip_norm": 1.0})
     c.schedule.plateau_epochs, c.batch_size = plateau_epochs, batch_size
-    model = Model(10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",))
+    model = Model(10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",), batch_norm=modern)
+    objective = functools.partial(classify.objective, smoothing=0.1 * modern)
     preprocess = transform.parse(("scale(divisor=255)", "mean()"), random=False)
     augment = transform.parse(("crop(pad=2)", "flip()"), random=True)
-    return step.Recipe(model, classify, preprocess, augment, batch_size, optim.optimizer(c, 4))
+    optimizer = optim.optimizer(c, 4)
+    return step.Recipe(model, classify, objective, preprocess, augment, batch_size, optimizer, average=0.6 * modern)
 
 
 @functools.cache
@@ -168,6 +170,56 @@ def test_the_plateau_rule_sees_the_mistakes_of_the_whole_batch(n, mapper):
     assert 0 < seen[-2] < 4  # there was progress, and there was none
 
 
+@functools.cache
+def modern_run(n: int, mapper: str) -> list[step.TrainState]:
+    """States after 0 to 5 updates with batch normalisation, smoothed labels and an average."""
+    r, m = recipe(modern=True), mesh(n)
+    data, stats = parallel.replicate(pictures("train[:64]"), m)
+    states = [parallel.replicate(step.init_state(r, 0, synthetic.INFO.image_shape), m)]
+    update = parallel.compile_replicas(step.train_steps(r, 1), (states[0], data, stats, SEED), m, mapper)
+    for _ in range(UPDATES):
+        states.append(update(states[-1], data, stats, SEED)[0])
+    return parallel.host(states)
+
+
+@pytest.mark.parametrize(("n", "mapper"), [(2, "shard_map"), (8, "pmap")])
+def test_batch_statistics_are_those_of_the_global_batch(n, mapper):
+    """So parameters, running statistics and average do not depend on the number of devices."""
+    mine, theirs = modern_run(n, mapper)[-1], modern_run(1, "pmap")[-1]
+    assert_same_parameters(mine.variables, theirs.variables, 1e-4)
+    assert_same_parameters(mine.params, theirs.params, 1e-4)
+
+
+def test_running_statistics_are_those_of_the_batches():
+    """Of conv1's output after the first update, by NumPy from the batch: 0.9 of what they started from and 0.1 of its."""
+    r, (data, stats) = recipe(modern=True), pictures("train[:64]")
+    before, after = modern_run(1, "pmap")[:2]
+    rows = np.asarray(memory.epoch_order(SEED, jnp.int32(0), 64))[:16]
+    keys = jax.random.fold_in(step.stream(SEED, step.AUGMENT), 0)
+    x = transform.apply(r.preprocess, stats, data.image[rows])
+    x = np.asarray(transform.augment(r.augment, jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(16)), x))
+    kernel = np.asarray(before.params["mlpconv1"]["conv1"]["kernel"], np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2))
+    y = np.einsum("bijckl,klcf->bijf", windows.astype(np.float64), kernel)
+    running = after.batch_stats["mlpconv1"]["conv1_norm"]
+    np.testing.assert_allclose(running["mean"], 0.1 * y.mean((0, 1, 2)), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(running["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_the_average_forgets_what_it_started_from():
+    """Of n updates it keeps min(0.6, n / (n + 10)), and so the parameters' and the running statistics' part."""
+    states = modern_run(1, "pmap")
+    mean = jax.tree.map(np.float64, states[0].current)
+    for n, state in enumerate(states[1:], 1):
+        keep = min(0.6, n / (n + 10))
+        mean = jax.tree.map(lambda m, new, keep=keep: keep * m + (1 - keep) * new, mean, state.current)
+    assert_same_parameters(states[-1].variables, mean, 1e-6)
+    assert set(states[-1].variables) == {"params", "batch_stats"}
+    assert not np.allclose(
+        mean["params"]["mlpconv1"]["conv1"]["kernel"], states[-1].params["mlpconv1"]["conv1"]["kernel"]
+    )
+
+
 def pipeline(order, number, image, seed):
     """Rows, augmented pictures and dropout masks of a replica's share, joined again."""
     rows = parallel.shard_of_batch(memory.batch_indices(order, number, 16))
@@ -196,8 +248,8 @@ def test_the_batches_and_their_augmentation_are_the_same_on_any_number_of_device
 def test_evaluation_counts_every_example_once(n, mapper, batch_size):
     """50 pictures, so that the last batch is filled up: loss and error are those that NumPy has from the logits."""
     (data, _), (_, stats) = pictures("test[:50]"), pictures("train[:64]")
-    params = first_run(1, "pmap")[0]
-    logits, _ = step.predict(recipe(), params, stats, jnp.asarray(data.image))
+    variables = {"params": first_run(1, "pmap")[0]}
+    logits, _ = step.predict(recipe(), variables, stats, jnp.asarray(data.image))
     logits = np.asarray(logits, np.float64)
     expected = {
         "loss": -scipy.special.log_softmax(logits, axis=1)[np.arange(50), data.label].mean(),
@@ -206,13 +258,13 @@ def test_evaluation_counts_every_example_once(n, mapper, batch_size):
     }
     m = mesh(n)
     evaluator = Evaluator(recipe(batch_size), m, mapper, *parallel.replicate((data, stats), m))
-    assert evaluator(parallel.replicate(params, m)) == pytest.approx(expected, rel=1e-6)
+    assert evaluator(parallel.replicate(variables, m)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluation_stops_when_it_is_told_to():
     data, stats = parallel.replicate(pictures("test[:50]"), mesh(1))
     evaluator = Evaluator(recipe(), mesh(1), "pmap", data, stats)
-    assert evaluator(parallel.replicate(first_run(1, "pmap")[0], mesh(1)), stopped=lambda: True) is None
+    assert evaluator(parallel.replicate({"params": first_run(1, "pmap")[0]}, mesh(1)), stopped=lambda: True) is None
 
 
 def test_a_batch_that_cannot_be_shared_is_a_mistake_that_names_the_nearest():

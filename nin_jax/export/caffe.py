@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -261,10 +260,12 @@ def import_run(file: Path, config: Config, workdir: Path) -> None:
     """
     run = Run(config)
     recipe = run.recipe(1)
-    like = jax.eval_shape(lambda: step.init_params(run.model, 0, run.info.image_shape))
-    params, source = read(file, like)
+    like = jax.eval_shape(lambda: step.init_variables(run.model, 0, run.info.image_shape))
+    if like["batch_stats"]:
+        raise Mistake("a Caffe network of this kind has no batch normalisation: set model.batch_norm=False")
+    params, source = read(file, like["params"])
     train = run.load(config.train_split)
-    state = step.TrainState(jnp.zeros((), jnp.int32), params, recipe.optimizer.init(params))
+    state = step.state_of(recipe, params, {})
     with claim(workdir, config):
         checkpoints = Checkpoints(workdir, config.keep)
         if checkpoints.manager.all_steps():

@@ -33,6 +33,7 @@ class Model(nn.Module):
       relu_on_class_maps: the paper's equation 2 and both releases rectify the class maps too.
       class_map_bias: what the biases of the class maps start at, 0 in both releases. The same number for all classes
         changes no probability, and one above 0 keeps the maps from starting in the flat part of their ReLU.
+      batch_norm: normalises every layer but the class maps before its ReLU, in place of its bias; not in the paper.
       head: what turns the class maps into logits: "gap" (the paper's), or "fc", a fully connected layer on the class
         maps (Table 5), or "fc_dropout", the same after dropout of 0.5.
       dtype: what is computed in; parameters and logits are float32.
@@ -48,6 +49,7 @@ class Model(nn.Module):
     dropout_kind: Literal["classic", "inverted"] = "classic"
     relu_on_class_maps: bool = True
     class_map_bias: float = 0.0
+    batch_norm: bool = False
     head: Literal["gap", "fc", "fc_dropout"] = "gap"
     dtype: jnp.dtype = jnp.float32
 
@@ -96,11 +98,13 @@ class Model(nn.Module):
                 size,
                 deviations[layer : layer + len(width)],
                 relu_last,
-                self.class_map_bias if last else 0.0,
-                self.dtype,
+                bias_last=self.class_map_bias if last else 0.0,
+                batch_norm=self.batch_norm,
+                norm_last=not last,
+                dtype=self.dtype,
                 name=f"mlpconv{block}",
             )
-            outputs = mlpconv(x)
+            outputs = mlpconv(x, train=train)
             maps |= outputs
             x = outputs[names[-1]]
             layer, cccp = layer + len(width), cccp + len(width) - 1

@@ -7,6 +7,21 @@ import jax.numpy as jnp
 import optax
 
 
+def objective(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0) -> jax.Array:
+    """What training minimises, float32 `[B]`: cross-entropy with smoothed labels (Szegedy et al. 2016).
+
+        -sum over k of q_k log softmax(logits)[k],   q = (1 - smoothing) onehot(label) + smoothing / K
+
+    which is the loss of `per_example` where `smoothing` is 0.
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing of {smoothing}: must be 0 or more, and less than 1")
+    hard = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not smoothing:
+        return hard
+    return (1 - smoothing) * hard - smoothing * jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+
+
 def per_example(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """Loss and error of each example.
 

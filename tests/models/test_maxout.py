@@ -130,7 +130,7 @@ def test_the_network_and_all_its_maps_equal_pytorch(train):
 
 
 def test_weights_start_between_the_limits():
-    params = jax.jit(lambda: step.init_params(Model(10, **SMALL), 0, (16, 16, 3)))()
+    params = jax.jit(lambda: step.init_variables(Model(10, **SMALL), 0, (16, 16, 3))["params"])()
     for path, p in flatten_dict(params).items():
         largest = 0.005 if path[-1] == "kernel" else 0
         assert np.abs(p).max() <= largest, path

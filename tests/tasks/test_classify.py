@@ -37,3 +37,20 @@ def test_the_gradient_is_softmax_minus_the_label():
     gradient = jax.grad(lambda x: jnp.sum(classify.per_example(x, jnp.asarray(labels))["loss"]))(jnp.asarray(logits))
     expected = scipy.special.softmax(logits.astype(np.float64), axis=1) - np.eye(4)[labels]
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_the_objective_is_cross_entropy_with_smoothed_labels(smoothing):
+    draw = np.random.default_rng(2)
+    logits, labels = 3 * draw.standard_normal((6, 4), np.float32), np.array([0, 1, 2, 3, 0, 0], np.int32)
+    wanted = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
+    expected = -(wanted * scipy.special.log_softmax(logits.astype(np.float64), axis=1)).sum(1)
+    np.testing.assert_allclose(
+        classify.objective(jnp.asarray(logits), jnp.asarray(labels), smoothing=smoothing), expected, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_a_smoothing_that_is_none_is_named(smoothing):
+    with pytest.raises(ValueError, match="must be 0 or more, and less than 1"):
+        classify.objective(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), smoothing=smoothing)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.start --config=experiments/cifar10.py --seeds=0,1,2,3,4 --updates=600 [--config.data_dir=DIR]
 
-A run has started when the mean training loss of 25 updates is 5 % below ln(classes). One row a seed is added to
-benchmarks/results/start.csv: the update at which that was so (empty: not within --updates), the loss then, the number
-of classes whose map was dead then, the command and the versions. `python -m benchmarks.start --table` writes the rows into docs/starting.md.
+A run has started when the mean training loss of 25 updates is 5 % below ln(classes), and is dead, as in training, when
+every class has had a constant logit for 50 updates. One row a seed is added to benchmarks/results/start.csv: the update
+at which it had started ("dead"; empty: not within --updates), the loss then, the number of classes whose map was dead
+then, the command and the versions. `python -m benchmarks.start --table` writes the rows into docs/starting.md.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nin_jax import main, parallel, report, step
 from nin_jax.build import Run
 from nin_jax.errors import Ending
 from nin_jax.pipeline.arrays import cache_dir
+from nin_jax.train import DEAD_AFTER
 
 WINDOW = 25  # updates that the loss is averaged over
 STARTED = 0.95  # of ln(classes)
@@ -53,7 +55,7 @@ def updates_to_start(run: Run, seed: int, limit: int, compiled, data, stats, epo
     make = jax.jit(lambda s: step.init_state(recipe, s, run.info.image_shape))
     seed_array = parallel.replicate(jnp.uint32(seed), run.mesh)
     state = parallel.replicate(make(seed_array), run.mesh)
-    losses, begin = [], time.perf_counter()
+    losses, constant_for, begin = [], np.zeros(run.info.classes), time.perf_counter()
     row = {"seed": seed, "started_at": None}
     for update in range(1, limit + 1):
         state, metrics = compiled(state, data, stats, seed_array)
@@ -61,11 +63,15 @@ def updates_to_start(run: Run, seed: int, limit: int, compiled, data, stats, epo
         losses.append(float(metrics["loss"][0]))
         row["loss"] = round(float(np.mean(losses[-WINDOW:])), 4)
         row["dead_classes"] = int(metrics["constant"].sum())
+        constant_for = (constant_for + 1) * metrics["constant"][0]
         row["updates"] = update
         if update % 50 == 0:
             report.say(f"seed {seed}, update {update}: loss {row['loss']}, {row['dead_classes']} dead classes")
         if update >= WINDOW and row["loss"] < STARTED * math.log(run.info.classes):
             row["started_at"] = update
+            break
+        if constant_for.min() >= DEAD_AFTER:
+            row["started_at"] = "dead"
             break
     return row | {"seconds": round(time.perf_counter() - begin, 1)}
 
@@ -76,10 +82,11 @@ def table() -> str:
     with open(RESULTS, newline="") as f:
         for row in csv.DictReader(f):
             rows.setdefault(f"{row['config']} {row['overrides']}".strip(), []).append(row)
+    said = {"": "not within {updates}", "dead": "dead at {updates}"}
     lines = ["| config | started | at update, by seed |", "|---|---|---|"]
     for config, these in rows.items():
-        started = [r for r in these if r["started_at"]]
-        updates = ", ".join(f"{r['seed']}: {r['started_at'] or 'not within ' + r['updates']}" for r in these)
+        started = [r for r in these if r["started_at"] not in said]
+        updates = ", ".join(f"{r['seed']}: {said.get(r['started_at'], '{started_at}').format(**r)}" for r in these)
         lines.append(f"| `{config}` | {len(started)} of {len(these)} | {updates} |")
     return "\n".join(lines)
 
@@ -117,9 +124,7 @@ def measure(argv: list[str]) -> None:
     }
     for seed in map(int, mine.get("--seeds", "0,1,2,3,4").split(",")):
         row = known | updates_to_start(run, seed, int(mine.get("--updates", 600)), compiled, data, stats, epoch_updates)
-        report.say(
-            f"seed {seed}: {'started at update ' + str(row['started_at']) if row['started_at'] else 'NOT started'}"
-        )
+        report.say(f"seed {seed}: started at update {row['started_at']}, stopped after {row['updates']}")
         new = not RESULTS.exists()
         with open(RESULTS, "a", newline="") as f:
             writer = csv.DictWriter(f, FIELDS)

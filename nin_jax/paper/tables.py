@@ -3,7 +3,7 @@
     python -m nin_jax.paper.tables                        # writes the tables in docs/reproduce.md and README.md
     python -m nin_jax.paper.tables --collect RUN_DIR...   # first adds finished runs to experiments/results/*.csv
 
-A run is a row of its experiment's file, once. Which experiment that is, is found by content: the one whose config differs
+A run is a row of its experiment's file, once, and a second one for its training error. Which experiment that is, is found by content: the one whose config differs
 from the run's in the fewest keys; those keys are the row's overrides. Only a row without overrides counts as a number of
 the paper's tables.
 """
@@ -41,6 +41,8 @@ COLUMNS += ["train_seconds", "device", "devices", "precision", "versions", "comm
 
 # What two runs of one experiment may differ in and still be the same row of a table.
 NOT_THE_EXPERIMENT = (*config_lib.NOT_THE_RUN, "seed", "eval_every_epochs")
+
+TRAINING = "train_error_pct"  # the metric of a run's second row
 
 Result = dict[str, str]  # a row of a results file, by column
 
@@ -130,6 +132,16 @@ def result(workdir: Path) -> Result | None:
     }
 
 
+def training_result(row: Result, workdir: Path) -> Result | None:
+    """`row` with the training error of the last epoch's updates, dropout on; None where metrics.jsonl has none."""
+    try:
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        value = next(r["error_pct"] for r in reversed(rows) if r["split"] == "train" and r["step"] == int(row["steps"]))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
+    return row | {"paper_row": "", "metric": TRAINING, "value": str(round(value, 4)), "reported": ""}
+
+
 def _keys(plain: Mapping[str, Any], where: str = "") -> set[str]:
     """Every key of a plain config that an override can set."""
     keys: set[str] = set()
@@ -149,7 +161,8 @@ def collect(workdirs: Iterable[Path], folder: Path) -> int:
 
     known = {identity(row) for row in read(folder)}
     new: dict[Path, list[Result]] = {}
-    for row in filter(None, [result(workdir) for workdir in workdirs]):
+    found = [(row, workdir) for workdir in workdirs if (row := result(workdir))]
+    for row in filter(None, [r for row, workdir in found for r in (row, training_result(row, workdir))]):
         if identity(row) not in known:
             known.add(identity(row))
             new.setdefault(folder / f"{Path(row['config'].split(':')[0]).stem}.csv", []).append(row)
@@ -176,8 +189,10 @@ def read(folder: Path) -> list[Result]:
 def tables(results: Sequence[Result]) -> dict[str, str]:
     """Every generated table as Markdown, by the name that its place in a page has."""
     groups: dict[tuple[str, str], list[Result]] = {}
+    training: dict[tuple[str, str], list[Result]] = {}
     for row in results:
-        groups.setdefault((canonical(row["config"]), row["overrides"]), []).append(row)
+        into = training if row["metric"] == TRAINING else groups
+        into.setdefault((canonical(row["config"]), row["overrides"]), []).append(row)
     shown: set[str] = set()
     pages: dict[str, str] = {}
 
@@ -207,12 +222,13 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
         lines.append(f"| {name} | {_error(rows)} | `{on}` | {_cost(rows)} | {command(config)} |")
     pages["Ablations"] = "\n".join(lines)
 
-    lines = ["| ours % | what | epochs | device | training time | command |", "|" + "---|" * 6]
+    lines = ["| ours % | what | training error % | epochs | device | training time | command |", "|" + "---|" * 7]
     for (config, overrides), rows in groups.items():
         if overrides or config not in shown:
-            epochs = float(rows[0]["epochs"])
+            what, epochs = _words(rows[0]["metric"]), float(rows[0]["epochs"])
+            fitted = _error(training.get((config, overrides), []), "not recorded")
             lines.append(
-                f"| {_error(rows)} | {_words(rows[0]['metric'])} | {epochs:g} | {_cost(rows)} | {command(config, overrides)} |"
+                f"| {_error(rows)} | {what} | {fitted} | {epochs:g} | {_cost(rows)} | {command(config, overrides)} |"
             )
     pages["Reduced scale"] = "\n".join(lines) if len(lines) > 2 else "None has been recorded."
 
@@ -240,10 +256,10 @@ def _mean(rows: Sequence[Result]) -> float:
     return statistics.fmean(float(row["value"]) for row in rows)
 
 
-def _error(rows: Sequence[Result]) -> str:
+def _error(rows: Sequence[Result], none: str = "not run") -> str:
     """Mean and sample standard deviation over the runs, and their number."""
     if not rows:
-        return "not run"
+        return none
     values = [float(row["value"]) for row in rows]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{_mean(rows):.2f}{spread} (n = {len(rows)})"

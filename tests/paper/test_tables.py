@@ -88,6 +88,7 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
     """It is grouped with those of the same overrides, elsewhere; so is a recipe that no table has."""
     short = "--config.epochs=2"
     rows = [row("experiments/cifar10.py", v, short, epochs=2.0, train_seconds=80) for v in (60.0, 70.0)]
+    rows.append(row("experiments/cifar10.py", 55.0, short, metric="train_error_pct"))
     rows.append(row("experiments/cifar10.py", 30, "--config.epochs=9", epochs=9.0, train_seconds=600))
     rows.append(row("experiments/cifar10.py:tune", 12.5, metric="validation_error_pct"))
     rows.append(row("experiments/digits.py", 1.5, epochs=60.0))
@@ -99,10 +100,10 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
     body = generated["Reduced scale"].splitlines()[2:]
     assert len(body) == 4  # cifar10.py:tune is a row of two ablations
     assert body[0] == (
-        f"| 65.00 ± {np.std([60, 70], ddof=1):.2f} (n = 2) | test error | 2 | 1 x gpu Some GPU | 80 s | "
+        f"| 65.00 ± {np.std([60, 70], ddof=1):.2f} (n = 2) | test error | 55.00 (n = 1) | 2 | 1 x gpu Some GPU | 80 s | "
         f"`python -m nin_jax.main --config=experiments/cifar10.py {short}` |"
     )
-    assert body[1].startswith("| 30.00 (n = 1) | test error | 9 | 1 x gpu Some GPU | 10 min |")
+    assert body[1].startswith("| 30.00 (n = 1) | test error | not recorded | 9 | 1 x gpu Some GPU | 10 min |")
     assert "experiments/digits.py" in body[2]
     assert "experiments/gone.py:x" in body[3]
     assert lines(generated["Ablations"], "experiments/ablations/weight_decay.py:1e-4")[0][1] == "12.50 (n = 1)"
@@ -131,9 +132,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_finished_run_becomes_a_row_once(run: Path, tmp_path: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    assert tables.collect([run], tmp_path) == 1
+    assert tables.collect([run], tmp_path) == 2
     assert [f.name for f in tmp_path.iterdir()] == ["digits.csv"]
-    (got,) = tables.read(tmp_path)
+    got, fitted = tables.read(tmp_path)
     assert list(got) == tables.COLUMNS
     assert got["config"] == "experiments/digits.py"
     assert got["seed"] == "3"
@@ -142,6 +143,10 @@ def test_a_finished_run_becomes_a_row_once(run: Path, tmp_path: Path) -> None:
     assert (int(got["steps"]), float(got["epochs"])) == (summary["step"], 1) == (4, 1)
     assert (got["device"], int(got["devices"])) == (summary["device"], summary["devices"])
     assert json.loads(got["versions"]) == report.versions()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert float(fitted["value"]) == pytest.approx(rows[-2]["error_pct"], abs=1e-4)
+    assert rows[-2]["split"] == "train"
+    assert {column for column in got if got[column] != fitted[column]} == {"metric", "value"}
     # The overrides are words of a command that gives this run's config.
     words = shlex.split(got["overrides"])
     assert sorted(words) == sorted(DIGITS)

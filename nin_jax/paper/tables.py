@@ -161,8 +161,8 @@ def collect(workdirs: Iterable[Path], folder: Path) -> int:
 
     known = {identity(row) for row in read(folder)}
     new: dict[Path, list[Result]] = {}
-    found = [(row, workdir) for workdir in workdirs if (row := result(workdir))]
-    for row in filter(None, [r for row, workdir in found for r in (row, training_result(row, workdir))]):
+    found = [(tested, workdir) for workdir in workdirs if (tested := result(workdir))]
+    for row in filter(None, [r for tested, workdir in found for r in (tested, training_result(tested, workdir))]):
         if identity(row) not in known:
             known.add(identity(row))
             new.setdefault(folder / f"{Path(row['config'].split(':')[0]).stem}.csv", []).append(row)

@@ -148,6 +148,12 @@ def test_the_linear_network_is_as_large_as_the_papers() -> None:
     text = config_lib.experiments()["ablations/mlp_depth"].read_text()
     assert all(f"{count:,}" in text for count in counts.values())
 
+    reduced = [parameters(experiment("ablations/reduced", row)) for row in ("gap", "linear")]
+    assert reduced[1] == total((5, 3, 47), (5, 47, 47), (3, 47, 10))
+    assert abs(reduced[1] / reduced[0] - 1) < 0.02
+    text = config_lib.experiments()["ablations/reduced"].read_text()
+    assert all(f"{count:,}" in text for count in reduced)
+
 
 @pytest.mark.parametrize("config", distinct("dataset", "model"))
 def test_every_network_is_described(config: str, capsys: pytest.CaptureFixture[str]) -> None:

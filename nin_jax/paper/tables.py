@@ -214,22 +214,31 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
                 lines.append(f"| {printed} | {_error(rows)} | {difference} | {_cost(rows)} | {command(config)} |")
         pages[table] = "\n".join(lines)
 
-    lines = ["| experiment | ours % | evaluated on | device | training time | command |", "|" + "---|" * 6]
+    def fitted(config: str, overrides: str = "") -> str:
+        return _error(training.get((canonical(config), overrides), []), "")
+
+    head = "| experiment | ours % | training error % | evaluated on | device | training time | command |"
+    lines = [head, "|" + "---|" * 7]
     for config in (c for c in recipes() if c.startswith("experiments/ablations/") and ":" in c):
         name = config.removeprefix("experiments/ablations/").replace(".py:", ": ")
         on = recipes()[config]["eval_split"]
         rows = ours(config)
-        lines.append(f"| {name} | {_error(rows)} | `{on}` | {_cost(rows)} | {command(config)} |")
+        lines.append(f"| {name} | {_error(rows)} | {fitted(config)} | `{on}` | {_cost(rows)} | {command(config)} |")
     pages["Ablations"] = "\n".join(lines)
 
     lines = ["| ours % | what | training error % | epochs | device | training time | command |", "|" + "---|" * 7]
     for (config, overrides), rows in groups.items():
         if overrides or config not in shown:
             what, epochs = _words(rows[0]["metric"]), float(rows[0]["epochs"])
-            fitted = _error(training.get((config, overrides), []), "not recorded")
-            lines.append(
-                f"| {_error(rows)} | {what} | {fitted} | {epochs:g} | {_cost(rows)} | {command(config, overrides)} |"
+            cells = (
+                _error(rows),
+                what,
+                fitted(config, overrides),
+                f"{epochs:g}",
+                _cost(rows),
+                command(config, overrides),
             )
+            lines.append(f"| {' | '.join(cells)} |")
     pages["Reduced scale"] = "\n".join(lines) if len(lines) > 2 else "None has been recorded."
 
     lines = ["| dataset | paper | reported % | ours % | command |", "|" + "---|" * 5]

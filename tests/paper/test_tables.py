@@ -103,7 +103,7 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
         f"| 65.00 ± {np.std([60, 70], ddof=1):.2f} (n = 2) | test error | 55.00 (n = 1) | 2 | 1 x gpu Some GPU | 80 s | "
         f"`python -m nin_jax.main --config=experiments/cifar10.py {short}` |"
     )
-    assert body[1].startswith("| 30.00 (n = 1) | test error | not recorded | 9 | 1 x gpu Some GPU | 10 min |")
+    assert body[1].startswith("| 30.00 (n = 1) | test error |  | 9 | 1 x gpu Some GPU | 10 min |")
     assert "experiments/digits.py" in body[2]
     assert "experiments/gone.py:x" in body[3]
     assert lines(generated["Ablations"], "experiments/ablations/weight_decay.py:1e-4")[0][1] == "12.50 (n = 1)"

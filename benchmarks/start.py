@@ -2,8 +2,7 @@
 
     python -m benchmarks.start --config=experiments/cifar10.py --seeds=0,1,2,3,4 --updates=600 [--config.data_dir=DIR]
 
-A run has started when the mean training loss of 25 updates is 5 % below ln(classes), and is dead, as in training, when
-every class has had a constant logit for 50 updates. One row a seed is added to benchmarks/results/start.csv: the update
+A run has started when the mean training loss of 25 updates is 5 % below ln(classes), and is dead when every class has had a constant logit for 50 updates. One row a seed is added to benchmarks/results/start.csv: the update
 at which it had started ("dead"; empty: not within --updates), the loss then, the number of classes whose map was dead
 then, the command and the versions. `python -m benchmarks.start --table` writes the rows into docs/starting.md.
 """

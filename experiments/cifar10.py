@@ -3,8 +3,9 @@
     cifar10.py           the release with two changes that make it start: weights from N(0, 2 / fan-in) instead of
                          N(0, 0.05^2), and the gradient of the whole network no longer than 0.1. docs/starting.md has
                          what was measured.
-    cifar10.py:release   the authors' cuda-convnet files to the letter (NIN/cifar-10_def, cifar-10_params). It starts in
-                         about two seeds of three; a run that dies stops with exit code 70 and says so.
+    cifar10.py:release   network, initial weights, rates and decay of the authors' cuda-convnet files (NIN/cifar-10_def,
+                         cifar-10_params), unchanged. It does not start reliably; a run that dies stops with exit code
+                         70 and says so.
     cifar10.py:caffe     the network and solver of the Caffe Model Zoo (10.4 %, gist e56253735ef32c3c296d): the second
                          pool takes the average, dropout is inverted, cccp6 is slow in its bias too, and the rate drops
                          once. docs/authors_weights.md imports the weights that the authors trained by it.
@@ -14,7 +15,8 @@
                          for validation. Without it, all 50,000 are trained on, "from scratch", and the test set is used.
     cifar10.py:fast      the same layers with what came later, and 100 epochs: batch normalisation, translations and flips,
                          smoothed labels, an averaged network, a cosine after a warm-up, no ReLU on the class maps, light
-                         inverted dropout, one rate for all layers. experiments/ablations/fast.py takes each away.
+                         inverted dropout, one rate for all layers, more weight decay, standardised pictures. Most of
+                         these are taken away one by one in experiments/ablations/fast.py.
 
 plateau and tune go with release and with each other, joined by commas: cifar10.py:release,plateau,tune; fast with tune.
 

@@ -1,4 +1,4 @@
-"""The conventional network with and without global average pooling (paper section 4.6, table 5), on CIFAR-10.
+"""The conventional network with and without global average pooling (paper section 4.6), on CIFAR-10.
 
     convnet.py              global average pooling, 16.46 %; convnet.py:gap is the same.
     convnet.py:fc           a fully connected layer instead, 17.56 %.
@@ -7,7 +7,8 @@
                             arXiv 1207.0580, 15.6 %.
 
 From Hinton et al.: the layers, response normalisation over 9 maps (alpha 0.001, beta 0.75), batch 128, momentum 0.9, one
-rate for all layers that drops tenfold twice before the end. From the paper: 10 maps and the heads.
+rate for all layers that drops tenfold twice before the end; alpha is divided by the number of maps, as in
+cuda-convnet. From the paper: 10 maps and the heads.
 
 Neither says the rest, which is ours. Of the first three: the pictures, schedule and weight decay of
 experiments/cifar10.py, weights from N(0, 2 / fan-in), and 0.01, the larger of the rates that Hinton et al. name. Of

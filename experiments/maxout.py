@@ -9,9 +9,9 @@
                                   of what it is then; not its momentum of 0.9).
     maxout.py:mnist               MNIST, 0.45 %: mnist.yaml. The number of epochs is ours.
 
-What pylearn2 has and a config has not: training stopped when 100 epochs had brought nothing on held-out pictures and
-went on, on all of them, until as many epochs (MNIST: the likelihood reached before). Here the epochs are fixed: those
-that the authors' runs had, where they are known.
+pylearn2 stopped when 100 epochs had brought nothing on held-out pictures, then trained on all pictures for as many epochs
+more (MNIST: until the likelihood was that of before). A config has neither; here the epochs are fixed, to those that the
+authors' runs had where they are known.
 """
 
 import math

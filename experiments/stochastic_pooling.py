@@ -10,9 +10,9 @@ linearly to a hundredth, weight decay of 0.001, 280 epochs, the mean of each pix
 SVHN: local contrast normalisation).
 
 It does not say the rest, which is ours: batches of 128, pictures in [0, 1] before the mean is subtracted, response
-normalisation as in Hinton et al. 2012 (9 maps, alpha 0.001, beta 0.75), no contrast normalisation of the whole picture
-before SVHN's local one, and initial weights from N(0, 0.02^2): a rate of 1 for the softmax layer wants small maps, and
-with N(0, 2 / fan-in) it kills the network within an epoch.
+normalisation as in Hinton et al. 2012 (9 maps, alpha 0.001, here divided by 9 as in cuda-convnet, beta 0.75), no contrast
+normalisation of the whole picture before SVHN's local one, and initial weights from N(0, 0.02^2), as a rate of 1 for the
+softmax layer wants small maps.
 """
 
 from nin_jax.config import default, words

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import json
 import logging
@@ -70,7 +71,7 @@ class Checkpoints:
         # Orbax writes the notes later, in a thread of its own, while the caller goes on counting in them.
         notes = {"crc32": checksums(state), **copy.deepcopy(dict(notes))}
         notes["crc32_of_notes"] = _crc_of_notes(notes)
-        content = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
+        content = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), notes=ocp.args.JsonSave(notes))
         try:
             self.manager.save(step, args=content, metrics=dict(metrics) if metrics else None, force=True)
         except (OSError, ValueError) as error:  # a failure of the save before this one may show here
@@ -130,7 +131,9 @@ class Checkpoints:
                 f"checkpoint {self.directory / str(step)} is of another network: {path} is {theirs.get(path, 'not there')} "
                 f"in it, but {mine.get(path, 'not there')} with this config"
             )
-        state = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        content = ocp.args.Composite(state=ocp.args.StandardRestore(_parts(like)))
+        parts = self.manager.restore(step, args=content)["state"]
+        state = dataclasses.replace(like, **parts) if dataclasses.is_dataclass(like) else parts
         got = checksums(state)
         for path in sorted(wanted.keys() | got.keys()):
             if wanted.get(path) != got.get(path):
@@ -151,6 +154,14 @@ class Checkpoints:
         """Waits for what is being saved and lets go."""
         self.wait()
         self.manager.close()
+
+
+def _parts(state: Any) -> Any:
+    """What orbax is given: of a dataclass the fields that hold arrays, so that it may get new ones that are empty."""
+    if not dataclasses.is_dataclass(state):
+        return state
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def default() -> Config:
             "momentum_epochs": 0.0,  # 0: momentum is constant, and momentum_final is not looked at
             "weight_decay": 1e-4,  # L2: the gradient of weight_decay / 2 * |w|^2, on kernels and not on biases
             "clip_norm": 0.0,  # longest gradient of the whole network, L2; 0: no limit
-            "average": 0.0,  # an exponential mean of the weights is evaluated, which keeps so much of itself an update; 0: off
+            "average": 0.0,  # the part of an exponential mean of the weights that an update leaves; it is evaluated; 0: no mean
             "max_norms": (),  # "PATTERN=NORM" by path, first match: longest filter, L2 over all axes but the last
         }
     )

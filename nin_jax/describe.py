@@ -74,13 +74,14 @@ def describe(run: Run) -> dict[str, Any]:
         "multiply_adds_per_image": macs,
         "flops_per_image": 2 * macs,
         "data_bytes": examples * math.prod(shape),
-        "state_bytes": count * 4 * 3,
+        "state_bytes": count * 4 * (4 if run.config.optimizer.average else 3),
         "activation_bytes": activations,
     }
     print(f"parameters: {count:,}")
     print(f"FLOPs per image: {2 * macs:,} (forward; 2 x {macs:,} multiply-adds; training about three times as many)")
     print(
-        f"memory on each device: data {totals['data_bytes'] / mib:.0f} MiB, parameters, momentum and gradient "
+        f"memory on each device: data {totals['data_bytes'] / mib:.0f} MiB, parameters, momentum, gradient "
+        f"{'and average ' * bool(run.config.optimizer.average)}"
         f"{totals['state_bytes'] / mib:.1f} MiB, maps of a batch of {batch} kept for the gradient about "
         f"{activations / mib:.0f} MiB over {run.mesh.size} device(s)"
     )

@@ -7,9 +7,10 @@
     conv_fc           a fully connected layer on them instead: 17.56 %
     conv_fc_dropout   the same after dropout: 15.99 %
 
-"With and without dropout before the fully connected linear layer, ... while the other parts of the model remain the
-same": the dropout that comes and goes is that before the last layer. The one between the mlpconv layers stays in all
-three, as it is "added ... to all the models used in this paper" (section 4.2).
+"With and without dropout before the fully connected linear layer": the dropout that comes and goes is that before the
+last layer. The one between the mlpconv layers stays in all three, as it is "added ... to all the models used in this
+paper" (section 4.2). Initial weights and rate of the fully connected layer are not published; here the weights start as
+those of the layer below, and the rate is the base rate.
 """
 
 from nin_jax.config import experiment, words

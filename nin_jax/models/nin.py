@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nin_jax.layers import POOLS, Dropout, MLPConv, global_average_pool
+from nin_jax.layers import POOLS, Dropout, MLPConv, gaussian, global_average_pool
 
 
 class Model(nn.Module):
@@ -35,7 +35,7 @@ class Model(nn.Module):
         changes no probability, and one above 0 keeps the maps from starting in the flat part of their ReLU.
       batch_norm: normalises every layer but the class maps before its ReLU, in place of its bias; not in the paper.
       head: what turns the class maps into logits: "gap" (the paper's), or "fc", a fully connected layer on the class
-        maps (Table 5), or "fc_dropout", the same after dropout of 0.5.
+        maps (Table 5), or "fc_dropout", the same after dropout of 0.5. Its weights start as those of the last layer.
       dtype: what is computed in; parameters and logits are float32.
     """
 
@@ -117,4 +117,4 @@ class Model(nn.Module):
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         if self.head == "fc_dropout":
             x = Dropout(0.5, self.dropout_kind, name="dropout_fc")(x, train=train, example=example)
-        return nn.Dense(self.num_classes, name="fc")(x), maps
+        return nn.Dense(self.num_classes, kernel_init=gaussian(deviations[-1]), name="fc")(x), maps

@@ -52,6 +52,7 @@ def labels(workdirs: Sequence[Path]) -> list[str]:
         except (OSError, ValueError) as error:
             raise Mistake(f"{workdir / 'config.json'} cannot be read: {error}") from error
     keys = {line.split(":")[0] for c in configs for line in config_lib.differences(configs[0], c)}
+    keys -= set(config_lib.NOT_THE_RUN)
 
     def value(config: Any, key: str) -> Any:
         for part in key.split("."):

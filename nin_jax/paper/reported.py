@@ -1,4 +1,4 @@
-"""Every number that the paper (arXiv 1312.4400v3) and its authors' slides (ILSVRC 2014) print, once, with its source.
+"""Every number that the paper (arXiv 1312.4400v3) and its authors' slides (ILSVRC 2014) print, with its source.
 
 Where two sources disagree both stand here. A row names the experiments that fill it, or says why there is none.
 """
@@ -17,7 +17,7 @@ class Row(NamedTuple):
 
     Attributes:
       table: where it is printed: "Table 1" to "Table 5", beside "Figure 3", in "Section 4.6", on the "Slides".
-      method: the row's name as printed.
+      method: the row's name as printed, or what the text says.
       dataset: what it is measured on.
       value: the number, in per cent.
       source: paper section, or title of the slide.

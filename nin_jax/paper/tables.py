@@ -3,8 +3,8 @@
     python -m nin_jax.paper.tables                        # writes the tables in docs/reproduce.md and README.md
     python -m nin_jax.paper.tables --collect RUN_DIR...   # first adds finished runs to experiments/results/*.csv
 
-A run is a row of its experiment's file, once, and a second one for its training error. Which experiment that is, is found by content: the one whose config differs
-from the run's in the fewest keys; those keys are the row's overrides. Only a row without overrides counts as a number of
+A run is a row of its experiment's file, once, and a second one for its training error. The experiment is the one whose
+config differs from the run's in the fewest keys; those keys are the row's overrides. Only a row without overrides counts as a number of
 the paper's tables.
 """
 
@@ -105,7 +105,7 @@ def result(workdir: Path) -> Result | None:
     if not near:
         raise Mistake(f"--collect={workdir}: no experiment of the project has its keys (model {config.model.name!r})")
     name = min(near, key=lambda k: len(near[k]))
-    overrides = [f"--config.{key}={functools.reduce(operator.getitem, key.split('.'), config)}" for key in near[name]]
+    overrides = [f"--config.{key}={_value(plain, key)}" for key in near[name]]
     metric = f"{train.eval_name(config.eval_split)}_error_pct"
     rows = [] if overrides else [r for r in reported.ROWS if name in map(canonical, r.configs)]
     ended = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
@@ -132,6 +132,15 @@ def result(workdir: Path) -> Result | None:
     }
 
 
+def _value(plain: Mapping[str, Any], key: str) -> Any:
+    """What stands under "optimizer.momentum", as the command line takes it: tuples, not lists."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return tuples(functools.reduce(operator.getitem, key.split("."), plain))
+
+
 def training_result(row: Result, workdir: Path) -> Result | None:
     """`row` with the training error of the last epoch's updates, dropout on; None where metrics.jsonl has none."""
     try:
@@ -151,7 +160,7 @@ def _keys(plain: Mapping[str, Any], where: str = "") -> set[str]:
 
 
 def collect(workdirs: Iterable[Path], folder: Path) -> int:
-    """Adds a row for each finished run to the file of its experiment; a run that has one already adds none.
+    """Adds the rows of each finished run to the file of its experiment; a run that has them already adds none.
 
     Returns the number of rows added. Raises `Mistake`, before anything is written, where one is no run directory.
     """

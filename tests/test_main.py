@@ -116,7 +116,7 @@ def test_every_experiment_is_valid(name: str) -> None:
         ("--config=digits --config.epochs=1.5", "--config.epochs=1.5: invalid literal"),
         ("--config=digits --config.model.relu_on_class_maps=2", "--config.model.relu_on_class_maps=2"),
         ("--config=digits --config.optimizer=3", "--config.optimizer=3: Failed to parse"),
-        ("--config=digits --config.optimizer={'learning_rate':1}", "config key 'optimizer.clip_norm' is missing"),
+        ("--config=digits --config.optimizer={'learning_rate':1}", "config key 'optimizer.average' is missing"),
         ("--config=digits --config.epochs=0", "epochs=0: must be 1 or more"),
         ("--config=digits --config.batch_size=0", "batch_size=0: must be 1 or more"),
         ("--config=digits --config.seed=-1", "seed=-1: must be from 0 to 2^32 - 1"),

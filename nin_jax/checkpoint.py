@@ -133,7 +133,7 @@ class Checkpoints:
             )
         content = ocp.args.Composite(state=ocp.args.StandardRestore(_parts(like)))
         parts = self.manager.restore(step, args=content)["state"]
-        state = dataclasses.replace(like, **parts) if dataclasses.is_dataclass(like) else parts
+        state: Any = dataclasses.replace(like, **parts) if dataclasses.is_dataclass(like) else parts  # pyright: ignore
         got = checksums(state)
         for path in sorted(wanted.keys() | got.keys()):
             if wanted.get(path) != got.get(path):

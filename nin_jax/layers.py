@@ -44,11 +44,15 @@ def uniform(limit: float) -> Initializer:
     return init
 
 
+def _convolution(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    edges = ((pad, pad), (pad, pad))
+    return lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     """Convolution of `[B, H, W, C_in]` with `[size, size, C_in, C]`, stride 1, `pad` rows and columns of zeros a side."""
-    edges = ((pad, pad), (pad, pad))
-    return lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return _convolution(x, kernel, pad)
 
 
 def _convolve_forward(x: jax.Array, kernel: jax.Array, pad: int):
@@ -71,10 +75,10 @@ def _convolve_backward(pad: int, residual, cotangent: jax.Array):
         return jnp.stack([row.T @ cotangent.reshape(-1, maps) for row in rows]).reshape(kernel.shape)
 
     def by_xla(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        return jax.vjp(lambda k: convolve.fun(x, k, pad), kernel)[1](cotangent)[0]
+        return jax.vjp(lambda k: _convolution(x, k, pad), kernel)[1](cotangent)[0]
 
     by_kernel = lax.platform_dependent(x, cotangent, cpu=by_products, default=by_xla)
-    return jax.vjp(lambda x: convolve.fun(x, kernel, pad), x)[1](cotangent)[0], by_kernel
+    return jax.vjp(lambda x: _convolution(x, kernel, pad), x)[1](cotangent)[0], by_kernel
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -113,7 +117,7 @@ class Conv(nn.Module):
         if self.size == 1 and pad == 0:
             y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
         else:
-            y = convolve(x, kernel, pad)
+            y: Any = convolve(x, kernel, pad)
         if self.bias is None:
             return y
         bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,)).astype(self.dtype)

@@ -6,6 +6,7 @@ is the same run, and a run on eight devices is the run on one, up to the order o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -80,7 +81,7 @@ def init_variables(model: nn.Module, seed: int | jax.Array, image_shape: tuple[i
 def state_of(recipe: Recipe, params: Any, batch_stats: Any) -> TrainState:
     """The state before the first update, of a network with these variables."""
     state = TrainState(jnp.zeros((), jnp.int32), params, recipe.optimizer.init(params), batch_stats)
-    return state.replace(average=state.current) if recipe.average else state
+    return dataclasses.replace(state, average=state.current) if recipe.average else state
 
 
 def init_state(recipe: Recipe, seed: int, image_shape: tuple[int, int, int]) -> TrainState:
@@ -128,7 +129,7 @@ def train_steps(recipe: Recipe, length: int):
             # Less in the first updates, so that what the network started from is soon forgotten.
             n = state.step.astype(jnp.float32)
             keep = jnp.minimum(recipe.average, n / (n + 10))
-            state = state.replace(average=optax.incremental_update(state.current, state.average, 1 - keep))
+            state = dataclasses.replace(state, average=optax.incremental_update(state.current, state.average, 1 - keep))
         return state, means | {"constant": constant}
 
     def steps(state: TrainState, data: memory.Arrays, stats, seed: jax.Array):

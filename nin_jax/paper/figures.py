@@ -40,7 +40,7 @@ def errors(workdir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         raise Mistake(f"{workdir / 'metrics.jsonl'} cannot be read: {error}") from error
     if not curves:
         raise Mistake(f"{workdir / 'metrics.jsonl'} has no rows; train first")
-    return {split: tuple(map(np.array, zip(*points, strict=True))) for split, points in curves.items()}
+    return {split: (np.array([e for e, _ in p]), np.array([e for _, e in p])) for split, p in curves.items()}
 
 
 def labels(workdirs: Sequence[Path]) -> list[str]:

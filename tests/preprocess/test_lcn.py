@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.signal
-import torch
 
 from nin_jax.pipeline import transform
 from nin_jax.preprocess import lcn
+
+torch = pytest.importorskip("torch", reason="PyTorch is one of the independent formulas")
 
 LINE = scipy.signal.windows.gaussian(7, 2.0)
 WINDOW = np.outer(LINE, LINE) / np.outer(LINE, LINE).sum()

@@ -434,6 +434,7 @@ Y = np.arange(30)[:, None]
         (lambda v: v | {"y": np.where(Y == 7, 11, v["y"]).astype(np.uint8)}, "y holds the label 11, expected 1 to 10"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The default value for `spmatrix`")  # SciPy 1.18 says so of any sparse matrix
 def test_wrong_variables(
     change: Callable[[dict[str, Any]], dict[str, Any]], message: str, svhn: Sample, tmp_path: Path
 ) -> None:

@@ -16,10 +16,10 @@ def objective(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0) -
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing of {smoothing}: must be 0 or more, and less than 1")
-    hard = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if not smoothing:
-        return hard
-    return (1 - smoothing) * hard - smoothing * jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+        return per_example(logits, labels)["loss"]
+    wanted = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, wanted)
 
 
 def per_example(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:

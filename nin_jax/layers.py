@@ -1,8 +1,8 @@
 """The layers of the paper and of its rivals, as small pure functions and Flax modules. NHWC throughout.
 
-Three things are written differently from the textbook, for speed, with the same mathematics: a 1x1 convolution is a
-matrix product over the flattened positions, a pool is the maximum (or sum) of shifted slices, and on a CPU a
-convolution's gradient by its kernel is a few matrix products.
+Two things are written differently from the textbook, for speed, with the same mathematics: a 1x1 convolution is a
+matrix product over the flattened positions, and a pool is the maximum (or sum) of shifted slices. The other convolutions
+are those of `convolution.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nin_jax.convolution import convolve
 from nin_jax.parallel import AXIS
 
 Initializer = Callable[..., jax.Array]
@@ -42,46 +43,6 @@ def uniform(limit: float) -> Initializer:
         return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
 
     return init
-
-
-def _convolution(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
-    edges = ((pad, pad), (pad, pad))
-    return lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
-    """Convolution of `[B, H, W, C_in]` with `[size, size, C_in, C]`, stride 1, `pad` rows and columns of zeros a side."""
-    return _convolution(x, kernel, pad)
-
-
-def _convolve_forward(x: jax.Array, kernel: jax.Array, pad: int):
-    return convolve(x, kernel, pad), (x, kernel)
-
-
-def _convolve_backward(pad: int, residual, cotangent: jax.Array):
-    """XLA's own gradients; but on a CPU, where its gradient by the kernel is slow, that one as `size` matrix products.
-
-    Row i of the kernel's gradient is X_i^T G: the cotangents G `[B H' W', C]`, and the picture moved up by i, its `size`
-    shifts to the left side by side, `[B H' W', size C_in]`.
-    """
-    x, kernel = residual
-
-    def by_products(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        size, (height, width, maps) = kernel.shape[0], cotangent.shape[1:]
-        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        shifts = jnp.concatenate([x[:, :, j : j + width] for j in range(size)], axis=-1)
-        rows = [shifts[:, i : i + height].reshape(-1, shifts.shape[-1]) for i in range(size)]
-        return jnp.stack([row.T @ cotangent.reshape(-1, maps) for row in rows]).reshape(kernel.shape)
-
-    def by_xla(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        return jax.vjp(lambda k: _convolution(x, k, pad), kernel)[1](cotangent)[0]
-
-    by_kernel = lax.platform_dependent(x, cotangent, cpu=by_products, default=by_xla)
-    return jax.vjp(lambda x: _convolution(x, kernel, pad), x)[1](cotangent)[0], by_kernel
-
-
-convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 class Conv(nn.Module):
@@ -165,19 +126,27 @@ def _max_pool_forward(x: jax.Array, size: int, stride: int):
 
 
 def _max_pool_backward(size: int, stride: int, residual, cotangent: jax.Array):
-    winner, shape = residual
+    winner, (batch, height, width, maps) = residual
+    zero = jnp.zeros((), cotangent.dtype)
+    reach = -(-size // stride)  # windows that an element may lie in, along an axis
+    outs = [n + reach - 1 for n in winner.shape[1:3]]
 
-    def spread(k: int) -> jax.Array:
-        """Puts each window's gradient where its k-th element lies, over the full extent of the windows."""
-        row, column = divmod(k, size)
-        part = jnp.where(winner == k, cotangent, jnp.zeros((), cotangent.dtype))
-        edges = [(i, size - 1 - i, stride - 1) for i in (row, column)]
-        return lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    def of(row: int, column: int) -> jax.Array:
+        """What reaches the elements (row, column), (row, column + stride), ...: from up to `reach`^2 windows each."""
+        total = jnp.zeros((batch, *outs, maps), cotangent.dtype)
+        for i, j in itertools.product(range(reach), repeat=2):
+            if row + i * stride < size and column + j * stride < size:
+                part = jnp.where(winner == (row + i * stride) * size + column + j * stride, cotangent, zero)
+                total += lax.pad(part, zero, ((0, 0, 0), (i, reach - 1 - i, 0), (j, reach - 1 - j, 0), (0, 0, 0)))
+        return total
 
-    total = functools.reduce(jnp.add, [spread(k) for k in range(size * size)])
-    rest = [max(0, n - have) for n, have in zip(shape[1:3], total.shape[1:3], strict=True)]
-    total = jnp.pad(total, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)))
-    return (total[:, : shape[1], : shape[2]],)
+    # Elements whose rows and columns have the same remainder by `stride` are computed together, then put in their places.
+    rows = [jnp.stack([of(row, column) for column in range(stride)], axis=3) for row in range(stride)]
+    whole = jnp.stack(rows, axis=2).reshape(batch, outs[0] * stride, outs[1] * stride, maps)
+    whole = jnp.pad(
+        whole, ((0, 0), *((0, max(0, n - w)) for n, w in zip((height, width), whole.shape[1:3], strict=True)), (0, 0))
+    )
+    return (whole[:, :height, :width],)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)

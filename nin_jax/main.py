@@ -91,8 +91,10 @@ def run(command: Command) -> None:
     """Does what the command says."""
     import jax
 
+    from nin_jax import parallel
     from nin_jax.pipeline.arrays import cache_dir
 
+    parallel.keep_freed_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     if command.mode == "train":

@@ -1,0 +1,99 @@
+"""Convolution of stride 1, as each kind of device does it best. NHWC pictures, HWIO kernels, zeros beyond the edges.
+
+XLA's own runs on accelerators. On a CPU it is made of matrix products, in one of two ways with the same mathematics:
+by patches where that is little work, else by the convolution theorem.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+FEWEST_IMAGES, FEWEST_MAPS = 8, 16  # from which on the convolution theorem pays; benchmarks/results has both sides
+
+
+def convolve(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    """Convolution of `[B, H, W, C_in]` with `[size, size, C_in, C]`, `pad` rows and columns of zeros a side.
+
+        y[b, i, j, f] = sum over k, l, c of x[b, i + k - pad, j + l - pad, c] * kernel[k, l, c, f]
+
+    Returns `[B, H', W', C]`, H' = H + 2 * pad - size + 1.
+    """
+    many = x.shape[0] >= FEWEST_IMAGES and x.shape[-1] >= FEWEST_MAPS
+    products = _by_theorem if many else _by_patches
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # bfloat16 is for storage here: transforms in it would be wrong by per cents, and few CPUs multiply in it.
+        exact = jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
+        return products(x.astype(exact), kernel.astype(exact), pad).astype(x.dtype)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=functools.partial(_by_xla, pad=pad))
+
+
+def _by_xla(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    edges = ((pad, pad), (pad, pad))
+    return lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _by_patches(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    """One product: all patches `[B H' W', size^2 C_in]` times the kernel."""
+    size, maps = kernel.shape[0], kernel.shape[-1]
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height, width = (n - size + 1 for n in x.shape[1:3])
+    parts = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+    patches = jnp.concatenate(parts, axis=-1)
+    y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, maps)
+    return y.reshape(x.shape[0], height, width, maps)
+
+
+def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    """A product `[B, C_in] @ [C_in, C]` for each frequency of the picture; the transforms are products too.
+
+    A 5x5 convolution of 16x16 pictures takes a ninth of the multiplications.
+    """
+    size = kernel.shape[0]
+    rows, columns = (_bilinear(n, size, pad) for n in x.shape[1:3])
+    pictures = _transform(rows[0], columns[0], x.transpose(1, 2, 0, 3))
+    filters = _transform(rows[1], columns[1], kernel)
+    products = jnp.einsum("pqbc,pqcf->pqbf", pictures, filters)
+    return _transform(rows[2], columns[2], products).transpose(2, 0, 1, 3)
+
+
+def _transform(rows: np.ndarray, columns: np.ndarray, z: jax.Array) -> jax.Array:
+    """`[H, W, ...]` to `[M, N, ...]`: `rows [M, H]` times the first axis, `columns [N, W]` times the second."""
+    (m, height), (n, width), rest = rows.shape, columns.shape, z.shape[2:]
+    z = (jnp.asarray(rows, z.dtype) @ z.reshape(height, -1)).reshape(m, width, -1)
+    # The same matrix m times is a batch of products; without the copies XLA would transpose z.
+    return (jnp.broadcast_to(jnp.asarray(columns, z.dtype), (m, n, width)) @ z).reshape(m, n, *rest)
+
+
+@functools.cache
+def _bilinear(length: int, size: int, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float64 A `[M, length]`, B `[M, size]` and C `[length', M]` with C ((A x) * (B k)) the correlation of x with k:
+
+        y[i] = sum over t of k[t] x[i + t - pad],    i from 0 to length' = length + 2 * pad - size + 1
+
+    By the discrete Fourier transform of just so many points that nothing which wraps around reaches y. The product
+    (a + ib)(c + id) = (ac - bd) + i (ad + bc) of a frequency takes three real ones, as Gauss found:
+
+        p = (a + b) c,   q = a (d - c),   r = b (c + d),   real part p - r,   imaginary part p + q
+    """
+    out = length + 2 * pad - size + 1
+    points = max(length + pad, out - 1 + size - pad)
+    a, b, c = [], [], []
+    for frequency in range(points // 2 + 1):
+        angle = 2 * np.pi * frequency / points
+        x_real, x_imag = np.cos(angle * np.arange(length)), -np.sin(angle * np.arange(length))
+        taps = np.arange(size) - pad  # correlation: the conjugate
+        k_real, k_imag = np.cos(angle * taps), np.sin(angle * taps)
+        real = frequency in (0, points / 2)  # and its own conjugate: it counts once, the others twice
+        weight = (1 if real else 2) / points
+        y_real, y_imag = weight * np.cos(angle * np.arange(out)), -weight * np.sin(angle * np.arange(out))
+        a += [x_real] if real else [x_real + x_imag, x_real, x_imag]
+        b += [k_real] if real else [k_real, k_imag - k_real, k_real + k_imag]
+        c += [y_real] if real else [y_real + y_imag, y_imag, -y_real]
+    return np.array(a), np.array(b), np.array(c).T

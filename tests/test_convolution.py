@@ -1,0 +1,89 @@
+"""Every way of convolving against SciPy's correlation in float64, values and gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.signal import correlate
+
+from nin_jax import convolution
+from nin_jax.convolution import FEWEST_IMAGES, FEWEST_MAPS, convolve
+
+
+def expected(x: np.ndarray, kernel: np.ndarray, pad: int) -> np.ndarray:
+    """The correlation, picture by picture and map by map."""
+    x = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    kernel = kernel.astype(np.float64)
+    maps = [[correlate(one, kernel[..., f], "valid")[..., 0] for f in range(kernel.shape[-1])] for one in x]
+    return np.stack([np.stack(m, axis=-1) for m in maps])
+
+
+CASES = [
+    # batch, height, width, maps in, maps out, size, pad: few and many of both, odd and even lengths, all kinds of edges
+    (FEWEST_IMAGES, 8, 8, FEWEST_MAPS, 3, 3, 1),
+    (FEWEST_IMAGES, 7, 10, FEWEST_MAPS, 2, 5, 2),
+    (FEWEST_IMAGES, 9, 6, FEWEST_MAPS, 2, 3, 0),
+    (FEWEST_IMAGES, 4, 5, FEWEST_MAPS, 2, 3, 3),
+    (FEWEST_IMAGES, 5, 5, FEWEST_MAPS, 2, 5, 0),
+    (FEWEST_IMAGES, 6, 7, FEWEST_MAPS, 2, 4, 1),
+    (FEWEST_IMAGES, 3, 3, FEWEST_MAPS, 2, 1, 2),
+    (FEWEST_IMAGES, 1, 9, FEWEST_MAPS, 2, 3, 1),
+    (FEWEST_IMAGES - 1, 7, 6, FEWEST_MAPS, 2, 5, 2),
+    (FEWEST_IMAGES, 7, 6, FEWEST_MAPS - 1, 2, 3, 1),
+    (2, 6, 5, 3, 4, 4, 2),
+    (1, 3, 3, 1, 1, 3, 0),
+]
+
+
+def draw(batch, height, width, maps, features, size):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, height, width, maps), np.float32)
+    return x, rng.standard_normal((size, size, maps, features), np.float32)
+
+
+@pytest.mark.parametrize("way", [convolve, convolution._by_patches, convolution._by_theorem, convolution._by_xla])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_scipys_correlation(way, case):
+    *shape, pad = case
+    x, kernel = draw(*shape)
+    y = jax.jit(way, static_argnums=2)(x, kernel, pad)
+    truth = expected(x, kernel, pad)
+    assert y.shape == truth.shape
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, truth, rtol=0, atol=3e-6 * np.abs(truth).max())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_are_those_of_a_linear_map(case):
+    """<g, conv(x, k)> is linear in each, so its gradient by x in direction e is <g, conv(e, k)>, and so for k."""
+    *shape, pad = case
+    x, kernel = draw(*shape)
+    rng = np.random.default_rng(1)
+    g = rng.standard_normal(expected(x, kernel, pad).shape, np.float32)
+    by_x, by_kernel = jax.jit(lambda x, k, g: jax.vjp(lambda x, k: convolve(x, k, pad), x, k)[1](g))(x, kernel, g)
+    for _ in range(3):
+        e, d = rng.standard_normal(x.shape, np.float32), rng.standard_normal(kernel.shape, np.float32)
+        for gradient, direction, moved in ((by_x, e, expected(e, kernel, pad)), (by_kernel, d, expected(x, d, pad))):
+            truth = np.vdot(g.astype(np.float64), moved)
+            scale = np.linalg.norm(g) * np.linalg.norm(moved)
+            np.testing.assert_allclose(np.vdot(np.float64(gradient), direction), truth, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("images", [FEWEST_IMAGES, 1])
+def test_bfloat16_is_rounded_once(images):
+    """On a CPU products and sums are float32, so the result is that of float32, rounded."""
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in draw(images, 6, 6, FEWEST_MAPS, 4, 3))
+    y = convolve(x, kernel, 1)
+    exact = convolve(x.astype(jnp.float32), kernel.astype(jnp.float32), 1)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.float32(y), np.float32(exact.astype(jnp.bfloat16)))
+
+
+def test_a_nan_shows():
+    x, kernel = draw(FEWEST_IMAGES, 6, 6, FEWEST_MAPS, 4, 3)
+    x[3, 2, 1, 0] = np.nan
+    y = np.asarray(convolve(x, kernel, 1))
+    assert np.isnan(y[3]).any()
+    assert np.isfinite(np.delete(y, 3, axis=0)).all()

@@ -45,7 +45,7 @@ class Run:
         self.preprocess = transform.parse(config.preprocess, random=False)
         self.augment = transform.parse(config.augment, random=True)
         self.mesh = parallel.mesh()
-        parallel.check_batch(config.batch_size, self.mesh)
+        parallel.check_batch(config.batch_size, self.mesh, config.accumulate)
         parallel.check_precision(config.precision, list(self.mesh.devices.flat))
         self.info: Info = (
             self.dataset.INFO
@@ -77,6 +77,7 @@ class Run:
             c.batch_size,
             optim.optimizer(c, updates_per_epoch),
             c.optimizer.average,
+            c.accumulate,
         )
 
     def load(self, split: str) -> Split:
@@ -129,10 +130,15 @@ class Run:
 
     def _check_model(self) -> None:
         """A trial, without computing, of making the model."""
-        _trial(
-            f"model {self.config.model.name}",
-            lambda: jax.eval_shape(lambda: step.init_variables(self.model, 0, self.info.image_shape)),
-        )
+
+        def trial() -> None:
+            variables = jax.eval_shape(lambda: step.init_variables(self.model, 0, self.info.image_shape))
+            if variables["batch_stats"] and self.config.accumulate > 1:
+                raise Mistake(
+                    f"accumulate={self.config.accumulate}: batch normalisation needs the whole batch at once; use accumulate=1"
+                )
+
+        _trial(f"model {self.config.model.name}", trial)
 
     def _check_task(self) -> None:
         """Types of the task's arguments, and a trial of the objective."""

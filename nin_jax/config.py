@@ -31,7 +31,15 @@ CHOICES = {
     "schedule.decay": ("none", "linear", "exponential", "cosine"),
 }
 
-AT_LEAST_1 = ("batch_size", "epochs", "eval_every_epochs", "checkpoint_every_epochs", "keep", "schedule.plateau_drops")
+AT_LEAST_1 = (
+    "batch_size",
+    "accumulate",
+    "epochs",
+    "eval_every_epochs",
+    "checkpoint_every_epochs",
+    "keep",
+    "schedule.plateau_drops",
+)
 AT_LEAST_0 = (
     *(f"optimizer.{k}" for k in ("learning_rate", "momentum", "momentum_final", "momentum_epochs")),
     *(f"optimizer.{k}" for k in ("weight_decay", "clip_norm")),
@@ -39,7 +47,7 @@ AT_LEAST_0 = (
 )
 
 # What may change between two starts of the same run: where things lie and how the work is shared out.
-NOT_THE_RUN = ("data_dir", "mapper", "keep", "checkpoint_every_epochs")
+NOT_THE_RUN = ("data_dir", "mapper", "keep", "checkpoint_every_epochs", "accumulate")
 
 
 def default() -> Config:
@@ -55,6 +63,7 @@ def default() -> Config:
     c.model = ConfigDict({"name": placeholder(str)})  # entry of models/ and its arguments
     c.task = "classify"  # entry of tasks/, with arguments where it has some: "classify(smoothing=0.1)"
     c.batch_size = 128  # images an update, over all devices
+    c.accumulate = 1  # parts that a batch is computed in, one after the other: the same update from less memory
     c.epochs = 1  # passes over the training split
     c.precision = "float32"  # what is computed in: "float32", "bfloat16"; parameters are float32
     c.mapper = "pmap"  # what maps a step over the devices: "pmap", "shard_map"

@@ -22,14 +22,23 @@ def keep_freed_memory() -> None:
     """Lets memory that was freed stay with the process, where the C library is glibc. To be called before jax starts.
 
     On a CPU, XLA asks for a step's temporary memory, a gigabyte for CIFAR-10, at every step and frees it after. glibc
-    would give it back to the kernel and get it anew page by page, which was a fifth of a step's time. The process stays
-    as large as it has been at its largest.
+    would give it back to the kernel and get it anew page by page, which is a quarter of a step's time
+    (docs/performance.md). The process stays as large as it has been at its largest.
     """
     with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads, since only the first can grow
-        mallopt(-4, 0)  # M_MMAP_MAX: nothing is mapped by itself, to be unmapped when it is freed
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap's end is not given back
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads, since only the first can grow
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: nothing is mapped by itself, to be unmapped when it is freed
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap's end is not given back
+        # Room for what is small, in pieces that do not grow together: else it would lie where a step's memory was, which
+        # then no longer fits there. Pages that nobody writes to take no memory.
+        libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+            ctypes.c_void_p,
+            [ctypes.c_size_t],
+            [ctypes.c_void_p],
+        )
+        for piece in [(libc.malloc(2**20), libc.malloc(64))[0] for _ in range(256)]:
+            libc.free(piece)
 
 
 def mesh() -> Mesh:
@@ -37,12 +46,15 @@ def mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises `Mistake` unless every device gets the same number of images."""
-    n = mesh.size
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:
+    """Raises `Mistake` unless every device gets the same number of images, in `accumulate` equal parts."""
+    n = mesh.size * accumulate
     if batch_size % n:
         near = max(n, round(batch_size / n) * n)
-        raise Mistake(f"batch_size={batch_size} cannot be shared by {n} devices; the nearest that can is {near}")
+        parts = f" in accumulate={accumulate} parts each" if accumulate > 1 else ""
+        raise Mistake(
+            f"batch_size={batch_size} cannot be shared by {mesh.size} devices{parts}; the nearest that can is {near}"
+        )
 
 
 def check_precision(precision: str, devices: Sequence[Any]) -> None:
@@ -110,12 +122,19 @@ def steps_per_dispatch(steps: int) -> int:
     """How many steps to scan in one dispatch, of an event every `steps` steps. Depends on nothing else but the device kind.
 
     An accelerator's step is short, so dispatching each would dominate: up to 100 are scanned, as evenly as possible.
-    On a CPU the step is long, and XLA runs convolutions inside a loop some twenty times slower than outside, so it
-    is 1.
+    On a CPU a step may take a second, and signals and progress are looked at after each.
     """
     if jax.default_backend() == "cpu":
         return 1
     return -(-steps // -(-steps // 100))
+
+
+def runs_ahead() -> bool:
+    """Whether to dispatch before the dispatch before is done, so that the device never waits for the host.
+
+    Not on a CPU, where it saves nothing and takes the temporary memory of two steps at a time.
+    """
+    return jax.default_backend() != "cpu"
 
 
 def host(tree: Any) -> Any:

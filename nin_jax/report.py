@@ -120,12 +120,8 @@ class Record:
             self.file = open(self.path, "a")  # noqa: SIM115 - open for as long as the run
         except OSError as error:
             raise StorageFailed(f"cannot write {self.path}: {error}") from error
-        self.tensorboard = None
-        if importlib.util.find_spec("tensorboardX"):
-            from tensorboardX import SummaryWriter
-
-            # purge_step hides what an interrupted start wrote after the step that this one goes on from.
-            self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self.tensorboard: Any = None
+        self.step = step
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row; numbers go to TensorBoard as SPLIT/NAME too."""
@@ -136,6 +132,12 @@ class Record:
             os.fsync(self.file.fileno())
         except OSError as error:
             raise StorageFailed(f"cannot write {self.path}: {error}") from error
+        if self.tensorboard is None and importlib.util.find_spec("tensorboardX"):
+            # Not sooner: it takes seconds to import where PyTorch is installed, which it looks for.
+            from tensorboardX import SummaryWriter
+
+            # purge_step hides what an interrupted start wrote after the step that this one goes on from.
+            self.tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.step + 1)
         if self.tensorboard:
             for name, value in row.items():
                 if name not in ("step", "split", "epoch"):

@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,17 @@ class _Loop:
         self.data = run.on_devices((images, labels))
         self.evaluator = Evaluator(self.recipe, self.mesh, c.mapper, run.on_devices(test), self.stats)
         self.seed = parallel.replicate(jnp.uint32(c.seed), self.mesh)
-
-        self.stop.can_save = True  # a signal that cut a restore short would make a good checkpoint look broken
-        self.checkpoints = Checkpoints(workdir, c.keep)
         make = jax.jit(lambda seed: step.init_state(self.recipe, seed, run.info.image_shape))
-        found = self.checkpoints.restore(parallel.replicated_like(jax.eval_shape(make, self.seed), self.mesh))
+        self.shapes = parallel.replicated_like(jax.eval_shape(make, self.seed), self.mesh)
+        self.stop.can_save = True  # a signal that cut a restore short would make a good checkpoint look broken
+        # One thread compiles, the update first and then the evaluation, while this one restores or makes the state.
+        self.compiler = ThreadPoolExecutor(1)
+        self.compiled: dict[int, Future[Any]] = {}
+        self._compile(parallel.steps_per_dispatch(self.epoch_updates))
+        self.evaluating = self.compiler.submit(self.evaluator.compile, self.shapes.variables)
+
+        self.checkpoints = Checkpoints(workdir, c.keep)
+        found = self.checkpoints.restore(self.shapes)
         if found:
             self.step, self.state, notes = found
             say(f"going on from step {self.step} of {self.last} in {workdir}")
@@ -84,7 +91,6 @@ class _Loop:
         self.meter = notes.get("meter") or {"loss": 0.0, "error": 0.0, "updates": 0}
         self.constant_for = np.zeros(self.classes)  # updates in a row that each class has had a constant logit
         self.record = report.Record(workdir, self.step)
-        self.compiled: dict[int, Any] = {}
         self.images_per_s = 0.0
         self.evaluation: dict[str, float] | None = None
 
@@ -104,6 +110,7 @@ class _Loop:
             self._summary("diverged")
             raise
         finally:
+            self.compiler.shutdown(cancel_futures=True)
             with contextlib.suppress(StorageFailed):  # it was raised where it happened; here it would hide the reason
                 self.checkpoints.close()
             self.record.close()
@@ -112,8 +119,11 @@ class _Loop:
         """Updates to the end of the epoch, or to a signal."""
         end = (self.step // self.epoch_updates + 1) * self.epoch_updates
         length = parallel.steps_per_dispatch(self.epoch_updates)
-        for n in {min(length, end - self.step), (end - self.step) % length or length}:
+        lengths = {min(length, end - self.step), (end - self.step) % length or length}
+        for n in lengths:
             self._compile(n)
+        with self.clock.time("compile"):  # what it is waited for
+            compiled = {n: self.compiled[n].result() for n in lengths}
         begin, start, waiting, said = self.step, time.perf_counter(), None, time.perf_counter()
         with report.progress() as bar, self.clock.time("train"):
             task = bar.add_task(
@@ -121,12 +131,15 @@ class _Loop:
             )
             while self.step < end and not self.stop():
                 n = min(length, end - self.step)
-                self.state, metrics = self.compiled[n](self.state, self.data, self.stats, self.seed)
+                self.state, metrics = compiled[n](self.state, self.data, self.stats, self.seed)
                 self.step += n
-                # The metrics of the dispatch before are read while this one runs, so the device never waits.
+                # Where the host runs ahead, the metrics of the dispatch before are read while this one runs.
                 if waiting is not None:
                     self._absorb(*waiting)
                 waiting = self.step, metrics
+                if not parallel.runs_ahead():
+                    self._absorb(*waiting)
+                    waiting = None
                 seconds = time.perf_counter() - start
                 self.images_per_s = (self.step - begin) * self.config.batch_size / seconds
                 bar.update(task, completed=self.step, images_per_s=self.images_per_s)
@@ -139,15 +152,16 @@ class _Loop:
                 self.images_per_s = (self.step - begin) * self.config.batch_size / (time.perf_counter() - start)
 
     def _compile(self, length: int) -> None:
+        """Has `length` updates compiled, once."""
         if length not in self.compiled:
-            with self.clock.time("compile"):
-                self.compiled[length] = parallel.compile_replicas(
-                    step.train_steps(self.recipe, length),
-                    (self.state, self.data, self.stats, self.seed),
-                    self.mesh,
-                    self.config.mapper,
-                    donate=(0,),
-                )
+            self.compiled[length] = self.compiler.submit(
+                parallel.compile_replicas,
+                step.train_steps(self.recipe, length),
+                (self.shapes, self.data, self.stats, self.seed),
+                self.mesh,
+                self.config.mapper,
+                donate=(0,),
+            )
 
     def _absorb(self, last: int, metrics: Any) -> None:
         """Adds the metrics of the updates up to `last` to the meter, in order, and looks whether the network lives."""
@@ -193,7 +207,7 @@ class _Loop:
         split = eval_name(c.eval_split)
         if (epoch % c.eval_every_epochs == 0 and (self.step, split) not in self.record.done) or final:
             with self.clock.time("compile"):
-                self.evaluator.compile(self.state.variables)
+                self.evaluating.result()
             start = time.perf_counter()
             with self.clock.time("eval"):
                 self.evaluation = self.evaluator(self.state.variables, self.stop)

@@ -13,6 +13,7 @@ import pytest
 import scipy.special
 from jax.sharding import AxisType
 
+from benchmarks.scaling import all_reduced
 from nin_jax import config as config_lib
 from nin_jax import optim, parallel, step
 from nin_jax.datasets import synthetic
@@ -132,6 +133,34 @@ def test_any_number_of_devices_trains_the_same(n, mapper):
     np.testing.assert_allclose(metrics["loss"], their_metrics["loss"], rtol=1e-5)
     for key in ("error", "constant"):
         np.testing.assert_array_equal(metrics[key], their_metrics[key])
+
+
+@pytest.mark.parametrize(("n", "mapper", "parts"), [(1, "pmap", 4), (2, "shard_map", 2), (2, "pmap", 8)])
+def test_a_batch_in_parts_trains_the_same(n, mapper, parts):
+    """`accumulate`: parameters and metrics of five updates are those of the batch as a whole, dropout and crop included."""
+    r, m = recipe()._replace(accumulate=parts), mesh(n)
+    data, stats = parallel.replicate(pictures("train[:64]"), m)
+    state = parallel.replicate(step.init_state(r, 0, synthetic.INFO.image_shape), m)
+    update = parallel.compile_replicas(step.train_steps(r, 1), (state, data, stats, SEED), m, mapper)
+    rows = []
+    for _ in range(UPDATES):
+        state, metrics = update(state, data, stats, SEED)
+        rows.append(parallel.host(metrics))
+    expected, their_metrics = first_run(1, "pmap")
+    assert_same_parameters(parallel.host(state.params), expected, 1e-5)
+    metrics = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    np.testing.assert_allclose(metrics["loss"], their_metrics["loss"], rtol=1e-5)
+    for key in ("error", "constant"):
+        np.testing.assert_array_equal(metrics[key], their_metrics[key])
+
+
+@pytest.mark.parametrize(("n", "mapper"), [(2, "pmap"), (8, "shard_map")])
+def test_an_update_sends_its_gradients_once(n, mapper):
+    """The compiled update has one sum over the replicas, of all parameters and two metrics, and one maximum of the logits."""
+    update, (state, *_) = trainer(n, mapper)
+    sizes = all_reduced(update)
+    params = sum(p.size for p in jax.tree.leaves(state.params))
+    assert sorted(sizes) == [2 * 10 * 4, (params + 2) * 4]
 
 
 @pytest.mark.parametrize(("n", "mapper"), DEVICES)
@@ -268,10 +297,15 @@ def test_evaluation_stops_when_it_is_told_to():
 
 
 def test_a_batch_that_cannot_be_shared_is_a_mistake_that_names_the_nearest():
-    parallel.check_batch(24, mesh(8))
+    parallel.check_batch(24, mesh(8), 1)
+    parallel.check_batch(48, mesh(8), 3)
+    with pytest.raises(
+        Mistake, match=r"batch_size=40 .* 8 devices in accumulate=3 parts each; the nearest that can is 48"
+    ):
+        parallel.check_batch(40, mesh(8), 3)
     for batch_size, near in ((1, 8), (13, 16), (27, 24)):
         with pytest.raises(Mistake, match=rf"batch_size={batch_size} .* 8 devices; the nearest that can is {near}$"):
-            parallel.check_batch(batch_size, mesh(8))
+            parallel.check_batch(batch_size, mesh(8), 1)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, 1), (100, 100), (101, 51), (390, 98), (1000, 100)])

@@ -1,0 +1,36 @@
+"""All measurements of speed, or those named; then docs/performance.md is written anew.
+
+    python -m benchmarks [NAME ...]
+
+Each measurement is a file here with a function `main`, and writes benchmarks/results/NAME.json. They want the machine
+to themselves. PyTorch comes with the extra `test`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+
+from nin_jax import parallel
+from nin_jax.errors import nearest
+
+NAMES = ("training", "startup", "inside", "changes", "scaling")
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        if name not in NAMES:
+            raise SystemExit(f"benchmarks: unknown measurement {name!r}: {nearest(name, NAMES)}")
+    for name in names or NAMES:
+        importlib.import_module(f"benchmarks.{name}").main()
+    pass
+
+
+if __name__ == "__main__":
+    # What PyTorch compiles is compiled anew, as what XLA compiles is.
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", scratch)
+        parallel.keep_freed_memory()
+        main(sys.argv[1:])

@@ -1,0 +1,171 @@
+"""Every change made for speed, before and after, side by side; and those that did not pay.
+
+Sizes are those of CIFAR-10's network at batch 128. Unless a row says otherwise it times the operation and its gradients.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from benchmarks import measure
+from benchmarks.runs import Ours
+from nin_jax import convolution, layers, parallel
+from nin_jax.report import say
+
+ROUNDS = 7
+
+
+def normal(*shape: int) -> jax.Array:
+    """Numbers for an operation to work on."""
+    return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape, np.float32))
+
+
+def gradients(f: Callable[..., jax.Array], *arguments: jax.Array) -> Callable[[], Any]:
+    """Runs f and its gradients by all arguments."""
+    cotangent = normal(*jax.eval_shape(f, *arguments).shape)
+
+    def both(cotangent: jax.Array, *arguments: jax.Array) -> Any:
+        y, back = jax.vjp(f, *arguments)
+        return y, back(cotangent)
+
+    compiled = jax.jit(both).lower(cotangent, *arguments).compile()
+    return lambda: jax.block_until_ready(compiled(cotangent, *arguments))
+
+
+def convolutions(images: int, side: int, maps: int, features: int, size: int) -> dict[str, Callable[[], Any]]:
+    """One convolution in every way there is."""
+    x, kernel = normal(images, side, side, maps), normal(size, size, maps, features)
+    ways = {"XLA's convolution": convolution._by_xla, "patches": convolution._by_patches}
+    if maps >= convolution.FEWEST_MAPS:
+        ways["the convolution theorem"] = convolution._by_theorem
+        ways["the theorem, XLA's FFT"] = by_fft
+        ways["the theorem, one transform for rows and columns"] = by_one_transform
+    return {name: gradients(lambda x, k, way=way: way(x, k, size // 2), x, kernel) for name, way in ways.items()}
+
+
+def by_fft(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    """The convolution theorem with XLA's Fourier transform and complex products."""
+    size, height, width = kernel.shape[0], *x.shape[1:3]
+    points = height + size - 1, width + size - 1
+    pictures = jnp.fft.rfft2(x.transpose(3, 0, 1, 2), points)  # c b p q
+    filters = jnp.fft.rfft2(kernel[::-1, ::-1].transpose(2, 3, 0, 1), points)  # c f p q
+    products = jnp.einsum("cbpq,cfpq->bfpq", pictures, filters)
+    y = jnp.fft.irfft2(products, points)[:, :, pad : pad + height, pad : pad + width]
+    return y.transpose(0, 2, 3, 1)
+
+
+def by_one_transform(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    """As `convolution._by_theorem`, with the transforms of rows and columns as one matrix each."""
+    batch, height, width, maps = x.shape
+    rows, columns = (convolution._bilinear(n, kernel.shape[0], pad) for n in (height, width))
+    a, b, c = (np.kron(r, s).astype(np.float32) for r, s in zip(rows, columns, strict=True))
+    pictures = (a @ x.transpose(1, 2, 0, 3).reshape(height * width, -1)).reshape(-1, batch, maps)
+    filters = (b @ kernel.reshape(-1, maps * kernel.shape[-1])).reshape(-1, maps, kernel.shape[-1])
+    products = jnp.einsum("pbc,pcf->pbf", pictures, filters)
+    y = jnp.asarray(c) @ products.reshape(products.shape[0], -1)
+    return y.reshape(height, width, batch, -1).transpose(2, 0, 1, 3)
+
+
+def pools() -> dict[str, Callable[[], Any]]:
+    """The first pool's input."""
+
+    def by_window(x: jax.Array) -> jax.Array:
+        edges = ((0, 0), (0, 1), (0, 1), (0, 0))
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), edges)
+
+    x = normal(128, 32, 32, 96)
+    return {"XLA's window": gradients(by_window, x), "slices": gradients(lambda x: layers.max_pool(x), x)}
+
+
+def pointwise() -> dict[str, Callable[[], Any]]:
+    """The dearest 1x1 convolution."""
+    x, kernel = normal(128, 32, 32, 192), normal(1, 1, 192, 160)
+
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return (x.reshape(-1, 192) @ kernel[0, 0]).reshape(*x.shape[:-1], 160)
+
+    by_xla = gradients(lambda x, k: convolution._by_xla(x, k, 0), x, kernel)
+    return {"XLA's convolution": by_xla, "one product": gradients(product, x, kernel)}
+
+
+def dropout() -> dict[str, Callable[[], Any]]:
+    """The mask of the first pool's output, by example; without gradients."""
+    key, x = jax.random.key(0), normal(128, 16, 16, 96)
+    draw: dict[str, Callable[[jax.Array], Any]] = {
+        "floats": lambda x: jnp.where(
+            jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 0.5, x.shape[1:]))(jnp.arange(128)),
+            x,
+            0.0,
+        ),
+        "16 bits": lambda x: jnp.where(layers._random_bits(key, x.shape, None) < 32768, x, 0.0),
+    }
+    compiled = {name: jax.jit(f).lower(x).compile() for name, f in draw.items()}
+    return {name: lambda f=f: jax.block_until_ready(f(x)) for name, f in compiled.items()}
+
+
+def freed_memory() -> dict[str, Any]:
+    """A whole update, in processes that take turns: with what `parallel.keep_freed_memory` sets, and without."""
+    seconds: dict[str, list[float]] = {"given back": [], "kept": []}
+    for turn in range(5):
+        for name in list(seconds)[:: 1 if turn % 2 == 0 else -1]:
+            command = [sys.executable, "-m", "benchmarks.changes", name]
+            done = subprocess.run(command, capture_output=True, check=True, text=True)
+            seconds[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return {"seconds": seconds, "median": {name: statistics.median(s) for name, s in seconds.items()}}
+
+
+def dispatches() -> dict[str, Callable[[], Any]]:
+    """Four updates of MNIST's network, in one dispatch and in four."""
+    one = Ours("mnist", 128, examples=512)
+    with_loop = parallel.steps_per_dispatch
+    parallel.steps_per_dispatch = lambda steps: steps
+    try:
+        four = Ours("mnist", 128, examples=512)
+    finally:
+        parallel.steps_per_dispatch = with_loop
+    return {"one a dispatch (four updates)": lambda: one.update(4), "four a dispatch (four updates)": four.update}
+
+
+def main() -> None:
+    """All of them. The first side of each is before, the last that `layers.py` uses is after."""
+    cases: list[tuple[str, str, Callable[[], dict[str, Callable[[], Any]]]]] = [
+        ("1x1 convolution, 192 to 160 maps of 32x32", "one product", pointwise),
+        ("5x5 convolution, 3 to 192 maps of 32x32", "patches", lambda: convolutions(128, 32, 3, 192, 5)),
+        (
+            "5x5 convolution, 96 to 192 maps of 16x16",
+            "the convolution theorem",
+            lambda: convolutions(128, 16, 96, 192, 5),
+        ),
+        (
+            "3x3 convolution, 192 to 192 maps of 8x8",
+            "the convolution theorem",
+            lambda: convolutions(128, 8, 192, 192, 3),
+        ),
+        ("3x3 max pool, 96 maps of 32x32", "slices", pools),
+        ("dropout's mask, 96 maps of 16x16", "16 bits", dropout),
+        ("several updates a dispatch, MNIST's network", "one a dispatch (four updates)", dispatches),
+    ]
+    rows = []
+    for what, used, make in cases:
+        row = {"what": what, "used": used} | measure.alternate(make(), ROUNDS)
+        say(f"{what}: " + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in row["median"].items()))
+        rows.append(row)
+    rows.append({"what": "freed memory, CIFAR-10's update", "used": "kept"} | freed_memory())
+    measure.save("changes", rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "kept":
+        parallel.keep_freed_memory()
+    update = Ours("cifar10", 128).update
+    print(json.dumps(measure.alternate({"update": update}, 5)["median"]["update"]))

@@ -1,0 +1,69 @@
+"""Our side of the measurements: a real experiment, compiled, on pictures of noise of its data set's shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nin_jax import config as config_lib
+from nin_jax import parallel, step
+from nin_jax.build import Run
+from nin_jax.evaluate import Evaluator
+from nin_jax.pipeline.arrays import Split
+
+
+def noise(run: Run, examples: int) -> Split:
+    """uint8 pictures and int32 labels of the data set's shape: how long a step takes does not depend on what is seen."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (examples, *run.info.image_shape), np.uint8)
+    return images, rng.integers(0, run.info.classes, examples).astype(np.int32)
+
+
+class Ours:
+    """An experiment's update and evaluation.
+
+    Args:
+      name: of the experiment.
+      batch: images an update.
+      precision: "float32" or "bfloat16".
+      examples: of noise; a multiple of `batch`.
+      changes: other keys of the config, such as {"model.dropout": 0.0}.
+    """
+
+    def __init__(self, name: str, batch: int, precision: str = "float32", examples: int = 2048, **changes: Any):
+        config = config_lib.experiment(name)
+        config.update_from_flattened_dict({"batch_size": batch, "precision": precision, **changes})
+        self.run = Run(config_lib.check(config))
+        self.config = self.run.config
+        self.recipe = self.run.recipe(examples // batch)
+        split = noise(self.run, examples)
+        self.stats = self.run.fitted(Path("/nonexistent"), write=False, train=split)
+        self.data = self.run.on_devices(split)
+        self.seed = parallel.replicate(jnp.uint32(0), self.run.mesh)
+        make = jax.jit(lambda seed: step.init_state(self.recipe, seed, self.run.info.image_shape))
+        self.state = parallel.replicate(make(self.seed), self.run.mesh)
+        self.evaluator = Evaluator(self.recipe, self.run.mesh, self.config.mapper, self.data, self.stats)
+        self.length = parallel.steps_per_dispatch(examples // batch)
+        arguments = self.state, self.data, self.stats, self.seed
+        steps = step.train_steps(self.recipe, self.length)
+        self.compiled = parallel.compile_replicas(steps, arguments, self.run.mesh, self.config.mapper, donate=(0,))
+
+    def update(self, times: int = 1) -> None:
+        """So many dispatches of updates, as the loop makes them: where it runs ahead, one of them waits to be read."""
+        waiting = None
+        for _ in range(times):
+            self.state, metrics = self.compiled(self.state, self.data, self.stats, self.seed)
+            if waiting is not None:
+                parallel.host(waiting)
+            waiting = metrics if parallel.runs_ahead() else parallel.host(metrics)
+        parallel.host(waiting)
+
+    def evaluate(self) -> dict[str, float]:
+        """All examples once."""
+        result = self.evaluator(self.state.variables)
+        assert result is not None
+        return result

@@ -1,0 +1,77 @@
+"""Data-parallel training on 1, 2, 4, 8 devices: what an update sends, that the result is the same, and a model of the time.
+
+The devices are forced CPU devices on the same cores, so seconds here say nothing about speed on real ones; bytes and
+equality do. docs/performance.md has the model and its assumptions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measure
+
+DEVICES = 1, 2, 4, 8
+NAME, BATCH, UPDATES = "mnist", 128, 3
+
+
+def all_reduced(compiled: Any) -> list[int]:
+    """Bytes of each all-reduce of a compiled function (of one replica's, once), from its HLO."""
+    text = re.sub(r"/\*.*?\*/", "", getattr(compiled, "func", compiled).as_text())
+    sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
+    found = []
+    for shapes in re.findall(r"= (\(?[^=]*?) all-reduce(?:-start)?\(", text):
+        parts = re.findall(r"(\w+)\[([\d,]*)\]", re.sub(r"\{[^}]*\}", "", shapes))
+        found.append(sum(sizes[kind] * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in parts))
+    return found
+
+
+def child(devices: int, batch: int) -> dict[str, Any]:
+    """Three updates; what was sent, the loss, and a number that all parameters go into."""
+    import jax
+
+    from benchmarks.runs import Ours
+
+    assert jax.device_count() == devices
+    ours = Ours(NAME, batch)
+    timed = measure.alternate({"update": ours.update}, UPDATES - 1)
+    leaves = [np.asarray(p, np.float64) for p in jax.tree.leaves(ours.state.params)]
+    return {
+        "devices": devices,
+        "batch": batch,
+        "all_reduces": all_reduced(ours.compiled),
+        "params": sum(p.size for p in leaves),
+        "norm": math.sqrt(sum(float((p**2).sum()) for p in leaves)),
+        "median": timed["median"]["update"],
+    }
+
+
+def main() -> None:
+    """The same batch on more devices (strong), and as many images on each (weak)."""
+    rows = []
+    for devices in DEVICES:
+        for what, batch in (("strong", BATCH), ("weak", BATCH // DEVICES[-1] * devices)):
+            flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.scaling", str(devices), str(batch)],
+                env=os.environ | {"XLA_FLAGS": flags, "NPROC": "16"},
+                capture_output=True,
+                check=True,
+                text=True,
+            )
+            rows.append({"what": what} | json.loads(done.stdout.splitlines()[-1]))
+    measure.save("scaling", rows)
+
+
+if __name__ == "__main__":
+    from nin_jax import parallel
+
+    parallel.keep_freed_memory()
+    print(json.dumps(child(int(sys.argv[1]), int(sys.argv[2]))))

@@ -1,0 +1,68 @@
+"""From the command to an answer, and to the first trained epoch: whole processes, cold and with the compilation cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import measure
+
+ROUNDS = 5
+MAIN = [sys.executable, "-m", "nin_jax.main"]
+DIGITS = [*MAIN, "--config=experiments/digits.py", "--config.epochs=1"]
+
+
+def answer(words: list[str], code: int) -> float:
+    """Seconds until a command has ended with this code."""
+    begin = time.perf_counter()
+    done = subprocess.run([*MAIN, *words], capture_output=True, check=False)
+    if done.returncode != code:
+        raise AssertionError(f"{words}: exit code {done.returncode}, not {code}: {done.stderr.decode()}")
+    return time.perf_counter() - begin
+
+
+def first_row(scratch: Path, cold: bool) -> float:
+    """Seconds until the first row, of 22 updates, stands in metrics.jsonl; then the command runs on to its end."""
+    if cold:
+        shutil.rmtree(scratch / "cache", ignore_errors=True)
+    run = scratch / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [*DIGITS, f"--workdir={run}"],
+        env=os.environ | {"XDG_CACHE_HOME": str(scratch / "cache")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    rows = run / "metrics.jsonl"
+    while process.poll() is None and not (rows.exists() and rows.stat().st_size):
+        time.sleep(0.005)
+    seconds = time.perf_counter() - begin
+    if process.wait() != 0:
+        raise AssertionError(f"the digits command ended with {process.returncode}")
+    return seconds
+
+
+def main() -> None:
+    """All of them."""
+    rows = []
+    for what, words, code in (
+        ("`--help`", ["--help"], 0),
+        ("a mistyped config key", ["--config=experiments/digits.py", "--config.epoch=3"], 2),
+        ("a mistyped model", ["--config=experiments/digits.py", "--config.model.name=nim"], 2),
+        ("a data_dir that is not there", ["--config=experiments/cifar10.py", "--config.data_dir=/nowhere"], 2),
+    ):
+        rows.append({"what": what, "seconds": [round(answer(words, code), 3) for _ in range(ROUNDS)]})
+    with tempfile.TemporaryDirectory() as scratch:
+        for what, cold in (
+            ("digits, first 22 updates, nothing cached", True),
+            ("digits, first 22 updates, cached", False),
+        ):
+            rows.append({"what": what, "seconds": [round(first_row(Path(scratch), cold), 3) for _ in range(ROUNDS)]})
+    measure.save("startup", [row | {"median": statistics.median(row["seconds"])} for row in rows])

@@ -25,7 +25,7 @@ def main(names: list[str]) -> None:
             raise SystemExit(f"benchmarks: unknown measurement {name!r}: {nearest(name, NAMES)}")
     for name in names or NAMES:
         importlib.import_module(f"benchmarks.{name}").main()
-    pass
+    importlib.import_module("benchmarks.report").main()
 
 
 if __name__ == "__main__":

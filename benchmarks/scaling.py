@@ -19,6 +19,16 @@ import numpy as np
 from benchmarks import measure
 
 DEVICES = 1, 2, 4, 8
+
+# What the model assumes of an accelerator (H100 and H200 class); none of it was measured here.
+OPERATIONS = (
+    3 * 2 * 222_486_528 - 2 * 14_745_600
+)  # an image of CIFAR-10's: forward, and twice backward but for the input
+RATE = 790e12 * 0.4  # operations a second in bfloat16, and the share of them that a step reaches
+BYTES = 4 * 966_986  # of the gradients, float32
+HOST = 8  # accelerators a host
+INSIDE, BETWEEN = 300e9, 50e9  # bytes a second an accelerator, inside a host and between hosts
+LATENCY = 5e-6  # seconds a hop
 NAME, BATCH, UPDATES = "mnist", 128, 3
 
 
@@ -31,6 +41,27 @@ def all_reduced(compiled: Any) -> list[int]:
         parts = re.findall(r"(\w+)\[([\d,]*)\]", re.sub(r"\{[^}]*\}", "", shapes))
         found.append(sum(sizes[kind] * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in parts))
     return found
+
+
+def model(images: int, devices: int) -> tuple[float, float]:
+    """Seconds of compute and of the all-reduce of an update, with as many images on each device; nothing overlaps.
+
+        compute = images * OPERATIONS / RATE
+        all-reduce = 2 (n - 1) / n * BYTES / link + 2 (n - 1) * LATENCY,   n = devices, or HOST and then hosts
+
+    A ring sends 2 (n - 1) / n of the bytes through every link. Over several hosts there is a ring in each host and then
+    one over the hosts, in which each accelerator takes its share of the bytes.
+    """
+    compute = images * OPERATIONS / RATE
+
+    def ring(n: int, size: float, link: float) -> float:
+        return 2 * (n - 1) / n * size / link + 2 * (n - 1) * LATENCY
+
+    inside = min(devices, HOST)
+    sums = ring(inside, BYTES, INSIDE)
+    if devices > HOST:
+        sums += ring(devices // HOST, BYTES / HOST, BETWEEN)
+    return compute, sums
 
 
 def child(devices: int, batch: int) -> dict[str, Any]:

@@ -82,9 +82,6 @@ def parse(argv: Sequence[str]) -> Command:
         raise Mistake(f"--config.KEY=VALUE: {one_line(error)}") from error
     if len(left) > 1:
         raise Mistake(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
-    data_dir = values.config.get("data_dir")
-    if data_dir and "://" not in data_dir and not os.path.isdir(os.path.expanduser(data_dir)):
-        raise Mistake(f"--config.data_dir={data_dir}: no such directory")
     name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
     workdir = os.path.expanduser(values.workdir or f"runs/{name}")
     return Command(config_lib.check(values.config), Path(workdir), values.mode)

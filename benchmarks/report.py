@@ -1,0 +1,199 @@
+"""docs/performance.md from the recorded measurements: every table between two marks, nothing typed.
+
+python -m benchmarks.report
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure, scaling
+
+DOC = Path(__file__).parent.parent / "docs" / "performance.md"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def where(name: str) -> str:
+    """What a file's figures were measured with."""
+    r = measure.read(name)
+    machine, versions = r["machine"], r["versions"]
+    shown = ", ".join(
+        f"{package} {versions[package]}" for package in ("python", "jax", "flax", "torch") if package in versions
+    )
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['device']}; {shown}; commit {r['commit'][:9]}"
+        f"{'+' * r['commit'].endswith('+')}, {r['date']}."
+    )
+
+
+def training() -> str:
+    """Ours and PyTorch's."""
+    rows = []
+    for row in measure.read("training")["rows"]:
+        middle, low, high = measure.ratio(row, "PyTorch", "nin_jax")
+        rate = {name: row["images"] / seconds for name, seconds in row["median"].items()}
+        cells = [row["what"], row["network"], row["batch"], row["precision"], row["setting"]]
+        cells += [f"{rate['PyTorch']:,.1f}", f"{rate['nin_jax']:,.1f}", f"**{middle:.2f}** ({low:.2f} to {high:.2f})"]
+        rows.append([*cells, len(row["seconds"]["PyTorch"])])
+    head = ["what", "network", "batch", "precision", "PyTorch's best setting", "PyTorch, images/s", "nin_jax, images/s"]
+    return markdown([*head, "ratio (over the rounds)", "rounds"], rows)
+
+
+def trials() -> str:
+    """All settings of PyTorch that were tried."""
+    rows = [r for r in measure.read("training")["rows"] if "trials" in r]
+    return markdown(
+        ["network", "batch", "setting", "seconds an update"],
+        [[r["network"], r["batch"], name, f"{seconds:.3f}"] for r in rows for name, seconds in r["trials"].items()],
+    )
+
+
+def changes() -> str:
+    """Every way of doing a thing, against the one that is used."""
+    rows = []
+    for row in measure.read("changes")["rows"]:
+        for name in row["median"]:
+            if name != row["used"]:
+                middle, low, high = measure.ratio(row, name, row["used"])
+                cells = [row["what"], name, f"{1e3 * row['median'][name]:,.1f}", row["used"]]
+                rows.append(
+                    [*cells, f"{1e3 * row['median'][row['used']]:,.1f}", f"{middle:.2f} ({low:.2f} to {high:.2f})"]
+                )
+    return markdown(["what", "instead", "ms", "in use", "ms", "ratio (over the rounds)"], rows)
+
+
+def startup() -> str:
+    """Seconds of whole processes."""
+    return markdown(
+        ["from the command to", "seconds (median)", "from", "to", "n"],
+        [
+            [r["what"], f"{r['median']:.2f}", f"{min(r['seconds']):.2f}", f"{max(r['seconds']):.2f}", len(r["seconds"])]
+            for r in measure.read("startup")["rows"]
+        ],
+    )
+
+
+def inside() -> str:
+    """What input and checkpoints cost."""
+    rows = {r["what"]: r for r in measure.read("inside")["rows"]}
+    drawn, checkpoint = rows["input"], rows["checkpoint"]
+    middle, low, high = measure.ratio(drawn, "the same batch", "drawn batches")
+    saved = checkpoint["median"]
+    return markdown(
+        ["what", "measured"],
+        [
+            ["an update on drawn batches of 50,000 pictures", f"{drawn['median']['drawn batches']:.3f} s"],
+            ["the same on one batch again and again", f"{drawn['median']['the same batch']:.3f} s"],
+            [
+                "rate of the first in parts of the second's",
+                f"{middle:.3f} ({low:.3f} to {high:.3f}, n = {len(drawn['seconds']['drawn batches'])})",
+            ],
+            [
+                f"the loop waits for a checkpoint of {checkpoint['bytes'] / 1e6:.1f} MB",
+                f"{1e3 * saved['save returns']:.0f} ms",
+            ],
+            ["until it is on disk, with nothing else to do", f"{1e3 * saved['on disk']:.0f} ms"],
+            ["that in parts of a 60 s epoch", f"{100 * saved['on disk'] / 60:.2f} %"],
+        ],
+    )
+
+
+def memory() -> str:
+    """Peaks against the formula."""
+    rows = []
+    for r in measure.read("inside")["rows"]:
+        if r["what"] == "memory":
+            formula = r["imports"] + r["data"] + 2 * r["state"] + 3 * r["activations"]
+            sizes = [r["imports"], r["data"], r["state"], r["activations"], r["planned"], formula, r["peak"]]
+            rows.append([r["network"], r["batch"], *(f"{size / 2**20:,.0f}" for size in sizes)])
+    head = [
+        "network",
+        "batch",
+        "imports and making the run",
+        "data set",
+        "state",
+        "maps of the batch",
+        "XLA's plan",
+        "formula",
+        "peak",
+    ]
+    return markdown(head, rows)
+
+
+def replicas() -> str:
+    """Bytes and equality over forced devices."""
+    rows = []
+    for r in measure.read("scaling")["rows"]:
+        sizes = sorted(r["all_reduces"], reverse=True)
+        rows.append(
+            [
+                r["what"],
+                r["devices"],
+                r["batch"],
+                f"{4 * r['params']:,}",
+                " + ".join(f"{s:,}" for s in sizes) or "none",
+                f"{r['norm']:.6f}",
+            ]
+        )
+    return markdown(
+        [
+            "scaling",
+            "devices",
+            "batch",
+            "bytes of the parameters",
+            "bytes all-reduced an update",
+            "norm of the parameters",
+        ],
+        rows,
+    )
+
+
+def predicted() -> str:
+    """The model's efficiencies."""
+    rows = []
+    for images in (128, 1024):
+        for devices in (8, 64):
+            step, sums = scaling.model(images, devices)
+            rows.append(
+                [images, devices, f"{1e3 * step:.2f}", f"{1e3 * sums:.3f}", f"{100 * step / (step + sums):.0f} %"]
+            )
+    return markdown(["images a device", "accelerators", "compute, ms", "all-reduce, ms", "efficiency"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (training, trials, changes, startup, inside, memory, replicas, predicted)
+}
+
+
+def render(text: str) -> str:
+    """The page with every table, and every line of where it was measured, as the recorded measurements have them."""
+    for name, make in TABLES.items():
+        text = _between(text, f"table: {name}", make())
+    for name in ("training", "changes", "startup", "inside", "scaling"):
+        text = _between(text, f"where: {name}", where(name))
+    return text
+
+
+def _between(text: str, mark: str, content: str) -> str:
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"{DOC} must have the mark {begin} and its end, once")
+    return pattern.sub(lambda _: f"{begin}\n\n{content}\n\n{end}", text)
+
+
+def main() -> None:
+    """Writes the page anew."""
+    DOC.write_text(render(DOC.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -157,7 +157,7 @@ def main() -> None:
     ]
     rows = []
     for what, used, make in cases:
-        row = {"what": what, "used": used} | measure.alternate(make(), ROUNDS)
+        row: dict[str, Any] = {"what": what, "used": used} | measure.alternate(make(), ROUNDS)
         say(f"{what}: " + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in row["median"].items()))
         rows.append(row)
     rows.append({"what": "freed memory, CIFAR-10's update", "used": "kept"} | freed_memory())

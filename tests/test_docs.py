@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from benchmarks import start
+from benchmarks import report, start
 from nin_jax import config, main
 
 ROOT = Path(__file__).parent.parent
@@ -12,6 +12,12 @@ ROOT = Path(__file__).parent.parent
 def test_the_table_of_starts_is_that_of_the_recorded_rows():
     """docs/starting.md shows benchmarks/results/start.csv, by `python -m benchmarks.start --table`."""
     assert start.table() in start.DOC.read_text()
+
+
+def test_the_page_of_speed_is_that_of_the_recorded_measurements():
+    """docs/performance.md shows benchmarks/results/*.json, by `python -m benchmarks.report`."""
+    text = report.DOC.read_text()
+    assert report.render(text) == text
 
 
 def test_every_experiment_named_anywhere_is_there_and_legal():

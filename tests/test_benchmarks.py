@@ -1,0 +1,69 @@
+"""The measurements measure what they say: turns, ratios, bytes, and the same network on both sides."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import measure, scaling
+from benchmarks.runs import Ours
+from nin_jax.pipeline import transform
+
+
+def test_sides_take_turns_and_the_ratio_is_that_of_the_medians():
+    calls = []
+    sides = {name: lambda name=name: calls.append(name) for name in "ab"}
+    row = measure.alternate(sides, rounds=3, units=2)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert all(len(s) == 3 for s in row["seconds"].values())
+    row = {"seconds": {"a": [2.0, 4.0, 9.0], "b": [1.0, 4.0, 3.0]}, "median": {"a": 4.0, "b": 3.0}}
+    assert measure.ratio(row, "a", "b") == (4 / 3, 1.0, 3.0)
+
+
+def test_the_model_of_an_all_reduce():
+    """On 2 devices each byte crosses the link once each way; on 16 the second ring is between two hosts."""
+    compute, sums = scaling.model(128, 2)
+    assert compute == pytest.approx(128 * scaling.OPERATIONS / scaling.RATE)
+    assert sums == pytest.approx(scaling.BYTES / scaling.INSIDE + 2 * scaling.LATENCY)
+    _, inside = scaling.model(128, 8)
+    _, both = scaling.model(128, 16)
+    assert both - inside == pytest.approx(scaling.BYTES / 8 / scaling.BETWEEN + 2 * scaling.LATENCY)
+
+
+def test_operations_and_bytes_are_those_of_the_network():
+    """By hand from the layers of CIFAR-10's network: the gradient by the picture is not computed."""
+    layers = [(32, 5, 3, 192), (32, 1, 192, 160), (32, 1, 160, 96), (16, 5, 96, 192), (16, 1, 192, 192)]
+    layers += [(16, 1, 192, 192), (8, 3, 192, 192), (8, 1, 192, 192), (8, 1, 192, 10)]
+    products = [side**2 * size**2 * a * b for side, size, a, b in layers]
+    assert 2 * (3 * sum(products) - products[0]) == scaling.OPERATIONS
+    assert 4 * sum(size**2 * a * b + b for _, size, a, b in layers) == scaling.BYTES
+
+
+def test_pytorchs_network_is_ours():
+    """Same loss with the same weights, and after one update, dropout aside, the same parameters."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the other side")
+    from benchmarks.torch_nin import Setting, Trainer, network
+
+    small = {"widths": ((8, 6), (8, 6), (8,)), "kernels": (3, 3, 3), "dropout": 0.0}
+    ours = Ours(
+        "digits",
+        32,
+        examples=32,
+        **{f"model.{k}": v for k, v in small.items()},
+        **{"optimizer.learning_rate_factors": ("cccp3/=0.1", "bias=2")},
+    )
+    shape, params = ours.run.info.image_shape, jax.tree.map(np.asarray, ours.state.params)
+    image = np.array(transform.apply(ours.recipe.preprocess, ours.stats, ours.data.image))
+    image, label = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(np.int64(ours.data.label))
+    for setting in (Setting(), Setting(channels_last=True)):
+        theirs = Trainer(network(ours.config.model, params, shape[-1], 10, setting), ours.config.optimizer, setting)
+        assert theirs.evaluate(image, label) == pytest.approx(ours.evaluate()["loss"], rel=1e-5)
+        theirs.update(image, label)
+    ours.update()
+    for name, conv in zip(theirs.model.names, theirs.model.convolutions(), strict=True):
+        mine = ours.state.params[name[0]][name[1]]
+        kernel = conv.weight.detach().numpy().transpose(2, 3, 1, 0)
+        np.testing.assert_allclose(mine["kernel"], kernel, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(mine["bias"], conv.bias.detach().numpy(), rtol=0, atol=1e-6)
+        assert np.abs(kernel - params[name[0]][name[1]]["kernel"]).max() > 1e-5

@@ -87,3 +87,14 @@ def test_a_nan_shows():
     y = np.asarray(convolve(x, kernel, 1))
     assert np.isnan(y[3]).any()
     assert np.isfinite(np.delete(y, 3, axis=0)).all()
+
+
+@pytest.mark.parametrize("images", [FEWEST_IMAGES, 1])
+def test_accelerators_get_xlas_convolution_and_a_cpu_products(images):
+    """As lowered, with both gradients: what is not for the platform has left nothing to compute."""
+    x, kernel = draw(images, 6, 6, FEWEST_MAPS, 4, 3)
+    f = jax.jit(lambda x, k: jax.vjp(lambda x, k: convolve(x, k, 1), x, k)[1](jnp.ones((images, 6, 6, 4))))
+    for platform, convolutions in (("cuda", 2), ("tpu", 2), ("cpu", 0)):
+        text = f.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == convolutions
+        assert ("dot_general" in text) == (platform == "cpu")

@@ -22,7 +22,7 @@ from benchmarks.runs import Ours
 from nin_jax import convolution, layers, parallel
 from nin_jax.report import say
 
-ROUNDS = 7
+ROUNDS = 5
 
 
 def normal(*shape: int) -> jax.Array:

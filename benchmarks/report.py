@@ -111,7 +111,7 @@ def memory() -> str:
     rows = []
     for r in measure.read("inside")["rows"]:
         if r["what"] == "memory":
-            formula = r["imports"] + r["data"] + 2 * r["state"] + 3 * r["activations"]
+            formula = r["imports"] + 2**29 + r["data"] + 2 * r["state"] + 2.5 * r["activations"]
             sizes = [r["imports"], r["data"], r["state"], r["activations"], r["planned"], formula, r["peak"]]
             rows.append([r["network"], r["batch"], *(f"{size / 2**20:,.0f}" for size in sizes)])
     head = [

@@ -22,8 +22,8 @@ def keep_freed_memory() -> None:
     """Lets memory that was freed stay with the process, where the C library is glibc. To be called before jax starts.
 
     On a CPU, XLA asks for a step's temporary memory, a gigabyte for CIFAR-10, at every step and frees it after. glibc
-    would give it back to the kernel and get it anew page by page, which is a quarter of a step's time
-    (docs/performance.md). The process stays as large as it has been at its largest.
+    would give it back to the kernel and get it anew page by page, which takes as long as much of the step
+    (docs/performance.md has it measured). The process stays as large as it has been at its largest.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-FEWEST_IMAGES, FEWEST_MAPS = 8, 16  # from which on the convolution theorem pays; benchmarks/results has both sides
+FEWEST_IMAGES, FEWEST_MAPS = 8, 16  # from which on the theorem was faster than patches on two AVX2 cores
 
 
 def convolve(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:

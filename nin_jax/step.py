@@ -126,8 +126,14 @@ def train_steps(recipe: Recipe, length: int):
             return grads, jax.tree.map(jnp.sum, metrics), (jnp.max(logits, 0), jnp.max(-logits, 0)), batch_stats
 
         shares = rows.reshape(recipe.accumulate, -1), examples.reshape(recipe.accumulate, -1)
-        grads, sums, extremes, batch_stats = _scan(lambda _, share: (None, part(*share)), None, shares)[1]
-        grads, sums = jax.tree.map(lambda a: jnp.sum(a, 0), (grads, sums))
+
+        def add(total, share):
+            grads, *rest = part(*share)
+            return jax.tree.map(jnp.add, total, grads), rest
+
+        nothing = jax.tree.map(jnp.zeros_like, state.params)
+        grads, (sums, extremes, batch_stats) = _scan(add, nothing, shares)
+        sums = jax.tree.map(lambda a: jnp.sum(a, 0), sums)
         batch_stats = jax.tree.map(lambda a: a[0], batch_stats)  # with more than one part there are none
         grads, means = lax.pmean((grads, jax.tree.map(lambda s: s / size, sums)), parallel.AXIS)
         highest, lowest = lax.pmax(jax.tree.map(lambda a: jnp.max(a, 0), extremes), parallel.AXIS)

@@ -1,4 +1,4 @@
-"""Convolution of stride 1, as each kind of device does it best. NHWC pictures, HWIO kernels, zeros beyond the edges.
+"""Convolution, as each kind of device does it best. NHWC pictures, HWIO kernels, zeros beyond the edges.
 
 XLA's own runs on accelerators. On a CPU it is made of matrix products, in one of two ways with the same mathematics:
 by patches where that is little work, else by the convolution theorem.
@@ -16,27 +16,63 @@ from jax import lax
 FEWEST_IMAGES, FEWEST_MAPS = 8, 16  # from which on the theorem was faster than patches on two AVX2 cores
 
 
-def convolve(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
-    """Convolution of `[B, H, W, C_in]` with `[size, size, C_in, C]`, `pad` rows and columns of zeros a side.
+def convolve(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1) -> jax.Array:
+    """Convolution of `[B, H, W, C_in]` with `[size, size, C, F]`, `pad` rows and columns of zeros a side.
 
-        y[b, i, j, f] = sum over k, l, c of x[b, i + k - pad, j + l - pad, c] * kernel[k, l, c, f]
+        y[b, i, j, f] = sum over k, l, c of x[b, stride i + k - pad, stride j + l - pad, c] * kernel[k, l, c, f]
 
-    Returns `[B, H', W', C]`, H' = H + 2 * pad - size + 1.
+    Where the kernel has C_in / groups maps, the maps of x and those of y are cut into as many groups, and each group of
+    y sees its own of x alone.
+
+    Returns `[B, H', W', F]`, H' = floor((H + 2 * pad - size) / stride) + 1.
     """
-    many = x.shape[0] >= FEWEST_IMAGES and x.shape[-1] >= FEWEST_MAPS
-    products = _by_theorem if many else _by_patches
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         # bfloat16 is for storage here: transforms in it would be wrong by per cents, and few CPUs multiply in it.
         exact = jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
-        return products(x.astype(exact), kernel.astype(exact), pad).astype(x.dtype)
+        groups = x.shape[-1] // kernel.shape[2]
+        parts = zip(jnp.split(x.astype(exact), groups, -1), jnp.split(kernel.astype(exact), groups, -1), strict=True)
+        return jnp.concatenate([_by_products(p, k, pad, stride) for p, k in parts], -1).astype(x.dtype)
 
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=functools.partial(_by_xla, pad=pad))
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=functools.partial(_by_xla, pad=pad, stride=stride))
 
 
-def _by_xla(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
-    edges = ((pad, pad), (pad, pad))
-    return lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _by_xla(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+
+def _by_products(x: jax.Array, kernel: jax.Array, pad: int, stride: int) -> jax.Array:
+    """Of one group, in the cheaper way."""
+    if stride > 1:
+        x, kernel = _folded(x, kernel, pad, stride)
+        pad = 0
+    many = x.shape[0] >= FEWEST_IMAGES and x.shape[-1] >= FEWEST_MAPS
+    return (_by_theorem if many else _by_patches)(x, kernel, pad)
+
+
+def _folded(x: jax.Array, kernel: jax.Array, pad: int, stride: int) -> tuple[jax.Array, jax.Array]:
+    """The same convolution of stride 1: each square of stride x stride elements is one with stride^2 times the maps.
+
+    The kernel gets zeros at its end, to a multiple of the stride.
+    """
+    size, maps = kernel.shape[0], kernel.shape[-1]
+    folded = -(-size // stride)
+    outs = [(n + 2 * pad - size) // stride + 1 for n in x.shape[1:3]]
+    lengths = [(out - 1 + folded) * stride for out in outs]
+    edges = [(pad, max(0, length - n - pad)) for length, n in zip(lengths, x.shape[1:3], strict=True)]
+    x = jnp.pad(x, ((0, 0), *edges, (0, 0)))[:, : lengths[0], : lengths[1]]
+    kernel = jnp.pad(kernel, (*[(0, folded * stride - size)] * 2, (0, 0), (0, 0)))
+    x = x.reshape(x.shape[0], lengths[0] // stride, stride, lengths[1] // stride, stride, -1)
+    kernel = kernel.reshape(folded, stride, folded, stride, -1, maps)
+    x, kernel = x.transpose(0, 1, 3, 2, 4, 5), kernel.transpose(0, 2, 1, 3, 4, 5)
+    return x.reshape(*x.shape[:3], -1), kernel.reshape(folded, folded, -1, maps)
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:

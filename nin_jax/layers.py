@@ -46,7 +46,7 @@ def uniform(limit: float) -> Initializer:
 
 
 class Conv(nn.Module):
-    """Convolution with bias, stride 1, zero padding: y = x * W + b.
+    """Convolution with bias and zero padding: y = x * W + b.
 
     A 1x1 kernel (a "cccp" layer: cascaded cross channel parametric pooling, paper section 3.1) is computed as the
     matrix product `x.reshape(-1, C_in) @ W`, which a CPU does several times faster than a convolution.
@@ -58,6 +58,8 @@ class Conv(nn.Module):
       kernel_init: initializer of the kernel `[size, size, C_in, features]`.
       dtype: what the product is computed in; parameters are kept in float32.
       bias: what the bias `[features]` starts at; None: there is none.
+      stride: rows and columns from one position to the next.
+      groups: of maps that do not see each other; the kernel is then `[size, size, C_in / groups, features]`.
     """
 
     features: int
@@ -66,19 +68,25 @@ class Conv(nn.Module):
     dtype: jnp.dtype = jnp.float32
     pad: int | None = None
     bias: float | None = 0.0
+    stride: int = 1
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C_in]` to `[B, H', W', features]`, H' = H + 2 * pad - size + 1 (with pad None: H)."""
+        """Maps `[B, H, W, C_in]` to `[B, H', W', features]`, H' = floor((H + 2 * pad - size) / stride) + 1."""
         pad = self.size // 2 if self.pad is None else self.pad
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise ValueError(f"{x.shape[-1]} and {self.features} maps cannot be cut into {self.groups} groups")
         if min(x.shape[1:3]) + 2 * pad < self.size:
             raise ValueError(f"kernel of {self.size} on {x.shape[1]} x {x.shape[2]} with pad {pad}: must fit")
-        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        kernel = self.param(
+            "kernel", self.kernel_init, (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        )
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.size == 1 and pad == 0:
+        if self.size == 1 and pad == 0 and self.stride == self.groups == 1:
             y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
         else:
-            y: Any = convolve(x, kernel, pad)
+            y: Any = convolve(x, kernel, pad, self.stride)
         if self.bias is None:
             return y
         bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,)).astype(self.dtype)
@@ -245,7 +253,7 @@ class MLPConv(nn.Module):
     Attributes:
       names: name of each layer, such as ("conv1", "cccp1", "cccp2").
       widths: number of maps of each layer.
-      size: side of the first kernel.
+      size, stride, pad, groups: of the first layer, see `Conv`.
       deviations: initial deviation of each layer's weights, see `gaussian`.
       relu_last: False leaves the last layer linear.
       bias_last: what the biases of the last layer start at; the others start at 0.
@@ -263,6 +271,9 @@ class MLPConv(nn.Module):
     batch_norm: bool = False
     norm_last: bool = True
     dtype: jnp.dtype = jnp.float32
+    stride: int = 1
+    pad: int | None = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
@@ -273,8 +284,10 @@ class MLPConv(nn.Module):
             bias = self.bias_last if last else 0.0
             init = gaussian(self.deviations[i])
             normalised = self.batch_norm and (self.norm_last or not last)
-            size = self.size if i == 0 else 1
-            x = Conv(width, size, init, self.dtype, bias=None if normalised else bias, name=name)(x)
+            first = (self.size, self.stride, self.pad, self.groups) if i == 0 else (1, 1, None, 1)
+            size, stride, pad, groups = first
+            start = None if normalised else bias
+            x = Conv(width, size, init, self.dtype, pad, start, stride, groups, name=name)(x)
             if normalised:
                 norm = nn.BatchNorm(not train, momentum=0.9, axis_name=_replicas(), name=f"{name}_norm")
                 x = norm(x.astype(jnp.float32)).astype(self.dtype)

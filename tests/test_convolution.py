@@ -55,6 +55,34 @@ def test_equals_scipys_correlation(way, case):
     np.testing.assert_allclose(y, truth, rtol=0, atol=3e-6 * np.abs(truth).max())
 
 
+STRIDED = [
+    # batch, height, width, maps in, maps out, size, pad, stride, groups
+    (2, 23, 28, 3, 4, 11, 0, 4, 1),
+    (FEWEST_IMAGES, 12, 13, 3, 4, 7, 1, 2, 1),
+    (FEWEST_IMAGES, 11, 12, FEWEST_MAPS, 4, 5, 0, 2, 1),
+    (FEWEST_IMAGES, 9, 9, 2, 3, 1, 0, 3, 1),
+    (FEWEST_IMAGES, 6, 7, 2 * FEWEST_MAPS, 6, 3, 1, 1, 2),
+    (2, 9, 8, 6, 9, 3, 2, 2, 3),
+    (1, 4, 4, 2, 2, 2, 0, 3, 1),
+]
+
+
+@pytest.mark.parametrize("way", [convolve, convolution._by_xla])
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_strides_and_groups_equal_scipys_correlation(way, case):
+    batch, height, width, maps, features, size, pad, stride, groups = case
+    x, _ = draw(batch, height, width, maps, 1, size)
+    _, kernel = draw(1, 1, 1, maps // groups, features, size)
+    parts = zip(np.split(x, groups, -1), np.split(kernel, groups, -1), strict=True)
+    truth = np.concatenate([expected(a, k, pad)[:, ::stride, ::stride] for a, k in parts], -1)
+    y, pull = jax.vjp(lambda x, k: way(x, k, pad, stride), x, kernel)
+    assert y.shape == truth.shape
+    np.testing.assert_allclose(y, truth, rtol=0, atol=3e-6 * np.abs(truth).max())
+    by_x, by_kernel = pull(y)  # <y, conv(x, k)> is |y|^2, by x in the direction of x and by k in that of k
+    for gradient, at in ((by_x, x), (by_kernel, kernel)):
+        np.testing.assert_allclose(np.vdot(gradient, at), np.vdot(truth, truth), rtol=1e-5)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_are_those_of_a_linear_map(case):
     """<g, conv(x, k)> is linear in each, so its gradient by x in direction e is <g, conv(e, k)>, and so for k."""

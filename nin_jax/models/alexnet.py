@@ -1,0 +1,33 @@
+"""AlexNet (Krizhevsky, Sutskever, Hinton 2012), the baseline of the slides' table: 60,965,224 parameters, 40.7 % top-1 error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from nin_jax.stages import Stages
+
+
+class Model(Stages):
+    """Five convolutions, three of them in two groups, and a head of 4096, 4096 units and the classes.
+
+    As in Caffe's bvlc_alexnet: response normalisation before the pool, with alpha divided by the 5 maps; the biases of
+    conv2, conv4, conv5, fc1 and fc2 start at 0.1. Pictures of 224 x 224 give the same 6 x 6 as Caffe's 227. Attributes: see `Stages`.
+    """
+
+    layers: Sequence[str] = (
+        "mlpconv(maps=(96,), size=11, stride=4, pad=0, deviations=(0.01,))",
+        "response_normalisation(size=5, alpha=0.0001, beta=0.75)",
+        "max_pool(size=3, stride=2)",
+        "mlpconv(maps=(256,), size=5, groups=2, deviations=(0.01,), bias=0.1)",
+        "response_normalisation(size=5, alpha=0.0001, beta=0.75)",
+        "max_pool(size=3, stride=2)",
+        "mlpconv(maps=(384,), size=3, deviations=(0.01,))",
+        "mlpconv(maps=(384,), size=3, groups=2, deviations=(0.01,), bias=0.1)",
+        "mlpconv(maps=(256,), size=3, groups=2, deviations=(0.01,), bias=0.1)",
+        "max_pool(size=3, stride=2)",
+    )
+    head: Literal["gap", "fc", "fc_dropout"] = "fc_dropout"
+    hidden: Sequence[int] = (4096, 4096)
+    hidden_deviation: float | str = 0.005
+    hidden_bias: float = 0.1

@@ -42,11 +42,14 @@ class Ours:
         self.recipe = self.run.recipe(examples // batch)
         split = noise(self.run, examples)
         self.stats = self.run.fitted(Path("/nonexistent"), write=False, train=split)
-        self.data = self.run.on_devices(split)
+        source = self.run.training(split)
+        self.data = source.at(0)
         self.seed = parallel.replicate(jnp.uint32(0), self.run.mesh)
         make = jax.jit(lambda seed: step.init_state(self.recipe, seed, self.run.info.image_shape))
         self.state = parallel.replicate(make(self.seed), self.run.mesh)
-        self.evaluator = Evaluator(self.recipe, self.run.mesh, self.config.mapper, self.data, self.stats)
+        self.evaluator = Evaluator(
+            [self.recipe], self.run.mesh, self.config.mapper, self.run.evaluation(split), [self.stats]
+        )
         self.length = parallel.steps_per_dispatch(examples // batch)
         arguments = self.state, self.data, self.stats, self.seed
         steps = step.train_steps(self.recipe, self.length)
@@ -64,6 +67,6 @@ class Ours:
 
     def evaluate(self) -> dict[str, float]:
         """All examples once."""
-        result = self.evaluator(self.state.variables)
+        result = self.evaluator([self.state.variables])
         assert result is not None
         return result

@@ -104,10 +104,11 @@ def measure(argv: list[str]) -> None:
     parallel.keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     run = Run(command.config)
-    images, labels = run.load(run.config.train_split)
-    stats = run.fitted(Path("/nonexistent"), write=False, train=(images, labels))
-    data = run.on_devices((images, labels))
-    epoch_updates = len(labels) // run.config.batch_size
+    split = run.load(run.config.train_split)
+    stats = run.fitted(Path("/nonexistent"), write=False, train=split)
+    source = run.training(split)
+    data = source.at(0)
+    epoch_updates = source.examples // run.config.batch_size
     recipe = run.recipe(epoch_updates)
     like = parallel.replicated_like(jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape)), run.mesh)
     arguments = like, data, stats, parallel.replicate(jnp.uint32(0), run.mesh)

@@ -80,7 +80,7 @@ def workload(
             for i in range(0, len(label), batch):
                 theirs.evaluate(image[i : i + batch], label[i : i + batch])
 
-        row = measure.alternate({"PyTorch": evaluate, "nin_jax": ours.evaluate}, rounds, ours.evaluator.batches)
+        row = measure.alternate({"PyTorch": evaluate, "nin_jax": ours.evaluate}, rounds, ours.evaluator.source.batches)
         rows.append({"what": "evaluation"} | known | {"images": batch} | row)
     for row in rows:
         say(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,11 @@ from nin_jax.errors import Ending, Mistake, StorageFailed
 from nin_jax.pipeline import memory, transform
 from nin_jax.pipeline.arrays import Info, Split
 from nin_jax.report import one_line, say
+
+if TYPE_CHECKING:  # what it imports takes a second, and most data sets fit in memory
+    from nin_jax.pipeline.stream import EvalStream, Pictures, TrainStream
+
+SAMPLE = 2048  # pictures of a streamed data set that its preprocessing is fitted on
 
 
 class Run:
@@ -54,6 +59,7 @@ class Run:
         )
         self._check_ops()
         self._check_model()
+        self._check_views()
         self._check_task()
 
     @cached_property
@@ -80,9 +86,12 @@ class Run:
             c.accumulate,
         )
 
-    def load(self, split: str) -> Split:
-        """The images and labels of a split, checked."""
-        images, labels = self.dataset.load(split, self.config.data_dir, **self.dataset_arguments)
+    def load(self, split: str) -> Split | Pictures:
+        """The images and labels of a split, checked; or, of a streamed data set, its encoded pictures."""
+        data = self.dataset.load(split, self.config.data_dir, **self.dataset_arguments)
+        if self.info.streamed:
+            return data
+        images, labels = data
         bad = np.flatnonzero((labels < 0) | (labels >= self.info.classes))
         if len(bad):
             raise Mistake(
@@ -91,13 +100,31 @@ class Run:
             )
         return images, labels
 
-    def on_devices(self, split: Split) -> memory.Arrays:
+    def training(self, data: Split | Pictures) -> memory.Resident | TrainStream:
+        """What a run's updates are made from."""
+        c = self.config
+        if isinstance(data, tuple):
+            return self._resident(data)
+        from nin_jax.pipeline import stream
+
+        return stream.TrainStream(data, self.mesh, c.batch_size, c.seed, c.epochs, stream.workers_here(c.workers))
+
+    def evaluation(self, data: Split | Pictures) -> memory.Resident | EvalStream:
+        """What an evaluation is made from."""
+        c = self.config
+        if isinstance(data, tuple):
+            return self._resident(data)
+        from nin_jax.pipeline import stream
+
+        return stream.EvalStream(data, self.mesh, c.batch_size, c.eval.views, stream.workers_here(c.workers))
+
+    def _resident(self, split: Split) -> memory.Resident:
         """A copy of the split on every device."""
         image: Any = np.asarray(split[0])  # on their way to being the jax.Array that Arrays says
         label: Any = split[1]
-        return parallel.replicate(memory.Arrays(image, label), self.mesh)
+        return memory.Resident(parallel.replicate(memory.Arrays(image, label), self.mesh), self.config.batch_size)
 
-    def fitted(self, workdir: Path, *, write: bool, train: Split | None = None) -> Any:
+    def fitted(self, workdir: Path, *, write: bool, train: Split | Pictures | None = None) -> Any:
         """The fitted preprocessing, on the devices: that of the run in `workdir`, or fitted now on the training split.
 
         Args:
@@ -110,8 +137,10 @@ class Run:
         stats = _read_stats(path, key, len(self.preprocess)) if path.exists() else None
         if stats is None:
             if any(not module.PER_IMAGE for _, module, _ in self.preprocess):
-                say(f"fitting {', '.join(self.config.preprocess)} on {self.config.train_split}")
-            images, _ = train or self.load(self.config.train_split)
+                some = f"{SAMPLE} pictures of " if self.info.streamed else ""
+                say(f"fitting {', '.join(self.config.preprocess)} on {some}{self.config.train_split}")
+            data = train or self.load(self.config.train_split)
+            images = data[0] if isinstance(data, tuple) else data.sample(SAMPLE)
             stats = transform.fit(self.preprocess, images)
             if write:
                 _write_stats(path, key, stats)
@@ -139,6 +168,24 @@ class Run:
                 )
 
         _trial(f"model {self.config.model.name}", trial)
+
+    def _check_views(self) -> None:
+        """Whether the pictures can be looked at so, and by this network; a trial without computing."""
+        protocol = self.config.eval.views
+        if protocol != "center" and not self.info.streamed:
+            raise Mistake(
+                f"eval.views={protocol!r}: pictures of {self.info.name} have the network's own size and are seen whole; "
+                "use 'center'"
+            )
+        if protocol == "dense":
+            height, width, channels = self.info.image_shape
+
+            def trial() -> None:
+                variables = jax.eval_shape(lambda: step.init_variables(self.model, 0, self.info.image_shape))
+                image = jax.ShapeDtypeStruct((1, 2 * height, 3 * width, channels), jnp.float32)
+                jax.eval_shape(lambda v, x: self.model.apply(v, x, train=False), variables, image)
+
+            _trial(f"eval.views='dense' with model {self.config.model.name}, which has to end in gap", trial)
 
     def _check_task(self) -> None:
         """Types of the task's arguments, and a trial of the objective."""

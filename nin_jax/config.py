@@ -22,6 +22,7 @@ from ml_collections.config_dict import placeholder
 
 from nin_jax import registry
 from nin_jax.errors import Mistake, nearest
+from nin_jax.pipeline import views
 
 Config = Any  # a FrozenConfigDict that `check` returned; its stubs give every value the union of all types
 
@@ -29,6 +30,7 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "mapper": ("pmap", "shard_map"),
     "schedule.decay": ("none", "linear", "exponential", "cosine"),
+    "eval.views": views.NAMES,
 }
 
 AT_LEAST_1 = (
@@ -47,7 +49,7 @@ AT_LEAST_0 = (
 )
 
 # What may change between two starts of the same run: where things lie and how the work is shared out.
-NOT_THE_RUN = ("data_dir", "mapper", "keep", "checkpoint_every_epochs", "accumulate")
+NOT_THE_RUN = ("data_dir", "mapper", "keep", "checkpoint_every_epochs", "accumulate", "workers")
 
 
 def default() -> Config:
@@ -92,8 +94,10 @@ def default() -> Config:
             "plateau_drops": 2,  # how often at most; the paper's rule, section 4.1: down to 1 % of the initial rate
         }
     )
+    c.eval = ConfigDict({"views": "center"})  # protocol of pipeline/views.py: "center", "10-crop", "3-view", "dense"
     c.eval_every_epochs = 1
     c.checkpoint_every_epochs = 1
+    c.workers = -1  # processes that decode pictures which do not fit in memory; 0: threads alone; -1: by the cores
     c.keep = 2  # newest checkpoints kept, besides the best
     return c
 
@@ -137,6 +141,8 @@ def check(config: Config) -> Config:
     for key in AT_LEAST_1:
         if _value(config, key) < 1:
             raise Mistake(f"{key}={_value(config, key)}: must be 1 or more")
+    if config.workers < -1:
+        raise Mistake(f"workers={config.workers}: must be 0 or more, or -1 for as many as the cores want")
     if not 0 <= config.seed < 2**32:
         raise Mistake(f"seed={config.seed}: must be from 0 to 2^32 - 1")
     for key in AT_LEAST_0:

@@ -75,7 +75,7 @@ def describe(run: Run) -> dict[str, Any]:
         "parameters": count,
         "multiply_adds_per_image": macs,
         "flops_per_image": 2 * macs,
-        "data_bytes": examples * math.prod(shape),
+        "data_bytes": 0 if run.info.streamed else examples * math.prod(shape),
         "state_bytes": count * 4 * (4 if run.config.optimizer.average else 3),
         "activation_bytes": activations,
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,82 +21,125 @@ from nin_jax.errors import Mistake
 from nin_jax.pipeline import memory
 from nin_jax.report import progress, say
 
+if TYPE_CHECKING:
+    from nin_jax.pipeline.stream import EvalStream
+
 
 class Evaluator:
-    """Evaluates a network's variables on one split; compiled once, at the first call or before it.
+    """Evaluates networks on one split: one network, or several whose opinions are averaged.
 
     Args:
-      recipe: what the steps are made of.
+      recipes: what the steps are made of, of each network.
       mesh, mapper: see `parallel.compile_replicas`.
-      data: the split, on the devices.
-      stats: the fitted preprocessing, on the devices.
+      source: the split; see `Run.evaluation`.
+      stats: the fitted preprocessing of each network, on the devices.
     """
 
-    def __init__(self, recipe: step.Recipe, mesh, mapper: str, data: memory.Arrays, stats: Any):
-        self.data, self.stats = data, stats
-        self.batches = -(-data.label.shape[0] // recipe.batch_size)
-        self.length = parallel.steps_per_dispatch(self.batches)
-        self.recipe, self.mesh, self.mapper, self.compiled = recipe, mesh, mapper, None
+    def __init__(
+        self,
+        recipes: Sequence[step.Recipe],
+        mesh,
+        mapper: str,
+        source: memory.Resident | EvalStream,
+        stats: Sequence[Any],
+    ):
+        self.source, self.recipes, self.mesh, self.mapper, self.stats = source, recipes, mesh, mapper, tuple(stats)
+        self.compiled: dict[Any, Callable[..., Any]] = {}
 
-    def compile(self, variables: Any) -> None:
-        """Compiles for variables like these, if that has not been done."""
-        if self.compiled is None:
-            arguments = variables, self.data, self.stats, jnp.int32(0)
-            steps = step.eval_steps(self.recipe, self.length)
-            self.compiled = parallel.compile_replicas(steps, arguments, self.mesh, self.mapper)
+    def compile(self, variables: Sequence[Any], data: Any = None, length: int | None = None) -> Callable[..., Any]:
+        """The function for `length` batches made from such `data` (None: the first ones), compiled once."""
+        data = self.source.like if data is None else data
+        length = self.source.dispatch(self.source.batches) if length is None else length
+        key = length, jax.tree.structure(data), tuple(a.shape for a in jax.tree.leaves(data))
+        if key not in self.compiled:
+            arguments = tuple(variables), data, self.stats, jnp.int32(0)
+            steps = step.eval_steps(self.recipes, length, mirrored=self.source.mirrored)
+            self.compiled[key] = parallel.compile_replicas(steps, arguments, self.mesh, self.mapper)
+        return self.compiled[key]
 
-    def __call__(self, variables: Any, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """The mean loss (natural logarithm), error in per cent and number of examples; None if `stopped` says so.
+    def __call__(
+        self, variables: Sequence[Any], stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """The mean loss (natural logarithm), errors in per cent and number of examples; None if `stopped` says so.
 
         Sums are taken in float64 in the order of the batches, so the result does not depend on the dispatch length.
+
+        Args:
+          variables: of each network.
+          stopped: asked before each dispatch.
         """
-        self.compile(variables)
-        assert self.compiled is not None
+        variables = tuple(variables)
         parts = []
-        with progress() as bar:
-            task = bar.add_task("evaluating", total=self.batches)
-            for first in range(0, self.batches, self.length):
+        with progress() as bar, contextlib.closing(iter(self.source)) as dispatches:
+            task = bar.add_task("evaluating", total=self.source.batches)
+            for data, first, length in dispatches:
                 if stopped():
                     return None
-                parts.append(parallel.host(self.compiled(variables, self.data, self.stats, jnp.int32(first))))
-                bar.update(task, advance=self.length)
+                compiled = self.compile(variables, data, length)
+                parts.append(parallel.host(compiled(variables, data, self.stats, jnp.int32(first))))
+                bar.update(task, advance=length)
         sums = {key: float(np.sum(np.concatenate([p[key] for p in parts]), dtype=np.float64)) for key in parts[0]}
         examples = round(sums.pop("examples"))
-        assert examples == self.data.label.shape[0], (examples, self.data.label.shape[0])
-        return {"loss": sums["loss"] / examples, "error_pct": 100 * sums["error"] / examples, "examples": examples}
+        assert examples == self.source.examples, (examples, self.source.examples)
+        loss = sums.pop("loss") / examples
+        return {"loss": loss, **{f"{k}_pct": 100 * sums[k] / examples for k in sums}, "examples": examples}
 
 
-def evaluate_run(config: Config, workdir: Path) -> dict[str, Any]:
+def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -> dict[str, Any]:
     """--mode=eval: evaluates the newest checkpoint of a run directory under `config`, and changes nothing in it.
 
     Keys that differ from the run's own config are named on stderr; preprocessing other than the run's is fitted on the
     training split. The last line printed is one JSON object: "split", "examples", "error_pct", "loss", "step".
+
+    Args:
+      config: what is evaluated, on which data, and how.
+      workdir: the run directory.
+      ensemble: run directories whose networks' softmax is averaged, instead of `workdir`. Model, preprocessing and task
+        are each run's own; the rest is that of `config`.
     """
-    run = Run(config)
+    run, members, numbers = Run(config), [], []
+    for directory in ensemble or (workdir,):
+        member, state, number = _member(config, directory, own=bool(ensemble))
+        members.append((member.recipe(1), member.fitted(directory, write=False), state.variables))
+        numbers.append(number)
+    recipes, stats, variables = zip(*members, strict=True)
+    source = run.evaluation(run.load(config.eval_split))
+    result = Evaluator(recipes, run.mesh, config.mapper, source, stats)(variables)
+    assert result is not None
+    line = {"split": config.eval_split, "views": config.eval.views, "examples": result.pop("examples"), **result}
+    line["step"] = numbers if ensemble else numbers[0]
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, step.TrainState, int]:
+    """A run, the state of its newest checkpoint and its step; with its `own` network, or all as `config` says."""
     try:
-        theirs = config_lib.to_dict(config_lib.from_dict(json.loads((workdir / "config.json").read_text())))
-        every = config_lib.differences(theirs, config_lib.to_dict(config))
-        differing = [line for line in every if line.split(":")[0] not in config_lib.NOT_THE_RUN]
+        trained = config_lib.from_dict(json.loads((workdir / "config.json").read_text()))
+        theirs = config_lib.to_dict(trained)
     except FileNotFoundError as error:
         raise Mistake(f"--workdir={workdir} holds no run; train first, or name the directory of a run") from error
     except (OSError, ValueError, AttributeError) as error:
         raise Mistake(f"{workdir / 'config.json'} cannot be read: {error}") from error
-    recipe = run.recipe(1)
+    if own:
+        mixed = config_lib.from_dict(config_lib.to_dict(config))
+        mixed.unlock()
+        for key in ("model", "preprocess", "task", "train_split"):
+            mixed[key] = trained[key]
+        mixed.optimizer.average = trained.optimizer.average
+        config = config_lib.check(mixed)
+    every = config_lib.differences(theirs, config_lib.to_dict(config))
+    differing = [line for line in every if line.split(":")[0] not in config_lib.NOT_THE_RUN]
+    run = Run(config)
     try:
-        number, state = restore(run, recipe, workdir)
+        number, state = restore(run, run.recipe(1), workdir)
     except Mistake as mistake:
         raise Mistake(
             f"{mistake}; differs from the run: {'; '.join(differing)}" if differing else str(mistake)
         ) from None
     for line in differing:
-        say(f"differs from the run: {line}")
-    data = run.on_devices(run.load(config.eval_split))
-    stats = run.fitted(workdir, write=False)
-    result = Evaluator(recipe, run.mesh, config.mapper, data, stats)(state.variables)
-    assert result is not None
-    line = {"split": config.eval_split, **{k: result[k] for k in ("examples", "error_pct", "loss")}, "step": number}
-    print(json.dumps(line), flush=True)
-    return line
+        say(f"differs from the run{f' in {workdir}' if own else ''}: {line}")
+    return run, state, number
 
 
 def restore(run: Run, recipe: step.Recipe, workdir: Path) -> tuple[int, step.TrainState]:

@@ -32,6 +32,7 @@ class Command(NamedTuple):
     config: Config
     workdir: Path
     mode: str
+    ensemble: tuple[Path, ...] = ()
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -45,6 +46,9 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string(
         "workdir", None, "Run directory; default runs/NAME. A run in it is resumed.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "ensemble", [], "With --mode=eval: run directories whose networks' softmax is averaged.", flag_values=values
     )
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
 
@@ -84,7 +88,10 @@ def parse(argv: Sequence[str]) -> Command:
         raise Mistake(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
     name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
     workdir = os.path.expanduser(values.workdir or f"runs/{name}")
-    return Command(config_lib.check(values.config), Path(workdir), values.mode)
+    ensemble = tuple(Path(os.path.expanduser(directory)) for directory in values.ensemble)
+    if ensemble and values.mode != "eval":
+        raise Mistake(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
+    return Command(config_lib.check(values.config), Path(workdir), values.mode, ensemble)
 
 
 def run(command: Command) -> None:
@@ -104,7 +111,7 @@ def run(command: Command) -> None:
     elif command.mode == "eval":
         from nin_jax.evaluate import evaluate_run
 
-        evaluate_run(command.config, command.workdir)
+        evaluate_run(command.config, command.workdir, command.ensemble)
     else:
         from nin_jax.build import Run
         from nin_jax.describe import describe

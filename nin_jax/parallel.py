@@ -79,13 +79,56 @@ def replicated_like(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
+def rows_here(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Which examples of a global batch this process' devices have, as indices in the order in which they are given."""
+    rows = np.arange(batch_size).reshape(mesh.size, -1)
+    here = [d.process_index == jax.process_index() for d in mesh.devices.flat]
+    return rows[here].reshape(-1)
+
+
+def share_out(tree: Any, mesh: Mesh) -> Any:
+    """Puts each device's share of a batch on it.
+
+    Args:
+      tree: host arrays `[rows here, ...]`, the rows of `rows_here`.
+
+    Returns:
+      arrays `[devices, examples a device, ...]`, which `compile_replicas` hands to a replica without the first axis.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    here = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
+
+    def put(a: np.ndarray) -> jax.Array:
+        shares = a.reshape(here, -1, *a.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, shares, (mesh.size, *shares.shape[1:]))
+
+    return jax.tree.map(put, tree)
+
+
+def shared_out_like(tree: Any, mesh: Mesh) -> Any:
+    """What `share_out` makes of arrays of these shapes `[global batch, ...]`, as shapes."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def like(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = mesh.size, a.shape[0] // mesh.size, *a.shape[1:]
+        return jax.ShapeDtypeStruct(shape, a.dtype, sharding=sharding)
+
+    return jax.tree.map(like, tree)
+
+
+def _is_shared_out(argument: Any) -> bool:
+    specs = [getattr(getattr(a, "sharding", None), "spec", PartitionSpec()) for a in jax.tree.leaves(argument)]
+    return PartitionSpec(AXIS) in specs
+
+
 def compile_replicas(
     f: Callable[..., Any], arguments: Sequence[Any], mesh: Mesh, mapper: str, donate: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
-    """Compiles a per-replica function whose arguments and results are the same on every replica.
+    """Compiles a per-replica function whose results are the same on every replica.
 
     Inside, `jax.lax.axis_index(AXIS)` is the replica's number and collectives over `AXIS` join the replicas. State is
-    never stacked: arguments and results are whole arrays, replicated.
+    never stacked: arguments and results are whole arrays, replicated. Only of a batch from `share_out` each replica gets
+    its own share.
 
     Args:
       f: function of arrays; what it returns must be equal on all replicas (after `pmean`, `psum`, `all_gather`).
@@ -95,15 +138,21 @@ def compile_replicas(
       donate: positions of the arguments whose memory the results may take.
     """
     everywhere = PartitionSpec()
+    shared = [_is_shared_out(a) for a in arguments]
     if mapper == "shard_map":
+
+        def of_one(*args: Any) -> Any:
+            return f(*(jax.tree.map(lambda x: x[0], a) if s else a for a, s in zip(args, shared, strict=True)))
+
         # check_vma=False: gradients are per replica until the step itself takes their mean, as under pmap.
-        mapped = jax.shard_map(f, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
+        specs = tuple(PartitionSpec(AXIS) if s else everywhere for s in shared)
+        mapped = jax.shard_map(of_one, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
         return jax.jit(mapped, donate_argnums=donate).lower(*arguments).compile()
     # pmap wants one argument that is split, so the replicas' numbers come along.
     mapped = jax.pmap(
         lambda _, *args: f(*args),
         AXIS,
-        in_axes=(0, *(None for _ in arguments)),
+        in_axes=(0, *(0 if s else None for s in shared)),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=tuple(d + 1 for d in donate),

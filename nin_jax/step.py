@@ -7,7 +7,7 @@ is the same run, and a run on eight devices is the run on one, up to the order o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -94,21 +94,21 @@ def train_steps(recipe: Recipe, length: int):
     """Makes the per-replica function of `length` updates, all of one epoch.
 
     Returns:
-      `(state, data: memory.Arrays, stats, seed: uint32) -> (state, metrics)`, metrics each float32 `[length]` over the
-      global batch: "loss" and "error" are means; "constant" `[length, num_classes]` is 1 where a class has the same logit
-      for every image, which is how a class whose map is dead shows.
+      `(state, data, stats, seed: uint32) -> (state, metrics)`. `data` is the split, `memory.Arrays`, of which each update
+      draws its batch, or, where `length` is 1, the `memory.Batch` of the update. Metrics are each float32 `[length]` over
+      the global batch: those of the task are means; "constant" `[length, num_classes]` is 1 where a class has the same
+      logit for every image, which is how a class whose map is dead shows.
     """
 
-    def update(state: TrainState, order: jax.Array, data: memory.Arrays, stats, seed):
+    def update(state: TrainState, batch: memory.Batch, stats, seed):
         size = recipe.batch_size // lax.axis_size(parallel.AXIS)
-        rows = parallel.shard_of_batch(memory.batch_indices(order, state.step, recipe.batch_size))
         examples = parallel.shard_of_batch(jnp.arange(recipe.batch_size))
         luck = jax.random.fold_in(stream(seed, AUGMENT), state.step)
         dropout = jax.random.fold_in(stream(seed, DROPOUT), state.step)
 
-        def part(row: jax.Array, example: jax.Array):
+        def part(image: jax.Array, label: jax.Array, example: jax.Array):
             """Gradients, sums of the metrics, largest and negated smallest logits, batch statistics of some examples."""
-            image = transform.apply(recipe.preprocess, stats, data.image[row])
+            image = transform.apply(recipe.preprocess, stats, image)
             if recipe.augment:
                 keys = jax.vmap(lambda i: jax.random.fold_in(luck, i))(example)
                 image = transform.augment(recipe.augment, keys, image)
@@ -118,14 +118,16 @@ def train_steps(recipe: Recipe, length: int):
                 (logits, _), moved = recipe.model.apply(
                     variables, image, train=True, example=example, rngs={"dropout": dropout}, mutable=["batch_stats"]
                 )
-                metrics = recipe.task.per_example(logits, data.label[row])
-                objective = jnp.sum(recipe.objective(logits, data.label[row])) / size
+                metrics = recipe.task.per_example(logits, label)
+                objective = jnp.sum(recipe.objective(logits, label)) / size
                 return objective, (metrics, logits, moved.get("batch_stats", {}))
 
             grads, (metrics, logits, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
             return grads, jax.tree.map(jnp.sum, metrics), (jnp.max(logits, 0), jnp.max(-logits, 0)), batch_stats
 
-        shares = rows.reshape(recipe.accumulate, -1), examples.reshape(recipe.accumulate, -1)
+        shares = jax.tree.map(
+            lambda a: a.reshape(recipe.accumulate, -1, *a.shape[1:]), (batch.image, batch.label, examples)
+        )
 
         def add(total, share):
             grads, *rest = part(*share)
@@ -148,11 +150,19 @@ def train_steps(recipe: Recipe, length: int):
             state = dataclasses.replace(state, average=optax.incremental_update(state.current, state.average, 1 - keep))
         return state, means | {"constant": constant}
 
-    def steps(state: TrainState, data: memory.Arrays, stats, seed: jax.Array):
+    def steps(state: TrainState, data: memory.Arrays | memory.Batch, stats, seed: jax.Array):
+        if isinstance(data, memory.Batch):
+            assert length == 1, length
+            return _scan(lambda s, _: update(s, data, stats, seed), state, jnp.arange(length))
         examples = data.label.shape[0]
         epoch = state.step // (examples // recipe.batch_size)
         order = memory.epoch_order(seed, epoch, examples)
-        return _scan(lambda s, _: update(s, order, data, stats, seed), state, jnp.arange(length))
+
+        def draw(step: jax.Array) -> memory.Batch:
+            rows = parallel.shard_of_batch(memory.batch_indices(order, step, recipe.batch_size))
+            return memory.Batch(data.image[rows], data.label[rows])
+
+        return _scan(lambda s, _: update(s, draw(s.step), stats, seed), state, jnp.arange(length))
 
     return steps
 
@@ -163,25 +173,44 @@ def predict(recipe: Recipe, variables, stats, image: jax.Array) -> tuple[jax.Arr
     return output
 
 
-def eval_steps(recipe: Recipe, length: int):
-    """Makes the per-replica function that evaluates `length` batches.
+def eval_steps(recipes: Sequence[Recipe], length: int, *, mirrored: bool = False):
+    """Makes the per-replica function that evaluates `length` batches by networks that vote.
+
+    Args:
+      recipes: of each network; the first one's batch size and task count.
+      length: number of batches.
+      mirrored: whether the mirror image of each view is seen too.
 
     Returns:
-      `(variables, data: memory.Arrays, stats, first: int32) -> sums`: for each batch from number `first` on, float32
-      `[length]`, the sum of each metric of the task over its examples, and "examples", their number. Batches past the
-      end have no examples.
+      `(variables, data, stats, first: int32) -> sums`: for each batch from number `first` on, float32 `[length]`, the
+      sum of each metric of the task over its examples, and "examples", their number. `variables` and `stats` are tuples
+      with those of each network. `data` is the split, `memory.Arrays`, of which batches past the end have no examples, or,
+      where `length` is 1, the `memory.Batch` to be evaluated.
     """
+    size, task = recipes[0].batch_size, recipes[0].task
 
-    def batch(variables, data: memory.Arrays, stats, number):
-        index, weight = memory.eval_indices(number, data.label.shape[0], recipe.batch_size)
-        index, weight = parallel.shard_of_batch(index), parallel.shard_of_batch(weight)
-        logits, _ = predict(recipe, variables, stats, data.image[index])
-        metrics = recipe.task.per_example(logits, data.label[index]) | {"examples": jnp.ones_like(weight)}
-        return lax.psum(jax.tree.map(lambda m: jnp.sum(m * weight), metrics), parallel.AXIS)
+    def evaluate(variables, stats, batch: memory.Batch):
+        """Sums over the batch, whose pictures have one view or more."""
+        views = jnp.concatenate([batch.image, batch.image[..., ::-1, :]], 1) if mirrored else batch.image
+        images = views.reshape(-1, *views.shape[2:])
+        every = [predict(r, v, s, images)[0] for r, v, s in zip(recipes, variables, stats, strict=True)]
+        opinions = jnp.concatenate([logits.reshape(*views.shape[:2], -1) for logits in every], 1)
+        logits = opinions[:, 0] if opinions.shape[1] == 1 else task.combine(opinions)
+        metrics = task.per_example(logits, batch.label) | {"examples": jnp.ones_like(batch.weight)}
+        return lax.psum(jax.tree.map(lambda m: jnp.sum(m * batch.weight), metrics), parallel.AXIS)
 
-    def steps(variables, data: memory.Arrays, stats, first: jax.Array):
+    def steps(variables, data: memory.Arrays | memory.Batch, stats, first: jax.Array):
+        if isinstance(data, memory.Batch):
+            assert length == 1, length
+            return jax.tree.map(lambda a: a[None], evaluate(variables, stats, data))
+
+        def draw(number: jax.Array) -> memory.Batch:
+            index, weight = memory.eval_indices(number, data.label.shape[0], size)
+            index, weight = parallel.shard_of_batch(index), parallel.shard_of_batch(weight)
+            return memory.Batch(data.image[index][:, None], data.label[index], weight)
+
         numbers = first + jnp.arange(length)
-        return _scan(lambda _, number: (None, batch(variables, data, stats, number)), None, numbers)[1]
+        return _scan(lambda _, number: (None, evaluate(variables, stats, draw(number))), None, numbers)[1]
 
     return steps
 

@@ -56,19 +56,20 @@ class _Loop:
         self.config, self.workdir, self.stop = run.config, workdir, stop
         self.mesh, self.classes = run.mesh, run.info.classes
         c = self.config
-        images, labels = run.load(c.train_split)
+        data = run.load(c.train_split)
         test = run.load(c.eval_split)
-        self.epoch_updates = len(labels) // c.batch_size
+        self.batches = run.training(data)
+        examples = self.batches.examples
+        self.epoch_updates = examples // c.batch_size
         if not self.epoch_updates:
             raise Mistake(
-                f"train_split={c.train_split!r} has {len(labels)} examples, fewer than batch_size={c.batch_size}"
+                f"train_split={c.train_split!r} has {examples} examples, fewer than batch_size={c.batch_size}"
             )
         self.last = c.epochs * self.epoch_updates
         self.recipe = run.recipe(self.epoch_updates)
         self.rate = optim.schedule(c, self.epoch_updates)
-        self.stats = run.fitted(workdir, write=True, train=(images, labels))
-        self.data = run.on_devices((images, labels))
-        self.evaluator = Evaluator(self.recipe, self.mesh, c.mapper, run.on_devices(test), self.stats)
+        self.stats = run.fitted(workdir, write=True, train=data)
+        self.evaluator = Evaluator([self.recipe], self.mesh, c.mapper, run.evaluation(test), [self.stats])
         self.seed = parallel.replicate(jnp.uint32(c.seed), self.mesh)
         make = jax.jit(lambda seed: step.init_state(self.recipe, seed, run.info.image_shape))
         self.shapes = parallel.replicated_like(jax.eval_shape(make, self.seed), self.mesh)
@@ -76,8 +77,8 @@ class _Loop:
         # One thread compiles, the update first and then the evaluation, while this one restores or makes the state.
         self.compiler = ThreadPoolExecutor(1)
         self.compiled: dict[int, Future[Any]] = {}
-        self._compile(parallel.steps_per_dispatch(self.epoch_updates))
-        self.evaluating = self.compiler.submit(self.evaluator.compile, self.shapes.variables)
+        self._compile(self.batches.dispatch(self.epoch_updates))
+        self.evaluating = self.compiler.submit(self.evaluator.compile, [self.shapes.variables])
 
         self.checkpoints = Checkpoints(workdir, c.keep)
         found = self.checkpoints.restore(self.shapes)
@@ -86,6 +87,7 @@ class _Loop:
             say(f"going on from step {self.step} of {self.last} in {workdir}")
         else:
             self.step, self.state, notes = 0, parallel.replicate(make(self.seed), self.mesh), {}
+        self.batches.start(self.step)
         self.params = sum(p.size for p in jax.tree.leaves(self.state.params))
         self.clock = report.Clock(notes.get("seconds", {}))
         self.meter = notes.get("meter") or {"loss": 0.0, "error": 0.0, "updates": 0}
@@ -111,6 +113,7 @@ class _Loop:
             raise
         finally:
             self.compiler.shutdown(cancel_futures=True)
+            self.batches.close()
             with contextlib.suppress(StorageFailed):  # it was raised where it happened; here it would hide the reason
                 self.checkpoints.close()
             self.record.close()
@@ -118,7 +121,7 @@ class _Loop:
     def _epoch(self) -> None:
         """Updates to the end of the epoch, or to a signal."""
         end = (self.step // self.epoch_updates + 1) * self.epoch_updates
-        length = parallel.steps_per_dispatch(self.epoch_updates)
+        length = self.batches.dispatch(self.epoch_updates)
         lengths = {min(length, end - self.step), (end - self.step) % length or length}
         for n in lengths:
             self._compile(n)
@@ -131,7 +134,7 @@ class _Loop:
             )
             while self.step < end and not self.stop():
                 n = min(length, end - self.step)
-                self.state, metrics = compiled[n](self.state, self.data, self.stats, self.seed)
+                self.state, metrics = compiled[n](self.state, self.batches.at(self.step), self.stats, self.seed)
                 self.step += n
                 # Where the host runs ahead, the metrics of the dispatch before are read while this one runs.
                 if waiting is not None:
@@ -157,7 +160,7 @@ class _Loop:
             self.compiled[length] = self.compiler.submit(
                 parallel.compile_replicas,
                 step.train_steps(self.recipe, length),
-                (self.shapes, self.data, self.stats, self.seed),
+                (self.shapes, self.batches.like, self.stats, self.seed),
                 self.mesh,
                 self.config.mapper,
                 donate=(0,),
@@ -210,12 +213,12 @@ class _Loop:
                 self.evaluating.result()
             start = time.perf_counter()
             with self.clock.time("eval"):
-                self.evaluation = self.evaluator(self.state.variables, self.stop)
+                self.evaluation = self.evaluator([self.state.variables], self.stop)
             if self.evaluation is None:
                 return
             images_per_s = self.evaluation["examples"] / (time.perf_counter() - start)
             if (self.step, split) not in self.record.done:
-                means = {k: self.evaluation[k] for k in ("loss", "error_pct")}
+                means = {k: v for k, v in self.evaluation.items() if k != "examples"}
                 self.record.write(common | {"split": split} | means | {"images_per_s": images_per_s})
             if epoch % c.checkpoint_every_epochs == 0 or final:
                 self._save({"error_pct": self.evaluation["error_pct"]})
@@ -246,6 +249,7 @@ class _Loop:
             "epochs": self.step / self.epoch_updates,
             "params": self.params,
             "test_error_pct": evaluation.get("error_pct"),
+            **{f"test_{k}": v for k, v in evaluation.items() if k == "top5_error_pct"},
             "test_loss": evaluation.get("loss"),
             "test_examples": evaluation.get("examples"),
             "train_seconds": seconds,

@@ -286,14 +286,15 @@ def test_evaluation_counts_every_example_once(n, mapper, batch_size):
         "examples": 50,
     }
     m = mesh(n)
-    evaluator = Evaluator(recipe(batch_size), m, mapper, *parallel.replicate((data, stats), m))
-    assert evaluator(parallel.replicate(variables, m)) == pytest.approx(expected, rel=1e-6)
+    data, stats = parallel.replicate((data, stats), m)
+    evaluator = Evaluator([recipe(batch_size)], m, mapper, memory.Resident(data, batch_size), [stats])
+    assert evaluator([parallel.replicate(variables, m)]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluation_stops_when_it_is_told_to():
     data, stats = parallel.replicate(pictures("test[:50]"), mesh(1))
-    evaluator = Evaluator(recipe(), mesh(1), "pmap", data, stats)
-    assert evaluator(parallel.replicate({"params": first_run(1, "pmap")[0]}, mesh(1)), stopped=lambda: True) is None
+    evaluator = Evaluator([recipe()], mesh(1), "pmap", memory.Resident(data, 16), [stats])
+    assert evaluator([parallel.replicate({"params": first_run(1, "pmap")[0]}, mesh(1))], stopped=lambda: True) is None
 
 
 def test_a_batch_that_cannot_be_shared_is_a_mistake_that_names_the_nearest():

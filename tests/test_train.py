@@ -124,7 +124,9 @@ def test_evaluation_agrees_with_the_loop_and_changes_nothing(undisturbed, capsys
     evaluate.evaluate_run(tiny(), undisturbed)
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     logged = rows(undisturbed)[-1]
-    assert line == {"split": "test[:72]", "examples": 72, "step": 30} | {k: logged[k] for k in ("loss", "error_pct")}
+    assert line == {"split": "test[:72]", "views": "center", "examples": 72, "step": 30} | {
+        k: logged[k] for k in ("loss", "error_pct")
+    }
     assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
 
 

@@ -97,7 +97,10 @@ class Examples:
     def __init__(self, workdir: Path):
         predictor = Predictor(workdir)
         run = Run(predictor.config)
-        images, truth = run.load(predictor.config.eval_split)
+        data = run.load(predictor.config.eval_split)
+        if not isinstance(data, tuple):
+            raise Mistake(f"{workdir}: there are figures only of data sets that fit in memory")
+        images, truth = data
         self.classes = np.unique(truth)[: 2 * COLUMNS]
         self.images = np.stack([images[np.flatnonzero(truth == k)[0]] for k in self.classes])
         self.logits, maps = predictor(self.images)

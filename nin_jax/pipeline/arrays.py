@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import concurrent.futures
 import hashlib
 import io
@@ -36,6 +37,7 @@ class Info(NamedTuple):
       source: where it comes from.
       version: of the TFDS preparation, or of the rule that makes it.
       class_names: by label; empty where they have none but their numbers.
+      streamed: whether it does not fit in memory, so that its pictures are decoded while the network computes.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Info(NamedTuple):
     source: str
     version: str = "1"
     class_names: tuple[str, ...] = ()
+    streamed: bool = False
 
 
 def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dataset: str) -> Split:
@@ -56,6 +59,16 @@ def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dat
       load: returns a whole split by name.
       dataset: for the error messages.
     """
+    chosen = []
+    for name, first, last in parts(split, sizes, dataset):
+        images, labels = load(name)
+        chosen.append((images[first:last], labels[first:last]))
+    images, labels = chosen[0] if len(chosen) == 1 else map(np.concatenate, zip(*chosen, strict=True))
+    return images, labels
+
+
+def parts(split: str, sizes: Mapping[str, int], dataset: str) -> list[tuple[str, int, int]]:
+    """What a TFDS split expression names: (whole split, first example, one after the last) of each part, in order."""
     import tensorflow_datasets as tfds
 
     infos = {
@@ -63,21 +76,19 @@ def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dat
         for name, n in sizes.items()
     }
     try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        found = [
+            (part.splitname, *slice(part.from_, part.to).indices(sizes[part.splitname])[:2])
+            for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        ]
     except (ValueError, AssertionError, AttributeError, TypeError) as error:
         for word in (part.split("[")[0].strip() for part in split.split("+")):
             if word not in sizes:
                 raise Mistake(f"dataset {dataset} has no split {word!r}: {nearest(word, sizes)}") from error
         has = ", ".join(f"{n} in {name}" for name, n in sizes.items())
         raise Mistake(f"split {split!r} of {dataset} (examples: {has}): {one_line(error)}") from error
-    chosen = []
-    for part in parts:
-        images, labels = load(part.splitname)
-        chosen.append((images[part.from_ : part.to], labels[part.from_ : part.to]))
-    images, labels = chosen[0] if len(chosen) == 1 else map(np.concatenate, zip(*chosen, strict=True))
-    if not len(labels):
+    if not any(last > first for _, first, last in found):
         raise Mistake(f"split {split!r} of {dataset} is empty")
-    return images, labels
+    return found
 
 
 def tfds_folder(info: Info, data_dir: str | None) -> Path:
@@ -88,30 +99,16 @@ def tfds_folder(info: Info, data_dir: str | None) -> Path:
 
 def from_tfds(info: Info, split: str, data_dir: str | None) -> Split:
     """Reads a data set that lies prepared in TFDS's layout; decodes each split once."""
-    import tensorflow_datasets as tfds
-
     folder = tfds_folder(info, data_dir)
-    root = folder.parents[1]
 
     def load(name: str) -> Split:
-        files = sorted(folder.glob(f"{info.name}-{name}.array_record*"))
-        if not files:
-            from nin_jax.pipeline.prepare import DATASETS
-
-            ours = f"python -m nin_jax.pipeline.prepare {info.name} --data_dir={root}"
-            theirs = f"tfds build {info.name} --file_format=array_record --data_dir={root}"
-            raise Mistake(
-                f"dataset {info.name} {info.version} is not prepared in {root}: "
-                f"run `{ours if info.name in DATASETS else theirs}`, or set --config.data_dir to where it is"
-            )
+        files = prepared_files(info, folder, name)
         facts = [info.name, info.version, name, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
         return cached(f"{info.name}-{info.version}-{name}", facts, lambda: decode(name))
 
     def decode(name: str) -> Split:
         try:
-            source: Any = tfds.data_source(
-                info.name, split=name, data_dir=root, download=False, decoders={"image": tfds.decode.SkipDecoding()}
-            )
+            source = _open(info, folder, name)
             images = np.empty((len(source), *info.image_shape), np.uint8)
             labels = np.empty(len(source), np.int32)
             records = ((i, source[i]) for i in range(len(source)))
@@ -123,6 +120,62 @@ def from_tfds(info: Info, split: str, data_dir: str | None) -> Split:
         return images, labels
 
     return take(split, prepared_splits(folder) or info.splits, load, info.name)
+
+
+class Records(Sequence[Mapping[str, Any]]):
+    """Encoded records of the parts of several sources, one part after the other; can be sent to other processes."""
+
+    def __init__(self, chosen: Sequence[tuple[Any, int, int]]):
+        self.chosen = [(source, first, last) for source, first, last in chosen if last > first]
+        self.ends = np.cumsum([last - first for _, first, last in self.chosen]).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect.bisect_right(self.ends, index)
+        source, _, last = self.chosen[part]
+        return source[last - (self.ends[part] - index)]
+
+
+def tfds_records(info: Info, split: str, data_dir: str | None) -> Records:
+    """The encoded records of a data set that lies prepared in TFDS's layout."""
+    folder = tfds_folder(info, data_dir)
+    for name in info.splits:  # before anything is said about the split
+        if split.startswith(name):
+            prepared_files(info, folder, name)
+    chosen = parts(split, prepared_splits(folder) or info.splits, info.name)
+    try:
+        sources = {name: _open(info, folder, name) for name, _, _ in chosen if prepared_files(info, folder, name)}
+    except Ending:
+        raise
+    except Exception as error:  # the reader is native code and raises anything on a damaged file
+        raise Mistake(f"{folder}: split {split!r} cannot be read: {one_line(error)}") from error
+    return Records([(sources[name], first, last) for name, first, last in chosen])
+
+
+def _open(info: Info, folder: Path, name: str) -> Any:
+    """The records of a whole split, with encoded images."""
+    import tensorflow_datasets as tfds
+
+    skip = {"image": tfds.decode.SkipDecoding()}
+    return tfds.data_source(info.name, split=name, data_dir=folder.parents[1], download=False, decoders=skip)
+
+
+def prepared_files(info: Info, folder: Path, name: str) -> list[Path]:
+    """The files of a prepared split. Raises `Mistake` that says how to prepare it if there are none."""
+    files = sorted(folder.glob(f"{info.name}-{name}.array_record*"))
+    if not files:
+        from nin_jax.pipeline.prepare import command
+
+        root = folder.parents[1]
+        raise Mistake(
+            f"dataset {info.name} {info.version} is not prepared in {root}: run `{command(info.name, root)}`, "
+            "or set --config.data_dir to where it is"
+        )
+    return files
 
 
 def prepared_splits(folder: Path) -> dict[str, int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Generator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from nin_jax import parallel
 
 
 class Arrays(NamedTuple):
@@ -13,6 +16,57 @@ class Arrays(NamedTuple):
 
     image: jax.Array
     label: jax.Array
+
+
+class Batch(NamedTuple):
+    """A replica's share of a batch that was put together before the step, or of one that the step drew from `Arrays`.
+
+    Attributes:
+      image: uint8 `[B, H, W, C]`; of an evaluation `[B, V, H, W, C]`, the views of each picture.
+      label: int32 `[B]`.
+      weight: of an evaluation, float32 `[B]`: 0 where there is no example, else 1.
+    """
+
+    image: Any  # arrays of the host or of the devices, or their shapes
+    label: Any
+    weight: Any = None
+
+
+class Resident:
+    """How a split that lies on every device is gone through, in training and in evaluation.
+
+    Attributes:
+      examples: how many there are.
+      like: what a dispatch is made from, or its shapes.
+      mirrored: whether an evaluation sees each view's mirror image too.
+    """
+
+    mirrored = False
+
+    def __init__(self, arrays: Arrays, batch_size: int):
+        self.like, self.examples = arrays, arrays.label.shape[0]
+        self.batches = -(-self.examples // batch_size)
+
+    def dispatch(self, steps: int) -> int:
+        """How many updates one dispatch holds, of an event every `steps` updates."""
+        return parallel.steps_per_dispatch(steps)
+
+    def start(self, step: int) -> None:
+        """All is there."""
+
+    def at(self, step: int) -> Arrays:
+        """What update `step` and those after it are made from: the whole split, as the step itself draws batches."""
+        del step
+        return self.like
+
+    def __iter__(self) -> Generator[tuple[Arrays, int, int]]:
+        """For each dispatch of an evaluation what it is made from, number of its first batch, and how many it has."""
+        length = parallel.steps_per_dispatch(self.batches)
+        for first in range(0, self.batches, length):
+            yield self.like, first, length
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def epoch_order(seed: jax.Array, epoch: jax.Array, examples: int) -> jax.Array:

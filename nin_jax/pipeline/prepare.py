@@ -35,6 +35,15 @@ RETRY_AFTER = (1.0, 3.0, 9.0)  # seconds between the attempts to download
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
+def command(name: str, data_dir: Path) -> str:
+    """The command that prepares a data set: ours where we can, else TFDS's own, which needs TensorFlow."""
+    if name == "imagenet2012":
+        return f"python -m nin_jax.pipeline.prepare {name} --archives=FOLDER --data_dir={data_dir}"
+    if name in DATASETS:
+        return f"python -m nin_jax.pipeline.prepare {name} --data_dir={data_dir}"
+    return f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
+
+
 def prepare(dataset: Dataset, data_dir: Path, given: Path | None = None) -> None:
     """Write `data_dir`/NAME/VERSION for stock `tfds.data_source`; nothing to do if it is there already.
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+TOP_5_FROM = 100  # classes; the top-5 error of ten classes says nothing
+
 
 def objective(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0) -> jax.Array:
     """What training minimises, float32 `[B]`: cross-entropy with smoothed labels (Szegedy et al. 2016).
@@ -31,9 +33,28 @@ def per_example(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 
     Returns:
       "loss": -log softmax(logits)[label], natural logarithm, and "error": 1 where the largest logit (the first of
-      equal ones) is not the label's, else 0. Both float32 `[B]`.
+      equal ones) is not the label's, else 0; of 100 classes or more also "top5_error": 1 where the label's is not among
+      the five largest. All float32 `[B]`.
     """
-    return {
+    metrics = {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
         "error": (jnp.argmax(logits, axis=-1) != labels).astype(jnp.float32),
     }
+    if logits.shape[-1] >= TOP_5_FROM:
+        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        later = jnp.arange(logits.shape[-1])[None, :] > labels[:, None]
+        behind = jnp.sum((logits < own) | ((logits == own) & later), axis=-1)  # none where the logits are no numbers
+        metrics["top5_error"] = (behind < logits.shape[-1] - 5).astype(jnp.float32)
+    return metrics
+
+
+def combine(logits: jax.Array) -> jax.Array:
+    """The mean of several opinions on each example: log of the mean over v of softmax(logits[:, v]).
+
+    Args:
+      logits: float32 `[B, V, K]`, from several views of a picture, or from several networks.
+
+    Returns:
+      float32 `[B, K]`, whose softmax is the mean of the opinions' softmax.
+    """
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1) - jnp.log(jnp.float32(logits.shape[1]))

@@ -1,0 +1,375 @@
+"""A data set that does not fit in memory: pictures of any size, decoded while the network computes.
+
+Batch k is a function of (seed, k), for any number of processes and workers: the order is a permutation of the whole
+split drawn from (seed, epoch), example i of the batch is cut at a place drawn from (seed, k, i), and each process
+decodes only the examples that its own devices have. So a run is resumed by its step alone, with the very next example.
+What travels to the devices is uint8; mirroring and preprocessing are done there.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from PIL import Image
+
+from nin_jax import parallel
+from nin_jax.errors import Ending, Mistake
+from nin_jax.pipeline import memory, views
+from nin_jax.pipeline.arrays import map_threads
+from nin_jax.report import one_line
+
+DEVICE_AHEAD, HOST_AHEAD = 2, 2  # batches that wait on the devices, and in each process that decodes
+CORES_A_PROCESS = 8  # Python's lock lets threads decode on about so many cores
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """A split of encoded pictures.
+
+    Attributes:
+      name: for messages, such as "imagenet2012 train".
+      records: read at random: item i has "image" (encoded bytes) and "label" (int).
+      classes: labels are 0 to classes - 1.
+      short: pixels that the short side is scaled to.
+      size: pixels, height and width of what the network sees.
+    """
+
+    name: str
+    records: Sequence[Any]
+    classes: int
+    short: int
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def open(self, index: int) -> tuple[Image.Image, tuple[int, int], int]:
+        """A picture that is not decoded yet, height and width to scale it to, and its label. Raises `Mistake`."""
+        try:
+            record = self.records[index]
+            picture = Image.open(io.BytesIO(record["image"]), formats=FORMATS)
+        except Ending:
+            raise
+        except Exception as error:  # the reader is native code and raises anything on a damaged file
+            raise Mistake(f"record {index} of {self.name} cannot be read: {one_line(error)}") from error
+        label = int(record["label"])
+        if not 0 <= label < self.classes:
+            raise Mistake(f"record {index} of {self.name}: label {label} is not between 0 and {self.classes - 1}")
+        return picture, views.scaled(picture.height, picture.width, self.short), label
+
+    def decode(self, index: int) -> tuple[Image.Image, tuple[int, int], int]:
+        """As `open`, but decoded.
+
+        Of a JPEG at least four times as large as wanted libjpeg decodes a smaller version, still at least twice as large.
+        """
+        picture, to, label = self.open(index)
+        try:
+            picture.draft("RGB", (2 * to[1], 2 * to[0]))
+            return picture.convert("RGB"), to, label
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise Mistake(f"record {index} of {self.name} cannot be decoded: {one_line(error)}") from error
+
+    def sample(self, number: int) -> np.ndarray:
+        """The central windows of so many records, evenly spread over the split, uint8 `[N, size, size, 3]`."""
+
+        def central(index: int) -> np.ndarray:
+            picture, to, _ = self.decode(index)
+            return cut(picture, to, views.windows("center", *to, self.size)[0])
+
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(number, len(self))).astype(int)).tolist()
+        return np.stack(list(map_threads(central, chosen, len(chosen), f"looking at {len(chosen)} of {self.name}")))
+
+
+def cut(picture: Image.Image, to: tuple[int, int], window: views.Window) -> np.ndarray:
+    """A window of a picture scaled to height and width `to`, uint8 `[height, width, 3]`.
+
+    What the window shows is scaled and no more, with the same result as of the whole picture: bilinear, each pixel over
+    all that it covers.
+    """
+    y, x, height, width = window
+    if picture.size == to[::-1]:
+        return np.asarray(picture.crop((x, y, x + width, y + height)))
+    a, b = picture.height / to[0], picture.width / to[1]
+    box = (x * b, y * a, min((x + width) * b, picture.width), min((y + height) * a, picture.height))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Random windows of a split in random order: item k is this process' share of the batch of update k (0: the first).
+
+    Attributes:
+      pictures: the split.
+      seed, batch_size: of the run.
+      rows: the share, as indices in the global batch.
+      updates: of the whole run.
+    """
+
+    pictures: Pictures
+    seed: int
+    batch_size: int
+    rows: np.ndarray
+    updates: int
+
+    def __len__(self) -> int:
+        return self.updates
+
+    def indices(self, step: int) -> list[int]:
+        """The records of the share. What an epoch's order has beyond its last whole batch waits for a later epoch."""
+        epoch, place = divmod(step, len(self.pictures) // self.batch_size)
+        first = place * self.batch_size
+        return _order(len(self.pictures), self.seed, epoch)[first + self.rows].tolist()
+
+    def __getitem__(self, step: int) -> memory.Batch:
+        luck = np.random.default_rng((self.seed, int(step))).random((self.batch_size, 2))[self.rows]
+        size = self.pictures.size
+        images, labels = np.empty((len(self.rows), size, size, 3), np.uint8), np.empty(len(self.rows), np.int32)
+
+        def fill(row: int, index: int) -> None:
+            picture, to, labels[row] = self.pictures.decode(index)
+            images[row] = cut(picture, to, views.somewhere(luck[row], *to, size))
+
+        list(_pool().map(fill, range(len(self.rows)), self.indices(int(step))))
+        return memory.Batch(images, labels)
+
+
+@functools.lru_cache(2)
+def _order(examples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: a permutation drawn from (seed, epoch)."""
+    return np.random.default_rng((seed, epoch)).permutation(examples)
+
+
+class Group(NamedTuple):
+    """A batch of pictures to be evaluated: records (-1: none), and how many windows of what size each has."""
+
+    rows: np.ndarray
+    windows: int
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The windows of each picture of a split once: item k is this process' share of the k-th batch.
+
+    Attributes:
+      pictures: the split.
+      views: name of the protocol.
+      groups: the batches.
+      rows: the share, for each size of a batch, as indices in the global batch.
+    """
+
+    pictures: Pictures
+    views: str
+    groups: list[Group]
+    rows: Mapping[int, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, number: int) -> memory.Batch:
+        group = self.groups[int(number)]
+        records = group.rows[self.rows[len(group.rows)]]
+        images = np.zeros((len(records), group.windows, group.height, group.width, 3), np.uint8)
+        labels = np.zeros(len(records), np.int32)
+
+        def fill(row: int, index: int) -> None:
+            if index >= 0:
+                picture, to, labels[row] = self.pictures.decode(index)
+                for i, window in enumerate(views.windows(self.views, *to, self.pictures.size)):
+                    images[row, i] = cut(picture, to, window)
+
+        list(_pool().map(fill, range(len(records)), records.tolist()))
+        weight = (records >= 0).astype(np.float32)
+        return memory.Batch(images, labels, weight)
+
+
+def plan(pictures: Pictures, protocol: str, batch_size: int, devices: int) -> list[Group]:
+    """Puts the pictures of a split together whose windows are of one size, as many as fill `batch_size` inputs.
+
+    The number of pictures of a batch is a multiple of `devices`, at least that many.
+    """
+
+    def shape(index: int) -> tuple[int, int, int]:
+        found = views.windows(protocol, *pictures.open(index)[1], pictures.size)
+        return len(found), *found[0][2:]
+
+    everywhere = protocol != "dense"  # then all sizes are known from the first
+    looked_at = range(1 if everywhere else len(pictures))
+    shapes = list(map_threads(shape, looked_at, len(looked_at), f"sizes of {pictures.name}"))
+    of_shape: dict[tuple[int, int, int], list[int]] = {}
+    for index in range(len(pictures)):
+        of_shape.setdefault(shapes[0 if everywhere else index], []).append(index)
+    groups = []
+    for (count, height, width), indices in of_shape.items():
+        inputs = count * (2 if protocol in views.MIRRORED else 1) * height * width / pictures.size**2
+        together = max(1, int(batch_size / inputs) // devices) * devices
+        for first in range(0, len(indices), together):
+            rows = np.full(together, -1)
+            part = indices[first : first + together]
+            rows[: len(part)] = part
+            groups.append(Group(rows, count, height, width))
+    return groups
+
+
+class _Ahead:
+    """Batches of `Training` or `Evaluation` from one on, decoded and put on the devices before they are asked for."""
+
+    def __init__(self, batches: Any, first: int, mesh: Mesh, workers: int):
+        if not flags.FLAGS.is_parsed():  # grain has flags, and asks for them also where the program has none
+            flags.FLAGS.mark_as_parsed()
+        self.mesh = mesh
+        data = grain.MapDataset.source(batches)[first:]
+        reading = grain.ReadOptions(num_threads=HOST_AHEAD, prefetch_buffer_size=HOST_AHEAD)
+        processes = grain.MultiprocessingOptions(num_workers=workers)
+        self.iterator = iter(data.to_iter_dataset(reading).mp_prefetch(processes, worker_init_fn=_in_worker))
+        self.thread = concurrent.futures.ThreadPoolExecutor(1)
+        self.waiting = deque(self.thread.submit(self._one) for _ in range(DEVICE_AHEAD))
+
+    def _one(self) -> Any:
+        batch = next(self.iterator, None)
+        return None if batch is None else parallel.share_out(batch, self.mesh)
+
+    def take(self) -> Any:
+        """The next batch; None after the last."""
+        batch = self.waiting.popleft().result()
+        self.waiting.append(self.thread.submit(self._one))
+        return batch
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        self.thread.shutdown(cancel_futures=True)
+        self.iterator.close()
+
+
+class TrainStream:
+    """The batches of a run, one an update. Has the methods of `memory.Resident` that training needs.
+
+    Args:
+      pictures: the training split.
+      mesh: the devices.
+      batch_size, seed, epochs: of the run.
+      workers: see `workers_here`.
+    """
+
+    def __init__(self, pictures: Pictures, mesh: Mesh, batch_size: int, seed: int, epochs: int, workers: int):
+        rows = parallel.rows_here(batch_size, mesh)
+        updates = epochs * (len(pictures) // batch_size)
+        self.source, self.mesh, self.workers = Training(pictures, seed, batch_size, rows, updates), mesh, workers
+        self.examples, self.step, self.ahead = len(pictures), -1, None
+        image = jax.ShapeDtypeStruct((batch_size, pictures.size, pictures.size, 3), np.uint8)
+        label = jax.ShapeDtypeStruct((batch_size,), np.int32)
+        self.like = parallel.shared_out_like(memory.Batch(image, label), mesh)
+
+    def dispatch(self, steps: int) -> int:
+        """One update: of such networks each is long enough."""
+        del steps
+        return 1
+
+    def start(self, step: int) -> None:
+        """Begins with the batch of update `step`, in the background."""
+        self.close()
+        self.step, self.ahead = step, _Ahead(self.source, step, self.mesh, self.workers)
+
+    def at(self, step: int) -> memory.Batch:
+        """The batch of update `step`."""
+        if step != self.step or self.ahead is None:
+            self.start(step)
+        assert self.ahead is not None
+        self.step += 1
+        return self.ahead.take()
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
+
+
+class EvalStream:
+    """Every picture of a split once. Has the methods of `memory.Resident` that evaluation needs.
+
+    Args:
+      pictures: the split.
+      mesh: the devices.
+      batch_size: inputs of the network at a time; pictures are fewer where each has several views or larger ones.
+      protocol: see `views`.
+      workers: see `workers_here`.
+    """
+
+    def __init__(self, pictures: Pictures, mesh: Mesh, batch_size: int, protocol: str, workers: int):
+        groups = plan(pictures, protocol, batch_size, mesh.size)
+        rows = {len(g.rows): parallel.rows_here(len(g.rows), mesh) for g in groups}
+        self.source, self.mesh = Evaluation(pictures, protocol, groups, rows), mesh
+        self.workers, self.batches = min(workers, len(groups)), len(groups)
+        self.examples, self.mirrored = len(pictures), protocol in views.MIRRORED
+        n, windows, height, width = len(groups[0].rows), *groups[0][1:]
+        shapes = ((n, windows, height, width, 3), np.uint8), ((n,), np.int32), ((n,), np.float32)
+        self.like = parallel.shared_out_like(memory.Batch(*(jax.ShapeDtypeStruct(*s) for s in shapes)), mesh)
+
+    def dispatch(self, batches: int) -> int:
+        """One batch."""
+        del batches
+        return 1
+
+    def __iter__(self) -> Generator[tuple[memory.Batch, int, int]]:
+        """For each dispatch what it is made from, number of its first batch in that, and how many it has."""
+        ahead = _Ahead(self.source, 0, self.mesh, self.workers)
+        try:
+            while (batch := ahead.take()) is not None:
+                yield batch, 0, 1
+        finally:
+            ahead.close()
+
+
+def workers_here(wanted: int) -> int:
+    """How many processes decode; 0: threads of this one do. -1 wanted: as many as have eight cores each, if two have."""
+    if wanted >= 0:
+        return wanted
+    processes = _cores() // CORES_A_PROCESS
+    return processes if processes > 1 else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_sharing = [1]  # processes that the cores are shared with, as `_in_worker` is told
+
+
+@functools.cache
+def _pool() -> concurrent.futures.ThreadPoolExecutor:
+    """The threads of this process that decode."""
+    return concurrent.futures.ThreadPoolExecutor(max(1, _cores() // _sharing[0]))
+
+
+def _in_worker(index: int, count: int) -> None:
+    """Begins a process that decodes: it leaves signals to the run, and does not outlive it."""
+    del index
+    _sharing[0] = count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,343 @@
+"""Streamed pictures: which are decoded when, what is cut out of them, and a run that eats them."""
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from jax.sharding import AxisType
+from PIL import Image
+
+from nin_jax import config, evaluate, optim, parallel, step, train
+from nin_jax.datasets import imagenet
+from nin_jax.errors import Mistake, Preempted
+from nin_jax.models.nin import Model
+from nin_jax.pipeline import memory, stream, transform, views
+from nin_jax.tasks import classify
+
+REAL = Path(os.environ.get("NIN_JAX_TFDS", Path(__file__).parents[3] / "shared" / "tfds"))
+needs_real = pytest.mark.skipif(not (REAL / "imagenet2012").is_dir(), reason=f"no imagenet2012 in {REAL}")
+
+
+@functools.cache
+def jpeg(number: int, width: int = 0, height: int = 0) -> bytes:
+    """A smooth picture with something of its own."""
+    width, height = width or 28 + number % 5 * 4, height or 24 + number % 3 * 6
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 256, (6, 7, 3), np.uint8))
+    file = io.BytesIO()
+    small.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def pictures(number: int, classes: int = 10, **changes) -> stream.Pictures:
+    records = [{"image": jpeg(i), "label": i % classes, "file_name": b"a.JPEG"} for i in range(number)]
+    return dataclasses.replace(stream.Pictures("some train", records, classes, 20, 16), **changes)
+
+
+def training(number: int = 23, batch_size: int = 8, rows=None, seed: int = 3) -> stream.Training:
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    return stream.Training(pictures(number), seed, batch_size, rows, 100)
+
+
+def mesh(n: int):
+    return jax.make_mesh((n,), (parallel.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_has_each_picture_at_most_once_in_an_order_of_its_own():
+    source = training()
+    epochs = [[i for n in (0, 1) for i in source.indices(2 * epoch + n)] for epoch in range(50)]
+    assert all(len(set(epoch)) == 16 and set(epoch) <= set(range(23)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 50
+    assert {i for epoch in epochs for i in epoch} == set(range(23))
+    assert epochs[1] != [i for n in (0, 1) for i in training(seed=4).indices(n)]  # seeds do not share epochs
+    # Every picture is equally often in the first place: 23 expected 20 times in 460 epochs.
+    counts = np.bincount([source.indices(2 * epoch)[0] for epoch in range(460)], minlength=23)
+    assert ((counts - 20) ** 2 / 20).sum() < 60  # chi-square, 22 degrees of freedom, p < 1e-5
+
+
+def test_a_batch_is_the_same_for_any_number_of_processes():
+    whole = training()[5]
+    parts = [training(rows=rows)[5] for rows in ([0, 1, 2], [3, 4], [5, 6, 7])]
+    for i in range(2):
+        np.testing.assert_array_equal(whole[i], np.concatenate([part[i] for part in parts]))
+    assert not np.array_equal(whole.image, training()[6].image)
+
+
+def test_worker_processes_hand_over_the_same_batches():
+    """And the run goes on from any of them."""
+    m, source = mesh(2), training()
+    ahead = [stream._Ahead(source, first, m, workers) for first, workers in ((3, 2), (5, 0))]
+    try:
+        for number in (3, 4, 5, 6):
+            batch = parallel.host(ahead[0].take())
+            wanted = [source[number]] + ([parallel.host(ahead[1].take())] if number >= 5 else [])
+            for other in wanted:
+                np.testing.assert_array_equal(batch.image, np.reshape(other.image, batch.image.shape))
+                np.testing.assert_array_equal(batch.label, np.reshape(other.label, batch.label.shape))
+    finally:
+        for a in ahead:
+            a.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (37, 21), (16, 20), (700, 333)])
+def test_a_window_is_that_of_the_whole_scaled_picture(width, height):
+    """Pillow's own, scaled whole and cut after."""
+    picture = dataclasses.replace(pictures(1), records=[{"image": jpeg(1, width, height), "label": 0}])
+    decoded, to, _ = picture.decode(0)
+    whole = np.asarray(decoded.resize(to[::-1], Image.Resampling.BILINEAR), int)
+    for y, x, h, w in [(0, 0, 16, 16), (to[0] - 16, to[1] - 16, 16, 16), (0, 0, *to)]:
+        assert np.abs(stream.cut(decoded, to, (y, x, h, w)).astype(int) - whole[y : y + h, x : x + w]).max() <= 1
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
+    large = dataclasses.replace(pictures(1), records=[{"image": jpeg(1, 640, 480), "label": 0}])
+    decoded, to, _ = large.decode(0)
+    assert decoded.size == (80, 60)  # an eighth; more than twice 27 x 20
+    exact = Image.open(io.BytesIO(jpeg(1, 640, 480))).resize(to[::-1], Image.Resampling.BILINEAR)
+    assert np.abs(stream.cut(decoded, to, (0, 0, *to)).astype(int) - np.asarray(exact, int)).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"image": b"no picture", "label": 0}, "record 2 of some train cannot be read: cannot identify image file"),
+        (
+            {"image": jpeg(1, 500, 375)[:2000], "label": 0},
+            "record 2 of some train cannot be decoded: image file is truncated",
+        ),
+        ({"image": jpeg(1), "label": 10}, "record 2 of some train: label 10 is not between 0 and 9"),
+    ],
+)
+def test_a_bad_record_stops_with_its_name(record, said):
+    bad = pictures(4)
+    bad.records[2] = record  # pyright: ignore[reportIndexIssue]
+    ahead = stream._Ahead(stream.Training(bad, 0, 4, np.arange(4), 3), 0, mesh(1), 0)
+    with pytest.raises(Mistake, match=said):
+        ahead.take()
+    ahead.close()
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", views.NAMES)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_every_picture_is_planned_once(protocol, devices):
+    groups = stream.plan(pictures(23), protocol, 8, devices)
+    assert sorted(i for g in groups for i in g.rows if i >= 0) == list(range(23))
+    assert all(len(g.rows) % devices == 0 for g in groups)
+    inputs = max(len(g.rows) * g.windows * g.height * g.width for g in groups)
+    assert inputs <= max(8, devices * 20) * 16 * 16
+
+
+def recipe(seed: int = 0) -> step.Recipe:
+    c = config.default()
+    model = Model(10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",))
+    preprocess = transform.parse(("scale(divisor=255)",), random=False)
+    augment = transform.parse(("flip()",), random=True)
+    return step.Recipe(model, classify, classify.objective, preprocess, augment, 8, optim.optimizer(c, 2))
+
+
+STATS = [{"divisor": np.full(3, 255, np.float32)}]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "devices", "mapper"),
+    [
+        ("center", 2, "pmap"),
+        ("10-crop", 2, "shard_map"),
+        ("3-view", 1, "pmap"),
+        ("dense", 2, "pmap"),
+    ],
+)
+def test_an_evaluation_averages_the_softmax_of_all_views_of_two_networks(protocol, devices, mapper):
+    """Against NumPy and SciPy, one picture at a time."""
+    split, m, r = pictures(11), mesh(devices), recipe()
+    networks = [step.init_variables(r.model, seed, (16, 16, 3)) for seed in (0, 1)]
+    source = stream.EvalStream(split, m, 8, protocol, 0)
+    evaluator = evaluate.Evaluator([r, r], m, mapper, source, [parallel.replicate(STATS, m)] * 2)
+    got = evaluator(parallel.replicate(networks, m))
+    predict = jax.jit(functools.partial(step.predict, r))
+    losses, wrong = [], []
+    for i in range(11):
+        decoded, to, label = split.decode(i)
+        seen = [stream.cut(decoded, to, w) for w in views.windows(protocol, *to, 16)]
+        seen += [v[:, ::-1] for v in seen] if protocol == "10-crop" else []
+        logits = np.concatenate([predict(n, STATS, np.stack(seen))[0] for n in networks])
+        mean = scipy.special.softmax(logits.astype(np.float64), axis=1).mean(0)
+        losses.append(-np.log(mean[label]))
+        wrong.append(mean.argmax() != label)
+    assert got == pytest.approx({"loss": np.mean(losses), "error_pct": 100 * np.mean(wrong), "examples": 11}, rel=1e-5)
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "dataset": "imagenet(size=16, short=20)",
+    "eval_split": "validation",
+    "preprocess": ("mean(per='channel')", "scale(divisor=60.0)"),
+    "augment": ("flip()",),
+    "batch_size": 8,
+    "epochs": 2,
+    "workers": 0,
+    "model.name": "nin",
+    "model.kernels": (3, 3),
+    "model.widths": ((8, 8), (8,)),
+    "model.pools": ("max",),
+    "model.deviations": ("he",),
+    "model.dropout": 0.2,
+    "optimizer.learning_rate": 0.05,
+}
+
+
+def small(**changes):
+    c = config.default()
+    with c.unlocked():
+        for key, value in (SMALL | changes).items():
+            section, _, last = key.rpartition(".")
+            (c[section] if section else c)[last] = value
+    return config.check(c)
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """ImageNet is 32 and 11 small pictures of 100 classes."""
+    monkeypatch.setattr(imagenet, "FACTS", imagenet.FACTS._replace(classes=100))
+    numbers = {"train": 32, "validation": 11}
+    monkeypatch.setattr(imagenet, "tfds_records", lambda facts, split, data_dir: pictures(numbers[split], 100).records)
+    monkeypatch.setattr(parallel, "mesh", lambda: mesh(1))
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in lines]
+
+
+def newest(workdir):
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    return json.loads((workdir / "checkpoints" / str(steps[-1]) / "notes" / "metadata").read_text())["crc32"]
+
+
+def test_a_run_that_is_stopped_inside_an_epoch_goes_on_with_the_next_example(made_up, tmp_path, monkeypatch, capsys):
+    """Parameters, momentum and rows are bit for bit those of a run that was left alone; so is --mode=eval."""
+    train.train(small(), tmp_path / "whole")
+    seen, real = [], stream.Training.indices
+
+    def indices(self, number):
+        seen.append(number)
+        return real(self, number)
+
+    taken = []
+    at = stream.TrainStream.at
+
+    def stopping(self, number):
+        taken.append(number)
+        if number == 2 and len(taken) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return at(self, number)
+
+    monkeypatch.setattr(stream.Training, "indices", indices)
+    monkeypatch.setattr(stream.TrainStream, "at", stopping)
+    with pytest.raises(Preempted, match="saved step 3 of 8"):
+        train.train(small(), tmp_path / "stopped")
+    del seen[:]
+    train.train(small(), tmp_path / "stopped")
+    assert taken == list(range(8))
+    assert sorted(set(seen)) == list(range(3, 8))  # nothing is decoded again
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+    assert newest(tmp_path / "stopped") == newest(tmp_path / "whole")
+
+    last = rows(tmp_path / "whole")[-1]
+    assert last["split"] == "validation"
+    assert last["top5_error_pct"] <= last["error_pct"]
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["test_top5_error_pct"] == last["top5_error_pct"]
+    capsys.readouterr()
+    evaluate.evaluate_run(small(), tmp_path / "whole")
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {k: line[k] for k in ("error_pct", "top5_error_pct", "loss")} == {
+        k: last[k] for k in ("error_pct", "top5_error_pct", "loss")
+    }
+    assert (line["examples"], line["views"]) == (11, "center")
+
+    # The same network three times is as good as once.
+    evaluate.evaluate_run(small(**{"eval.views": "3-view"}), tmp_path / "whole")
+    once = json.loads(capsys.readouterr().out.splitlines()[-1])
+    evaluate.evaluate_run(small(**{"eval.views": "3-view"}), tmp_path / "none", [tmp_path / "whole"] * 3)
+    thrice = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert thrice["step"] == [8, 8, 8]
+    assert thrice == once | {k: pytest.approx(once[k], rel=1e-5) for k in thrice if k.endswith(("loss", "pct"))} | {
+        "step": thrice["step"]
+    }
+
+
+@pytest.mark.parametrize(("devices", "mapper"), [(4, "pmap"), (4, "shard_map"), (1, "shard_map")])
+def test_an_update_is_the_same_on_any_number_of_devices(devices, mapper):
+    """As on one device under pmap."""
+
+    def after_two(n: int, mapper: str):
+        m, r = mesh(n), recipe()
+        source = stream.TrainStream(pictures(23), m, 8, 3, 5, 0)
+        state = parallel.replicate(step.init_state(r, 0, (16, 16, 3)), m)
+        stats, seed = parallel.replicate((STATS, jnp.uint32(3)), m)
+        update = parallel.compile_replicas(step.train_steps(r, 1), (state, source.like, stats, seed), m, mapper)
+        for number in range(2):
+            state, metrics = update(state, source.at(number), stats, seed)
+        source.close()
+        return parallel.host((state.params, metrics))
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+        after_two(devices, mapper),
+        after_two(1, "pmap"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eval.views": "10-crops"}, "eval.views='10-crops': did you mean '10-crop'"),
+        (
+            {"dataset": "synthetic", "eval.views": "dense"},
+            "have the network's own size and are seen whole; use 'center'",
+        ),
+        ({"dataset": "imagenet(size=300)"}, r"imagenet\(size=300, short=256\): 1 <= size <= short"),
+        ({"eval.views": "dense", "model.head": "fc"}, "'dense' with model nin, which has to end in gap"),
+        ({"workers": -2}, "workers=-2"),
+    ],
+)
+def test_mistakes(made_up, changes, said):
+    from nin_jax.build import Run
+
+    with pytest.raises(Mistake, match=said):
+        Run(small(**changes))
+
+
+def test_without_the_data_one_line_says_what_to_run(tmp_path):
+    with pytest.raises(Mistake, match=r"run `python -m nin_jax.pipeline.prepare imagenet2012 --archives=FOLDER"):
+        imagenet.load("train", str(tmp_path))
+
+
+@needs_real
+def test_the_real_pictures():
+    """Sixty of them, with labels, across parts of splits."""
+    split = imagenet.load("train[10:20]+validation[-5:]", str(REAL), size=32, short=40)
+    assert len(split) == 15
+    every = imagenet.load("validation", str(REAL), size=32, short=40)
+    assert [split.open(i)[2] for i in range(10, 15)] == [every.open(i)[2] for i in range(15, 20)]
+    batch = stream.Training(split, 0, 15, np.arange(15), 1)[0]
+    assert batch.image.shape == (15, 32, 32, 3)
+    assert batch.image.std(axis=(1, 2, 3)).min() > 10
+    assert isinstance(batch, memory.Batch)

@@ -33,6 +33,7 @@ def leaves(config: ConfigDict, where: str = "") -> list[str]:
 
 LEAVES = leaves(experiment("digits"))
 CHANGED = {  # another legal value of each kind
+    "eval.views": "3-view",
     "dataset": "synthetic",
     "data_dir": "/elsewhere",
     "train_split": "train[:10]",

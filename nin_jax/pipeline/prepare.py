@@ -1,7 +1,8 @@
-"""Prepare MNIST, CIFAR-10, CIFAR-100 and SVHN for `tfds.data_source`, without TensorFlow.
+"""Prepare MNIST, CIFAR-10, CIFAR-100, SVHN and ImageNet for `tfds.data_source`, without TensorFlow.
 
     python -m nin_jax.pipeline.prepare cifar10                         # downloads the official archive
     python -m nin_jax.pipeline.prepare cifar10 --archives=~/Downloads  # the archive is already there
+    python -m nin_jax.pipeline.prepare imagenet2012 --archives=~/ilsvrc2012 --short=256  # pack.py says what lies there
 
 The result lies in `--data_dir` (default: TFDS's own rule) just as TFDS's own preparation would leave it, in ArrayRecord
 format, but in the order of the official archive: the last 10,000 training images of CIFAR-10 are `data_batch_5`. Archives
@@ -32,12 +33,13 @@ from nin_jax.errors import Ending, Mistake, Preempted, StorageFailed, nearest
 from nin_jax.pipeline.archives import DATASETS, Archive, Dataset, Splits, official, read
 
 RETRY_AFTER = (1.0, 3.0, 9.0)  # seconds between the attempts to download
+IMAGENET = "imagenet2012"
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
 def command(name: str, data_dir: Path) -> str:
     """The command that prepares a data set: ours where we can, else TFDS's own, which needs TensorFlow."""
-    if name == "imagenet2012":
+    if name == IMAGENET:
         return f"python -m nin_jax.pipeline.prepare {name} --archives=FOLDER --data_dir={data_dir}"
     if name in DATASETS:
         return f"python -m nin_jax.pipeline.prepare {name} --data_dir={data_dir}"
@@ -73,6 +75,23 @@ def prepare(dataset: Dataset, data_dir: Path, given: Path | None = None) -> None
             shutil.rmtree(leftover)
         folder = _archives(dataset, data_dir, given, downloads)
         _write(dataset, data_dir, *read(dataset, folder))
+
+
+def prepare_imagenet(data_dir: Path, given: Path | None, short: int, processes: int) -> None:
+    """Write `data_dir`/imagenet2012/5.1.0 from the archives or class folders in `given`; see `pack`. Raises `Mistake`."""
+    from nin_jax.pipeline import pack
+
+    target = data_dir / pack.NAME / pack.VERSION
+    if target.exists():
+        print(f"{IMAGENET} is already prepared in {target}")
+        return
+    if given is None or not given.is_dir():
+        raise Mistake(
+            f"--archives={given}: name the folder with {' and '.join(pack.TARS.values())}, from "
+            "https://image-net.org/download-images (they need an account there), or with the folders train and val"
+        )
+    with _exclusive(IMAGENET, data_dir):
+        pack.pack(given, target, short, processes)
 
 
 @contextlib.contextmanager
@@ -207,22 +226,26 @@ def _write(dataset: Dataset, data_dir: Path, splits: Splits, class_names: Mappin
 def main(argv: Sequence[str]) -> None:
     """Prepare the dataset that the one argument names, as the flags say."""
     logging.set_verbosity(logging.WARNING)  # `app.run` would let TFDS tell every step
+    known = [*DATASETS, IMAGENET]
     match argv[1:]:
-        case [name] if name in DATASETS:
+        case [name] if name in known:
             data_dir = Path(flags.FLAGS.data_dir).expanduser()
             given = None if flags.FLAGS.archives is None else Path(flags.FLAGS.archives).expanduser()
             try:
-                prepare(official(name), data_dir, given)
+                if name == IMAGENET:
+                    prepare_imagenet(data_dir, given, flags.FLAGS.short, flags.FLAGS.processes)
+                else:
+                    prepare(official(name), data_dir, given)
             except KeyboardInterrupt as error:
-                raise Preempted("interrupted: start the same command again, a download goes on") from error
+                raise Preempted("interrupted: start the same command again, it goes on with what it has") from error
             except MemoryError as error:
                 raise Mistake(f"not enough memory to prepare {name}: {error}") from error
             except OSError as error:
                 raise StorageFailed(f"cannot prepare {name} in {data_dir}: {error}") from error
         case [name]:
-            raise Mistake(f"unknown dataset {name!r}: {nearest(name, DATASETS)}")
+            raise Mistake(f"unknown dataset {name!r}: {nearest(name, known)}")
         case _:
-            raise Mistake(f"one dataset to prepare is expected (valid: {', '.join(sorted(DATASETS))})")
+            raise Mistake(f"one dataset to prepare is expected (valid: {', '.join(sorted(known))})")
 
 
 def run() -> None:
@@ -230,6 +253,13 @@ def run() -> None:
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     flags.DEFINE_string("data_dir", default, "root of the prepared datasets, as in tfds.data_source")
     flags.DEFINE_string("archives", None, "folder with the official archives; default: download them")
+    flags.DEFINE_integer(
+        "short",
+        0,
+        "imagenet2012: scale pictures down to this short side, 256 for training; 0: as they are",
+        lower_bound=0,
+    )
+    flags.DEFINE_integer("processes", os.cpu_count(), "imagenet2012: processes that pack at a time", lower_bound=1)
     try:
         app.run(main, flags_parser=flags.FLAGS)
     except (Ending, flags.Error) as error:

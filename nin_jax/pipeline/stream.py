@@ -12,10 +12,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import io
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +26,7 @@ from PIL import Image
 
 from nin_jax import parallel
 from nin_jax.errors import Ending, Mistake
-from nin_jax.pipeline import memory, views
+from nin_jax.pipeline import memory, views, worker
 from nin_jax.pipeline.arrays import map_threads
 from nin_jax.report import one_line
 
@@ -360,16 +357,7 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
 
 
 def _in_worker(index: int, count: int) -> None:
-    """Begins a process that decodes: it leaves signals to the run, and does not outlive it."""
+    """Begins a process that decodes."""
     del index
+    worker.begin()
     _sharing[0] = count
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

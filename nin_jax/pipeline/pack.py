@@ -86,7 +86,7 @@ def pack(folder: Path, target: Path, short: int, processes: int) -> None:
         say(f"{every - len(wanted)} of {every} shards are there already")
     for _ in track(_in_processes(wanted, processes), len(wanted), f"packing {NAME} (shards)"):
         pass
-    _describe(scratch, target, {split: [len(s.members) for s in of_split] for split, of_split in shards.items()})
+    _describe(scratch, {split: [len(s.members) for s in of_split] for split, of_split in shards.items()})
     scratch.rename(target)
 
 
@@ -236,11 +236,17 @@ def write(shard: Shard) -> None:
     scratch.rename(shard.path)
 
 
-@functools.cache
-def _features() -> Any:
+def _info() -> Any:
+    """What TFDS says of the dataset, ready to be filled in."""
     import tensorflow_datasets as tfds
 
-    return tfds.builder_cls(NAME)(data_dir="/nonexistent", file_format="array_record").info.features
+    stock: Any = tfds.builder_cls(NAME)
+    return stock(data_dir="/nonexistent", file_format="array_record").info
+
+
+@functools.cache
+def _features() -> Any:
+    return _info().features
 
 
 def encoded(data: bytes, short: int, what: str) -> bytes:
@@ -266,19 +272,16 @@ def encoded(data: bytes, short: int, what: str) -> bytes:
         raise Mistake(f"{what} is no readable picture: {one_line(error)}") from error
 
 
-def _describe(folder: Path, target: Path, lengths: dict[str, list[int]]) -> None:
+def _describe(folder: Path, lengths: dict[str, list[int]]) -> None:
     """Writes what TFDS wants to know: dataset_info.json, features.json and the names of the classes."""
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import file_adapters, naming, splits
 
-    info: Any = tfds.builder_cls(NAME)(data_dir=target.parents[1], file_format="array_record").info
-    splits = []
+    info, described = _info(), []
+    suffix = file_adapters.FileFormat.ARRAY_RECORD.file_suffix
     for split, of_split in lengths.items():
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=NAME, split=split, filetype_suffix="array_record"
-        )
+        where: Any = folder
+        template = naming.ShardedFileTemplate(where, dataset_name=NAME, split=split, filetype_suffix=suffix)
         size = sum(f.stat().st_size for f in folder.glob(f"{NAME}-{split}.*"))
-        splits.append(
-            tfds.core.SplitInfo(name=split, shard_lengths=of_split, num_bytes=size, filename_template=template)
-        )
-    info.set_splits(tfds.core.splits.SplitDict(splits))
+        described.append(splits.SplitInfo(split, of_split, size, template))
+    info.set_splits(splits.SplitDict(described))
     info.write_to_directory(folder)

@@ -634,11 +634,14 @@ def ends(process: subprocess.CompletedProcess[str], exit_code: int, message: str
     [
         (
             ["cifar"],
-            r"unknown dataset 'cifar': did you mean 'cifar10'\? \(valid: cifar10, cifar100, mnist, svhn_cropped\)",
+            r"unknown dataset 'cifar': did you mean 'cifar10'\? \(valid: cifar10, cifar100, imagenet2012, mnist, svhn_cropped\)",
         ),
         (["svhn"], r"unknown dataset 'svhn': did you mean 'svhn_cropped'\? \(valid: .*\)"),
-        ([], r"one dataset to prepare is expected \(valid: cifar10, cifar100, mnist, svhn_cropped\)"),
-        (["mnist", "cifar10"], r"one dataset to prepare is expected \(valid: cifar10, cifar100, mnist, svhn_cropped\)"),
+        ([], r"one dataset to prepare is expected \(valid: cifar10, cifar100, imagenet2012, mnist, svhn_cropped\)"),
+        (
+            ["mnist", "cifar10"],
+            r"one dataset to prepare is expected \(valid: cifar10, cifar100, imagenet2012, mnist, svhn_cropped\)",
+        ),
         (["mnist", "--archive=x"], r"Unknown command line flag 'archive'\. Did you mean: archives \?"),
         (["mnist", "--archives"], r"Missing value for flag --archives"),
         (["mnist", "--archives=TMP/none"], r"--archives=TMP/none is not a folder"),

@@ -64,6 +64,7 @@ def default() -> Config:
     c.augment = ()  # random calls of preprocess/, training only: ("crop(pad=4)", "flip()")
     c.model = ConfigDict({"name": placeholder(str)})  # entry of models/ and its arguments
     c.task = "classify"  # entry of tasks/, with arguments where it has some: "classify(smoothing=0.1)"
+    c.init_from = placeholder(str)  # a run directory whose weights to start from, as far as they fit; None: random ones
     c.batch_size = 128  # images an update, over all devices
     c.accumulate = 1  # parts that a batch is computed in, one after the other: the same update from less memory
     c.epochs = 1  # passes over the training split
@@ -215,7 +216,7 @@ def _check_keys(config: ConfigDict, legal: ConfigDict, where: str) -> None:
             if not isinstance(value, ConfigDict):
                 raise Mistake(f"{where + key}={value!r}: must be a section with {', '.join(example.keys())}")
             _check_keys(value, example, where + key + ".")
-        elif key == "data_dir" and value is None:
+        elif key in ("data_dir", "init_from") and value is None:
             pass
         else:
             kind = legal.get_type(key)

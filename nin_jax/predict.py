@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from nin_jax import config as config_lib
-from nin_jax import evaluate, parallel, step
-from nin_jax.build import Run
-from nin_jax.errors import Mistake
+from nin_jax import evaluate, parallel, step, transfer
 
 
 class Predictor:
@@ -24,15 +20,12 @@ class Predictor:
     """
 
     def __init__(self, workdir: str | Path):
-        path = Path(workdir).expanduser() / "config.json"
-        try:
-            self.config = config_lib.check(config_lib.from_dict(json.loads(path.read_text())))
-        except (OSError, ValueError, AttributeError) as error:
-            raise Mistake(f"{path} cannot be read: {error}") from error
-        run = Run(self.config)
+        path = Path(workdir).expanduser()
+        run = transfer.run_of(path)
+        self.config = run.config
         recipe = run.recipe(1)
-        self.step, state = evaluate.restore(run, recipe, path.parent)
-        self._variables, self._stats = state.variables, run.fitted(path.parent, write=False)
+        self.step, state = evaluate.restore(run, recipe, path)
+        self._variables, self._stats = state.variables, run.fitted(path, write=False)
         self.params = self._variables["params"]
         self._predict = jax.jit(lambda variables, stats, image: step.predict(recipe, variables, stats, image))
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nin_jax import config as config_lib
-from nin_jax import optim, parallel, report, step
+from nin_jax import optim, parallel, report, step, transfer
 from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.config import Config
@@ -86,7 +86,7 @@ class _Loop:
             self.step, self.state, notes = found
             say(f"going on from step {self.step} of {self.last} in {workdir}")
         else:
-            self.step, self.state, notes = 0, parallel.replicate(make(self.seed), self.mesh), {}
+            self.step, self.state, notes = 0, parallel.replicate(self._started(make(self.seed)), self.mesh), {}
         self.batches.start(self.step)
         self.params = sum(p.size for p in jax.tree.leaves(self.state.params))
         self.clock = report.Clock(notes.get("seconds", {}))
@@ -95,6 +95,18 @@ class _Loop:
         self.record = report.Record(workdir, self.step)
         self.images_per_s = 0.0
         self.evaluation: dict[str, float] | None = None
+
+    def _started(self, state: step.TrainState) -> step.TrainState:
+        """The state before the first update, with the weights of `init_from` in place of random ones."""
+        source = self.config.init_from
+        if source is None:
+            return state
+        theirs = parallel.host(transfer.variables_of(Path(source).expanduser()))
+        variables, kept, unused = transfer.merge(state.current, theirs)
+        if len(kept) == len(jax.tree.leaves(state.current)):
+            raise Mistake(f"init_from={source!r}: no parameter of that run fits this network")
+        say(f"weights of {source}; of their own: {', '.join(kept) or 'none'}; not used: {', '.join(unused) or 'none'}")
+        return step.state_of(self.recipe, **variables)
 
     def run(self) -> dict[str, Any]:
         """Goes to the end; whatever ends it sooner, files are closed and what was being saved is saved."""

@@ -8,7 +8,8 @@ evaluates it, --mode=train goes on from it, `nin_jax.load_run` loads it. Layers 
 
 A caffemodel is a protobuf message, NetParameter. It holds layers (field 2, V1LayerParameter, before 2015; field 100,
 LayerParameter, since), each with a name and blobs (fields 4 and 6; 1 and 7): the kernel, out x in x height x width, and
-the bias. Files come from the web, so nothing in one is believed: lengths, shapes, counts and numbers are checked, and
+the bias; a 1x1 kernel may lie as a matrix, (1 x 1 x) out x in. "conv4-1024" is the name of conv4 in the authors' ImageNet
+network, where the number of maps is added when a layer was changed. Files come from the web, so nothing in one is believed: lengths, shapes, counts and numbers are checked, and
 memory stays in proportion to the size of the network that the config describes.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from nin_jax import main as command_line
-from nin_jax import parallel, step
-from nin_jax.build import Run
-from nin_jax.checkpoint import Checkpoints
-from nin_jax.config import Config
-from nin_jax.errors import Ending, Mistake
-from nin_jax.report import fail, one_line, say, write_json
-from nin_jax.train import claim
+from nin_jax.errors import Mistake
+from nin_jax.export.imported import command
+from nin_jax.report import one_line
 
 GENERATIONS = {2: (4, 6), 100: (1, 7)}  # field of a network that holds a layer: the layer's fields of name and blobs
 RAW_TYPES = {0: "<f8", 1: "<f4", 2: "<f2"}  # raw_data_type of NVIDIA's Caffe: DOUBLE, FLOAT, FLOAT16
@@ -207,6 +203,10 @@ def to_params(found: Mapping[str, Sequence[memoryview]], like: Any) -> Any:
     """
     flat: Any = flatten_dict(like)
     wanted = {path[-2]: len(leaf.shape) for path, leaf in flat.items() if path[-1] == "kernel"}
+    names = [name if name in wanted else re.sub(r"-\d+$", "", name) for name in found]
+    if len(set(names)) < len(names):
+        raise Mistake(f"two of its layers are the same one of the network: {', '.join(map(repr, found))}")
+    found = dict(zip(names, found.values(), strict=True))
     for name, dimensions in wanted.items():
         if dimensions != 4:
             raise Mistake(f"layer {name!r} of the config's network is no convolution; only those can be imported")
@@ -221,7 +221,12 @@ def to_params(found: Mapping[str, Sequence[memoryview]], like: Any) -> Any:
     for path, leaf in flat.items():
         kernel = path[-1] == "kernel"
         shape = leaf.shape
-        caffe = [(shape[3], shape[2], *shape[:2])] if kernel else [shape, (1, 1, 1, *shape)]
+        if kernel:
+            caffe = [(shape[3], shape[2], *shape[:2])]
+            if shape[:2] == (1, 1):
+                caffe += [(1, 1, shape[3], shape[2]), (shape[3], shape[2])]
+        else:
+            caffe = [shape, (1, 1, 1, *shape)]
         try:
             value = array(found[path[-2]][0 if kernel else 1], caffe)
         except Mistake as mistake:
@@ -232,9 +237,11 @@ def to_params(found: Mapping[str, Sequence[memoryview]], like: Any) -> Any:
     return unflatten_dict(params)
 
 
-def read(file: Path, like: Any) -> tuple[Any, dict[str, Any]]:
-    """Parameters shaped `like`, and the "file", "bytes" and "sha256" that they come from. Raises `Mistake`."""
-    limit = BYTES_OF_TEXT + BYTES_A_NUMBER * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))
+def read(file: Path, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables shaped `like`, and the "file", "bytes" and "sha256" that they come from. Raises `Mistake`."""
+    if like["batch_stats"]:
+        raise Mistake("a Caffe network of this kind has no batch normalisation: set model.batch_norm=False")
+    limit = BYTES_OF_TEXT + BYTES_A_NUMBER * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like["params"]))
     try:
         if not file.is_file():
             raise Mistake(f"{file}: no such file")
@@ -245,53 +252,18 @@ def read(file: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     try:
         if len(content) > limit:
             raise Mistake(f"it has more than the {limit:,} bytes that the network's parameters can take")
-        params = to_params(layers(content), like)
+        params = to_params(layers(content), like["params"])
     except DecodeError as error:
         raise Mistake(f"{file} is not a Caffe network, or damaged: {one_line(error)}") from error
     except Mistake as mistake:
         raise Mistake(f"{file} does not fit: {mistake}") from mistake
-    return params, {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def import_run(file: Path, config: Config, workdir: Path) -> None:
-    """Makes `workdir` a run of `config` at step 0 with the parameters of a Caffe file.
-
-    Nothing is written before the file has been read and has fitted. Raises `Mistake`, `StorageFailed`.
-    """
-    run = Run(config)
-    recipe = run.recipe(1)
-    like = jax.eval_shape(lambda: step.init_variables(run.model, 0, run.info.image_shape))
-    if like["batch_stats"]:
-        raise Mistake("a Caffe network of this kind has no batch normalisation: set model.batch_norm=False")
-    params, source = read(file, like["params"])
-    train = run.load(config.train_split)
-    state = step.state_of(recipe, params, {})
-    with claim(workdir, config):
-        checkpoints = Checkpoints(workdir, config.keep)
-        if checkpoints.manager.all_steps():
-            raise Mistake(f"--workdir={workdir} holds a run already; choose another, or remove it")
-        run.fitted(workdir, write=True, train=train)
-        write_json(workdir / "source.json", source)  # of its own, because the checkpoint of step 0 goes in time
-        checkpoints.save(0, parallel.replicate(state, run.mesh), {"source": source})
-        checkpoints.close()
-    count = sum(p.size for p in jax.tree.leaves(params))
-    say(f"{workdir}: step 0 with the {count:,} parameters of {file.name} (SHA-256 {source['sha256']})")
+    source = {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"params": params, "batch_stats": {}}, source
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line above; ends the process with the exit code of `nin_jax.main`'s contract."""
-    program, *words = argv or sys.argv
-    try:
-        if any(word in ("-h", "--help") for word in words):
-            print(__doc__)
-            return
-        if not words or words[0].startswith("-"):
-            raise Mistake("the first argument must be the .caffemodel file; --help shows the whole command")
-        command = command_line.parse([program, *words[1:]])
-        import_run(Path(words[0]).expanduser(), command.config, command.workdir)
-    except Ending as ending:
-        fail(str(ending))
-        raise SystemExit(ending.exit_code) from None
+    command(read, "the .caffemodel file", __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,11 @@ def same(params: Any, flat: dict[tuple[str, ...], np.ndarray]) -> bool:
     )
 
 
+def whole(params: Any) -> Any:
+    """The variables of a network with these parameters."""
+    return {"params": params, "batch_stats": {}}
+
+
 def read(content: bytes) -> Any:
     return caffe.to_params(caffe.layers(content), like())
 
@@ -177,6 +182,25 @@ def test_doubles_and_floats_are_rounded_and_kept() -> None:
     single = {n: [a.astype(np.float32) for a in two] for n, two in double.items()}
     assert same(read(network(double, form="double")), wanted(single))
     assert same(read(network(single)), wanted(single))
+
+
+@pytest.mark.parametrize("axes", [(1, 1), ()], ids=["1x1xOUTxIN", "OUTxIN"])
+def test_a_1x1_kernel_may_lie_as_a_matrix(axes: tuple[int, ...]) -> None:
+    numbers = arrays()
+    parts = []
+    for name, (kernel, bias) in numbers.items():
+        flat = kernel.reshape(*axes, *kernel.shape[:2]) if kernel.shape[2:] == (1, 1) else kernel
+        parts.append(layer(name, blob(flat, shape=new_shape), blob(bias, shape=new_shape), old=False))
+    assert same(read(b"".join(parts)), wanted(numbers))
+
+
+def test_the_number_of_maps_behind_a_name_is_not_part_of_it() -> None:
+    """As in the authors' ImageNet network, whose last layers are conv4-1024, cccp7-1024 and cccp8-1024."""
+    numbers = arrays()
+    renamed = {f"{name}-1024" if i > 2 else name: two for i, (name, two) in enumerate(numbers.items())}
+    assert same(read(network(renamed)), wanted(numbers))
+    with pytest.raises(Mistake, match="two of its layers are the same one"):
+        read(network(numbers | renamed))
 
 
 def test_what_is_not_known_is_passed_over() -> None:
@@ -285,7 +309,7 @@ def test_a_hostile_or_wrong_file(what: str, tmp_path: Path) -> None:
     file = tmp_path / "a.caffemodel"
     file.write_bytes(hostile()[what])
     with pytest.raises(Mistake, match=r"a\.caffemodel (is not a Caffe network, or damaged|does not fit): ") as caught:
-        caffe.read(file, like())
+        caffe.read(file, whole(like()))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -331,7 +355,7 @@ def fuzz(count: int, seed: int) -> dict[str, Any]:
     for i, (how, content) in enumerate(damaged(good, count, seed)):
         file.write_bytes(content)
         try:
-            params, _ = caffe.read(file, shapes)
+            params = caffe.read(file, whole(shapes))[0]["params"]
         except Mistake as mistake:
             result["refused"] += 1
             if "\n" in str(mistake):
@@ -347,7 +371,7 @@ def fuzz(count: int, seed: int) -> dict[str, Any]:
     for content in hostile().values():
         file.write_bytes(content)
         try:
-            caffe.read(file, shapes)
+            caffe.read(file, whole(shapes))
             result["wrong"].append("hostile")
         except Mistake:
             pass
@@ -357,14 +381,14 @@ def fuzz(count: int, seed: int) -> dict[str, Any]:
         file.write_bytes(content)
         del content
         try:
-            caffe.read(file, shapes)
+            caffe.read(file, whole(shapes))
             result["wrong"].append("large")
         except Mistake:
             pass
     with open(file, "wb") as f:
         f.truncate(5 * 2**30)  # a hole: it takes no room
     try:
-        caffe.read(file, shapes)
+        caffe.read(file, whole(shapes))
         result["wrong"].append("5 GiB")
     except Mistake:
         pass
@@ -474,7 +498,7 @@ def test_a_step_at_rate_0_changes_nothing(file: Path, tmp_path: Path) -> None:
         (["FILE", "--config=digitz"], "did you mean 'digits'"),
         (["FILE", "--config=digits"], "small.caffemodel does not fit: it has no layer 'cccp4'; it has 'conv1', "),
         (["FILE", "--config=digits", "--config.model.widths=((4, 3), (5, 2), (9,))"],
-         "small.caffemodel does not fit: layer 'cccp3': the kernel is 10x3x1x1, but 10x9x1x1 in the network"),
+         "small.caffemodel does not fit: layer 'conv3': the kernel is 3x2x3x3, but 9x2x3x3 in the network"),
         (["FILE", "--config=mnist", "--config.data_dir=nowhere", "--config.model.kernels=(3, 3, 3)",
           f"--config.model.widths={SMALL}"], "is not prepared in nowhere"),
     ],
@@ -541,7 +565,8 @@ def authors_shapes() -> Any:
 @needs_authors
 def test_every_number_of_the_authors_lands_where_it_should() -> None:
     """Moved back to Caffe's order, each array's bytes stand in the file behind its layer's name, in order."""
-    params, source = caffe.read(AUTHORS, authors_shapes())
+    variables, source = caffe.read(AUTHORS, whole(authors_shapes()))
+    params = variables["params"]
     assert source["sha256"] == SHA256
     content = AUTHORS.read_bytes()
     flat = {path[1:]: a for path, a in flatten_dict(params).items()}

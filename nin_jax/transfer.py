@@ -1,0 +1,52 @@
+"""The weights of another run as a start: all that fit are taken, what does not fit is named (`init_from`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from nin_jax import config as config_lib
+from nin_jax import evaluate
+from nin_jax.build import Run
+from nin_jax.errors import Mistake
+
+
+def run_of(workdir: Path) -> Run:
+    """The run whose config.json lies in a directory. Raises `Mistake`."""
+    path = workdir / "config.json"
+    try:
+        return Run(config_lib.check(config_lib.from_dict(json.loads(path.read_text()))))
+    except (OSError, ValueError, AttributeError) as error:
+        raise Mistake(f"{path} cannot be read: {error}") from error
+
+
+def variables_of(workdir: Path) -> Mapping[str, Any]:
+    """The Flax variables that the newest good checkpoint of a run is evaluated with. Raises `Mistake`."""
+    run = run_of(workdir)
+    return evaluate.restore(run, run.recipe(1), workdir)[1].variables
+
+
+def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Variables of a network with those of another one in place of its own, wherever path and shape are the same.
+
+    So of two networks that differ in their last layer, "the last layer's parameters are discarded" (slides of 2014).
+
+    Args:
+      new: trees of arrays by collection, "params" and "batch_stats".
+      old: the same of the other network.
+
+    Returns:
+      the merged trees; the paths of `new` that keep their own values; the paths of `old` that are not used.
+    """
+    mine, theirs = flatten_dict(new), flatten_dict(old)
+    taken = {path for path, value in mine.items() if path in theirs and theirs[path].shape == value.shape}
+    merged: Any = unflatten_dict({path: theirs[path] if path in taken else value for path, value in mine.items()})
+
+    def named(paths: Any) -> list[str]:
+        return ["/".join(path[1:]) for path in paths if path not in taken]
+
+    return {**new, **merged}, named(mine), named(theirs)

@@ -5,6 +5,7 @@ A stage is a call in a string, like those of a config's `preprocess`, with the a
 
 from __future__ import annotations
 
+import collections
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -136,7 +137,7 @@ class Stages(nn.Module):
         if not self.layers:
             raise ValueError("layers must name at least one stage")
         maps: dict[str, jax.Array] = {}
-        count = dict.fromkeys(("conv", "cccp", "pool", "norm", "dropout"), 0)
+        count = collections.Counter[str]()
 
         def named(kind: str) -> str:
             count[kind] += 1

@@ -42,7 +42,8 @@ def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> tuple[dict[str, Any
     Returns:
       the merged trees; the paths of `new` that keep their own values; the paths of `old` that are not used.
     """
-    mine, theirs = flatten_dict(new), flatten_dict(old)
+    mine: Any = flatten_dict(new)
+    theirs: Any = flatten_dict(old)
     taken = {path for path, value in mine.items() if path in theirs and theirs[path].shape == value.shape}
     merged: Any = unflatten_dict({path: theirs[path] if path in taken else value for path, value in mine.items()})
 

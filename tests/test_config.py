@@ -32,7 +32,8 @@ def leaves(config: ConfigDict, where: str = "") -> list[str]:
 
 
 LEAVES = leaves(experiment("digits"))
-CHANGED = {  # another legal value of each kind
+CHANGED = {
+    "init_from": "runs/other",  # another legal value of each kind
     "eval.views": "3-view",
     "dataset": "synthetic",
     "data_dir": "/elsewhere",

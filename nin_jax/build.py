@@ -127,6 +127,8 @@ class Run:
     def fitted(self, workdir: Path, *, write: bool, train: Split | Pictures | None = None) -> Any:
         """The fitted preprocessing, on the devices: that of the run in `workdir`, or fitted now on the training split.
 
+        With several processes the first one reads or fits it.
+
         Args:
           workdir: its preprocess.npz is used when it was fitted for the same data set and ops.
           write: whether to write that file when it is not there.
@@ -134,17 +136,21 @@ class Run:
         """
         key = json.dumps([self.config.dataset, list(self.config.preprocess)])
         path = workdir / "preprocess.npz"
-        stats = _read_stats(path, key, len(self.preprocess)) if path.exists() else None
-        if stats is None:
-            if any(not module.PER_IMAGE for _, module, _ in self.preprocess):
-                some = f"{SAMPLE} pictures of " if self.info.streamed else ""
-                say(f"fitting {', '.join(self.config.preprocess)} on {some}{self.config.train_split}")
-            data = train or self.load(self.config.train_split)
-            images = data[0] if isinstance(data, tuple) else data.sample(SAMPLE)
-            stats = transform.fit(self.preprocess, images)
-            if write:
-                _write_stats(path, key, stats)
-        return parallel.replicate(stats, self.mesh)
+
+        def read_or_fit() -> transform.Stats:
+            stats = _read_stats(path, key, len(self.preprocess)) if path.exists() else None
+            if stats is None:
+                if any(not module.PER_IMAGE for _, module, _ in self.preprocess):
+                    some = f"{SAMPLE} pictures of " if self.info.streamed else ""
+                    say(f"fitting {', '.join(self.config.preprocess)} on {some}{self.config.train_split}")
+                data = train or self.load(self.config.train_split)
+                images = data[0] if isinstance(data, tuple) else data.sample(SAMPLE)
+                stats = transform.fit(self.preprocess, images)
+                if write:
+                    _write_stats(path, key, stats)
+            return stats
+
+        return parallel.replicate(parallel.arrays_from_first(read_or_fit), self.mesh)
 
     def _check_ops(self) -> None:
         """Types of all arguments; and a trial, without computing, of the ops that need nothing fitted."""

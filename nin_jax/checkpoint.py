@@ -28,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from nin_jax import parallel
 from nin_jax.errors import Ending, Mistake, StorageFailed, out_of_memory
 from nin_jax.report import one_line, say
 
@@ -35,12 +36,17 @@ from nin_jax.report import one_line, say
 class Checkpoints:
     """The checkpoints of a run directory, DIR/checkpoints/STEP.
 
-    Kept are the newest `keep` and the one with the lowest "error_pct" among those saved with a finite one.
+    Kept are the newest `keep` and the one with the lowest "error_pct" among those saved with a finite one. With several
+    processes all have to call the same methods; the first one alone writes and reads, and what it meets all get.
     """
 
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every file; what matters it raises
         self.directory, self.read_only = workdir.absolute() / "checkpoints", read_only
+        parallel.from_first(lambda: self._open(keep))
+
+    def _open(self, keep: int) -> None:
+        read_only = self.read_only
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(keep),
@@ -50,10 +56,18 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
+            preservation_policy=policy,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="nin_jax"
+            ),
         )
         try:
-            self.manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "notes"))
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            self.manager = _Manager(self.directory, options=options, item_names=("state", "notes"))
         except (OSError, ValueError) as error:
             raise StorageFailed(f"cannot use {self.directory}: {one_line(error)}") from error
 
@@ -66,6 +80,9 @@ class Checkpoints:
           notes: JSON values that belong to this step.
           metrics: evaluation of this very state, with "error_pct", if there was one.
         """
+        parallel.from_first(lambda: self._save(step, parallel.to_store(state), notes, metrics))
+
+    def _save(self, step: int, state: Any, notes: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
         if step in self.manager.all_steps():
             return
         # Orbax writes the notes later, in a thread of its own, while the caller goes on counting in them.
@@ -79,6 +96,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
+        parallel.from_first(self._wait)
+
+    def _wait(self) -> None:
         try:
             self.manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -95,6 +115,22 @@ class Checkpoints:
         Returns:
           (step, state, notes), or None when there is no checkpoint.
         """
+        states = []
+
+        def newest() -> tuple[int, dict[str, Any]] | None:
+            found = self._newest(parallel.to_store(like))
+            if found is None:
+                return None
+            states.append(found[1])
+            return found[0], found[2]
+
+        found = parallel.from_first(newest)
+        if found is None:
+            return None
+        step, notes = found
+        return step, parallel.placed_like(states[0] if states else None, like), notes
+
+    def _newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         broken = []
         found = None
         with _quiet_leftovers():
@@ -151,9 +187,17 @@ class Checkpoints:
         self.manager.reload()
 
     def close(self) -> None:
-        """Waits for what is being saved and lets go."""
-        self.wait()
-        self.manager.close()
+        """Waits for what is being saved and lets go. The other processes, which may be in trouble, are not waited for."""
+        if parallel.is_first():
+            self._wait()
+            self.manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which asks at each save whether the run is to stop; `parallel.stop_requested` counts who asks when."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 def _parts(state: Any) -> Any:

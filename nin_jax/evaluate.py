@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nin_jax import config as config_lib
@@ -52,7 +51,7 @@ class Evaluator:
         length = self.source.dispatch(self.source.batches) if length is None else length
         key = length, jax.tree.structure(data), tuple(a.shape for a in jax.tree.leaves(data))
         if key not in self.compiled:
-            arguments = tuple(variables), data, self.stats, jnp.int32(0)
+            arguments = tuple(variables), data, self.stats, np.int32(0)
             steps = step.eval_steps(self.recipes, length, mirrored=self.source.mirrored)
             self.compiled[key] = parallel.compile_replicas(steps, arguments, self.mesh, self.mapper)
         return self.compiled[key]
@@ -69,6 +68,8 @@ class Evaluator:
           stopped: asked before each dispatch.
         """
         variables = tuple(variables)
+        self.compile(variables)
+        parallel.meet()
         parts = []
         with progress() as bar, contextlib.closing(iter(self.source)) as dispatches:
             task = bar.add_task("evaluating", total=self.source.batches)
@@ -76,7 +77,7 @@ class Evaluator:
                 if stopped():
                     return None
                 compiled = self.compile(variables, data, length)
-                parts.append(parallel.host(compiled(variables, data, self.stats, jnp.int32(first))))
+                parts.append(parallel.host(compiled(variables, data, self.stats, np.int32(first))))
                 bar.update(task, advance=length)
         sums = {key: float(np.sum(np.concatenate([p[key] for p in parts]), dtype=np.float64)) for key in parts[0]}
         examples = round(sums.pop("examples"))
@@ -108,19 +109,15 @@ def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -
     assert result is not None
     line = {"split": config.eval_split, "views": config.eval.views, "examples": result.pop("examples"), **result}
     line["step"] = numbers if ensemble else numbers[0]
-    print(json.dumps(line), flush=True)
+    if parallel.is_first():
+        print(json.dumps(line), flush=True)
     return line
 
 
 def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, step.TrainState, int]:
     """A run, the state of its newest checkpoint and its step; with its `own` network, or all as `config` says."""
-    try:
-        trained = config_lib.from_dict(json.loads((workdir / "config.json").read_text()))
-        theirs = config_lib.to_dict(trained)
-    except FileNotFoundError as error:
-        raise Mistake(f"--workdir={workdir} holds no run; train first, or name the directory of a run") from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise Mistake(f"{workdir / 'config.json'} cannot be read: {error}") from error
+    theirs = parallel.from_first(lambda: _config(workdir))
+    trained = config_lib.from_dict(theirs)
     if own:
         mixed = config_lib.from_dict(config_lib.to_dict(config))
         mixed.unlock()
@@ -142,9 +139,19 @@ def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, step.Trai
     return run, state, number
 
 
+def _config(workdir: Path) -> dict[str, Any]:
+    """The config of a run directory, as it stands in config.json. Raises `Mistake`."""
+    try:
+        return config_lib.to_dict(config_lib.from_dict(json.loads((workdir / "config.json").read_text())))
+    except FileNotFoundError as error:
+        raise Mistake(f"--workdir={workdir} holds no run; train first, or name the directory of a run") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise Mistake(f"{workdir / 'config.json'} cannot be read: {error}") from error
+
+
 def restore(run: Run, recipe: step.Recipe, workdir: Path) -> tuple[int, step.TrainState]:
     """Step and state of the newest good checkpoint of a run directory, which is only read. Raises `Mistake`."""
-    if not (workdir / "checkpoints").is_dir():
+    if not parallel.from_first(lambda: (workdir / "checkpoints").is_dir()):
         raise Mistake(f"--workdir={workdir} holds no checkpoint; train first, or name the directory of a run")
     shapes = jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape))
     found = Checkpoints(workdir, read_only=True).restore(parallel.replicated_like(shapes, run.mesh))

@@ -102,6 +102,7 @@ def run(command: Command) -> None:
     from nin_jax.pipeline.arrays import cache_dir
 
     parallel.keep_freed_memory()
+    parallel.join()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     if command.mode == "train":
@@ -116,7 +117,8 @@ def run(command: Command) -> None:
         from nin_jax.build import Run
         from nin_jax.describe import describe
 
-        describe(Run(command.config))
+        if parallel.is_first():
+            describe(Run(command.config))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -144,6 +146,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise
             size = commands[0].config.batch_size
             _leave(Mistake(f"out of memory with batch_size={size}; a smaller one needs less: {one_line(error)[:300]}"))
+        finally:
+            from nin_jax import parallel
+
+            parallel.leave()
 
     commands: list[Command] = []
     app.run(body, argv=list(argv or sys.argv), flags_parser=guarded)

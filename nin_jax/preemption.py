@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+from nin_jax import parallel
 from nin_jax.errors import Preempted
 
 
@@ -14,6 +15,8 @@ class Stop:
     Before there is anything to save (`can_save` is False) a signal ends the command at once with `Preempted`; after
     that it only sets `requested`, which the loop asks for between two dispatches. A second SIGINT (Ctrl-C pressed
     again) does not wait for the save.
+
+    With several processes JAX catches SIGTERM, so that all of them stop at the same step; SIGINT is passed on as that.
     """
 
     def __init__(self) -> None:
@@ -21,7 +24,10 @@ class Stop:
         self.can_save = False
 
     def __enter__(self) -> Stop:
-        self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        if parallel.stop_is_shared():
+            self.before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))}
+        else:
+            self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -29,7 +35,9 @@ class Stop:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a stop was asked for. All processes have to ask in the same places."""
+        if self.requested is None and parallel.stop_is_shared() and parallel.stop_requested():
+            self.requested = "SIGTERM"
         return self.requested is not None
 
     def _handle(self, number: int, _: FrameType | None) -> None:

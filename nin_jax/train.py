@@ -41,8 +41,10 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     """
     with Stop() as stop:
         run = Run(config)
-        with claim(workdir, config):
-            done = _finished(workdir, config)
+        with contextlib.ExitStack() as held:
+            parallel.from_first(lambda: held.enter_context(claim(workdir, config)))
+            parallel.check_shared(workdir)
+            done = parallel.from_first(lambda: _finished(workdir, config))
             if done:
                 say(f"{workdir} is done: test error {done['test_error_pct']:.2f} %")
                 return done
@@ -86,13 +88,14 @@ class _Loop:
             self.step, self.state, notes = found
             say(f"going on from step {self.step} of {self.last} in {workdir}")
         else:
-            self.step, self.state, notes = 0, parallel.replicate(self._started(make(self.seed)), self.mesh), {}
+            first = self._started(make(np.uint32(c.seed)))
+            self.step, self.state, notes = 0, parallel.placed_like(first, self.shapes), {}
         self.batches.start(self.step)
         self.params = sum(p.size for p in jax.tree.leaves(self.state.params))
         self.clock = report.Clock(notes.get("seconds", {}))
         self.meter = notes.get("meter") or {"loss": 0.0, "error": 0.0, "updates": 0}
         self.constant_for = np.zeros(self.classes)  # updates in a row that each class has had a constant logit
-        self.record = report.Record(workdir, self.step)
+        self.recorded = {(step, split) for step, split in parallel.from_first(self._open_record)}
         self.images_per_s = 0.0
         self.evaluation: dict[str, float] | None = None
 
@@ -107,6 +110,16 @@ class _Loop:
             raise Mistake(f"init_from={source!r}: no parameter of that run fits this network")
         say(f"weights of {source}; of their own: {', '.join(kept) or 'none'}; not used: {', '.join(unused) or 'none'}")
         return step.state_of(self.recipe, **variables)
+
+    def _open_record(self) -> list[tuple[int, str]]:
+        self.record = report.Record(self.workdir, self.step)
+        return sorted(self.record.done)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        """Adds a row to the record, unless it has it."""
+        if (row["step"], row["split"]) not in self.recorded:
+            parallel.from_first(lambda: self.record.write(row))
+            self.recorded.add((row["step"], row["split"]))
 
     def run(self) -> dict[str, Any]:
         """Goes to the end; whatever ends it sooner, files are closed and what was being saved is saved."""
@@ -128,7 +141,8 @@ class _Loop:
             self.batches.close()
             with contextlib.suppress(StorageFailed):  # it was raised where it happened; here it would hide the reason
                 self.checkpoints.close()
-            self.record.close()
+            if parallel.is_first():
+                self.record.close()
 
     def _epoch(self) -> None:
         """Updates to the end of the epoch, or to a signal."""
@@ -139,6 +153,7 @@ class _Loop:
             self._compile(n)
         with self.clock.time("compile"):  # what it is waited for
             compiled = {n: self.compiled[n].result() for n in lengths}
+            parallel.meet()
         begin, start, waiting, said = self.step, time.perf_counter(), None, time.perf_counter()
         with report.progress() as bar, self.clock.time("train"):
             task = bar.add_task(
@@ -210,8 +225,7 @@ class _Loop:
         if self.meter["updates"]:
             means = {"loss": self.meter["loss"] / self.meter["updates"]}
             means["error_pct"] = 100 * self.meter["error"] / self.meter["updates"]
-            if (self.step, "train") not in self.record.done:
-                self.record.write(common | {"split": "train"} | means | {"images_per_s": self.images_per_s})
+            self._write(common | {"split": "train"} | means | {"images_per_s": self.images_per_s})
             self.meter = {"loss": 0.0, "error": 0.0, "updates": 0}
         dead = np.flatnonzero(self.constant_for >= DEAD_AFTER)
         if len(dead):
@@ -220,7 +234,7 @@ class _Loop:
             )
         final = self.step == self.last
         split = eval_name(c.eval_split)
-        if (epoch % c.eval_every_epochs == 0 and (self.step, split) not in self.record.done) or final:
+        if (epoch % c.eval_every_epochs == 0 and (self.step, split) not in self.recorded) or final:
             with self.clock.time("compile"):
                 self.evaluating.result()
             start = time.perf_counter()
@@ -229,9 +243,8 @@ class _Loop:
             if self.evaluation is None:
                 return
             images_per_s = self.evaluation["examples"] / (time.perf_counter() - start)
-            if (self.step, split) not in self.record.done:
-                means = {k: v for k, v in self.evaluation.items() if k != "examples"}
-                self.record.write(common | {"split": split} | means | {"images_per_s": images_per_s})
+            means = {k: v for k, v in self.evaluation.items() if k != "examples"}
+            self._write(common | {"split": split} | means | {"images_per_s": images_per_s})
             if epoch % c.checkpoint_every_epochs == 0 or final:
                 self._save({"error_pct": self.evaluation["error_pct"]})
         elif epoch % c.checkpoint_every_epochs == 0:
@@ -275,7 +288,7 @@ class _Loop:
             "commit": report.commit(),
             "fingerprint": config_lib.fingerprint(self.config),
         }
-        report.write_json(self.workdir / "summary.json", summary)
+        parallel.from_first(lambda: report.write_json(self.workdir / "summary.json", summary))
         if status == "done":
             say(
                 f"done: test error {summary['test_error_pct']:.2f} % of {summary['test_examples']}, "

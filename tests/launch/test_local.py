@@ -1,0 +1,171 @@
+"""One run on several processes: the same as on one, whatever happens to them. Every process here is a real one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import nin_jax
+import nin_jax.datasets.cifar10
+from launch import local
+from nin_jax.errors import Mistake
+from nin_jax.pipeline.arrays import tfds_folder
+
+ROOT = Path(__file__).parents[2]
+NARROW = {
+    "seed": 3,
+    "preprocess": ("gcn(scale=55)", "zca(eps=0.1)"),
+    "augment": ("crop(pad=4)", "flip()"),
+    "batch_size": 32,
+    "epochs": 3,
+    "checkpoint_every_epochs": 1,
+    "model.kernels": (3, 3, 3),
+    "model.widths": ((16, 8), (16, 8), (16,)),
+    "optimizer.learning_rate": 0.05,
+    "optimizer.learning_rate_factors": ("bias=2",),
+}
+SYNTHETIC = {"dataset": "synthetic", "train_split": "train[:320]", "eval_split": "test[:72]"}
+CIFAR10 = {"dataset": "cifar10", "train_split": "train[:1024]", "eval_split": "train[1024:1124]"}
+
+
+def flags(workdir, **changes):
+    """The command line of a narrow network, with every random part on."""
+    return [
+        "--config=experiments/cifar10.py",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in (NARROW | changes).items()),
+    ]
+
+
+def start(workdir, env, *own, **changes):
+    line = [sys.executable, "-m", "launch.local", *own, "--", *flags(workdir, **changes)]
+    return subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(workdir, env, *own, **changes):
+    """The parameters that a run ends with."""
+    process = start(workdir, env, *own, **changes)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return params(workdir)
+
+
+def params(workdir):
+    return jax.tree.map(np.asarray, nin_jax.load_run(workdir).params)
+
+
+def children(process):
+    """Process ids of what a process has started, in order."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def wait_for_row(workdir):
+    deadline = time.monotonic() + 300
+    while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(row["step"], row["split"]) for row in map(json.loads, lines)]
+
+
+def equal(ours, theirs, atol):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_two_processes_are_one_run(tmp_path, clean_env):
+    """Two processes of two devices, one of them preempted, end as one process of four does; each row stands once."""
+    alone = run(tmp_path / "alone", clean_env, "--processes=1", "--cpu_devices=4", **SYNTHETIC)
+    pair = start(tmp_path / "pair", clean_env, "--cpu_devices=2", **SYNTHETIC, mapper="shard_map")
+    wait_for_row(tmp_path / "pair")
+    os.kill(children(pair)[1], signal.SIGTERM)
+    _, err = pair.communicate(timeout=300)
+    assert pair.returncode == 0, err
+    assert "starting again, 3 times left" in err
+    equal(params(tmp_path / "pair"), alone, 1e-6)
+    assert (
+        rows(tmp_path / "pair") == rows(tmp_path / "alone") == [(s, n) for s in (10, 20, 30) for n in ("train", "test")]
+    )
+    assert (tmp_path / "pair" / "logs" / "process-1.log").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not tfds_folder(nin_jax.datasets.cifar10.INFO, None).exists(), reason="CIFAR-10 is not prepared")
+def test_two_processes_train_cifar10_as_one_does(tmp_path, clean_env):
+    """Real pictures, both mappers: 2 x 2 devices end as 1 x 4 do; preempted and resumed, bit for bit as undisturbed."""
+    alone = run(tmp_path / "alone", clean_env, "--processes=1", "--cpu_devices=4", **CIFAR10)
+    pairs = {}
+    for mapper in ("pmap", "shard_map"):
+        pairs[mapper] = run(tmp_path / mapper, clean_env, "--cpu_devices=2", **CIFAR10, mapper=mapper)
+        equal(pairs[mapper], alone, 1e-6)
+    pair = start(tmp_path / "again", clean_env, "--cpu_devices=2", **CIFAR10)
+    wait_for_row(tmp_path / "again")
+    os.kill(children(pair)[0], signal.SIGTERM)
+    _, err = pair.communicate(timeout=300)
+    assert "starting again" in err
+    equal(params(tmp_path / "again"), pairs["pmap"], 0)
+
+
+def test_a_stopped_launcher_stops_its_run(tmp_path, clean_env):
+    """SIGTERM to the launcher is passed on: both processes save the same step and all leave with 75; one can go on alone."""
+    pair = start(tmp_path / "run", clean_env, **SYNTHETIC, epochs=1000)
+    wait_for_row(tmp_path / "run")
+    pair.terminate()
+    _, err = pair.communicate(timeout=300)
+    assert pair.returncode == 75, err
+    assert err.count("SIGTERM: saved step") == 1
+    assert "starting again" not in err
+    step = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
+    assert f"saved step {step} " in err
+    alone = start(tmp_path / "run", clean_env, "--processes=1", **SYNTHETIC, epochs=1000)
+    while f"going on from step {step} of" not in (line := alone.stderr.readline()):
+        assert line
+    alone.terminate()
+    alone.communicate(timeout=300)
+    assert alone.returncode == 75
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("-- --config=nowhere", "--config=nowhere: no such file"),
+        ("--processes=0 -- --config=digits", "--processes"),
+        ("--config=digits", "flags of nin_jax.main come after --"),
+        ("--processes=2", "--config is missing"),
+        ("digits", "argument 'digits'"),
+    ],
+)
+def test_a_mistake_costs_one_line(line, said):
+    """Before any process is started."""
+    with pytest.raises(Mistake, match=said):
+        local.launch(line.split())
+
+
+def test_gpus_are_shared_evenly(monkeypatch):
+    """Each process sees its own, in order; those that cannot be shared are a mistake."""
+    seen = [env["CUDA_VISIBLE_DEVICES"] for env in local.environments(2, 1, ["0", "1", "2", "5"])]
+    assert seen == ["0,1", "2,5"]
+    with pytest.raises(Mistake, match="3 GPUs cannot be shared evenly"):
+        local.environments(2, 1, ["0", "1", "2"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert local.gpus() == ["4", "6"]
+
+
+def test_the_exit_code_of_a_run(tmp_path, capsys):
+    """A known ending of any process counts most; a killed process is an interruption."""
+    log = tmp_path / "process-1.log"
+    log.write_text("one\ntwo\n")
+    for codes, expected in (((0, 0), 0), ((75, 75), 75), ((1, 70), 70), ((-6, 74), 74), ((1, -9), 75), ((0, 1), 1)):
+        assert local.outcome(codes, [None, log]) == expected
+    assert "two" in capsys.readouterr().err

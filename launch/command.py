@@ -19,6 +19,8 @@ def parse(values: flags.FlagValues, argv: Sequence[str], doc: str | None) -> lis
     if any(word.lstrip("-") in ("help", "h") for word in own):
         print(f"{doc}\n{values.get_help()}")
         raise SystemExit(0)
+    for name in values:
+        values[name].unparse()
     try:
         left = values(["launch", *own])
     except flags.Error as error:

@@ -19,7 +19,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={root}/munge.sock
+AuthInfo=socket={root}/munge.sock,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool
@@ -126,7 +126,9 @@ class Cluster:
 
 def _installed() -> Path | None:
     names = ("sbatch", "slurmctld", "slurmd", "munged")
-    return Path("/usr") if all(shutil.which(n, path=f"/usr/bin:/usr/sbin:{os.environ['PATH']}") for n in names) else None
+    return (
+        Path("/usr") if all(shutil.which(n, path=f"/usr/bin:/usr/sbin:{os.environ['PATH']}") for n in names) else None
+    )
 
 
 def _unpacked(root: Path) -> Path:
@@ -134,7 +136,9 @@ def _unpacked(root: Path) -> Path:
     debs = root / "debs"
     debs.mkdir()
     try:
-        subprocess.run(["apt-get", "download", *PACKAGES.split()], cwd=debs, capture_output=True, timeout=120, check=True)
+        subprocess.run(
+            ["apt-get", "download", *PACKAGES.split()], cwd=debs, capture_output=True, timeout=120, check=True
+        )
         for deb in debs.glob("*.deb"):
             subprocess.run(["dpkg", "-x", deb, root / "packages"], capture_output=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:

@@ -1,87 +1,15 @@
 """One run on several processes: the same as on one, whatever happens to them. Every process here is a real one."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-import nin_jax
-import nin_jax.datasets.cifar10
 from launch import local
+from nin_jax.datasets import cifar10
 from nin_jax.errors import Mistake
 from nin_jax.pipeline.arrays import tfds_folder
-
-ROOT = Path(__file__).parents[2]
-NARROW = {
-    "seed": 3,
-    "preprocess": ("gcn(scale=55)", "zca(eps=0.1)"),
-    "augment": ("crop(pad=4)", "flip()"),
-    "batch_size": 32,
-    "epochs": 3,
-    "checkpoint_every_epochs": 1,
-    "model.kernels": (3, 3, 3),
-    "model.widths": ((16, 8), (16, 8), (16,)),
-    "optimizer.learning_rate": 0.05,
-    "optimizer.learning_rate_factors": ("bias=2",),
-}
-SYNTHETIC = {"dataset": "synthetic", "train_split": "train[:320]", "eval_split": "test[:72]"}
-CIFAR10 = {"dataset": "cifar10", "train_split": "train[:1024]", "eval_split": "train[1024:1124]"}
-
-
-def flags(workdir, **changes):
-    """The command line of a narrow network, with every random part on."""
-    return [
-        "--config=experiments/cifar10.py",
-        f"--workdir={workdir}",
-        *(f"--config.{key}={value}" for key, value in (NARROW | changes).items()),
-    ]
-
-
-def start(workdir, env, *own, **changes):
-    line = [sys.executable, "-m", "launch.local", *own, "--", *flags(workdir, **changes)]
-    return subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def run(workdir, env, *own, **changes):
-    """The parameters that a run ends with."""
-    process = start(workdir, env, *own, **changes)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return params(workdir)
-
-
-def params(workdir):
-    return jax.tree.map(np.asarray, nin_jax.load_run(workdir).params)
-
-
-def children(process):
-    """Process ids of what a process has started, in order."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-def wait_for_row(workdir):
-    deadline = time.monotonic() + 300
-    while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def rows(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [(row["step"], row["split"]) for row in map(json.loads, lines)]
-
-
-def equal(ours, theirs, atol):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
+from tests.launch.runs import CIFAR10, SYNTHETIC, children, equal, params, rows, run, start, wait_for_row
 
 
 def test_two_processes_are_one_run(tmp_path, clean_env):
@@ -101,7 +29,7 @@ def test_two_processes_are_one_run(tmp_path, clean_env):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not tfds_folder(nin_jax.datasets.cifar10.INFO, None).exists(), reason="CIFAR-10 is not prepared")
+@pytest.mark.skipif(not tfds_folder(cifar10.INFO, None).exists(), reason="CIFAR-10 is not prepared")
 def test_two_processes_train_cifar10_as_one_does(tmp_path, clean_env):
     """Real pictures, both mappers: 2 x 2 devices end as 1 x 4 do; preempted and resumed, bit for bit as undisturbed."""
     alone = run(tmp_path / "alone", clean_env, "--processes=1", "--cpu_devices=4", **CIFAR10)

@@ -1,0 +1,171 @@
+"""A search with Optuna: its workers share one journal, so that none of them is missed when it is killed.
+
+A trial that a killed worker has left is taken up by the next, from its newest checkpoint. With pruning a trial ends when,
+at a rung of successive halving, it is not among the best of those that have come as far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch import trial as trials
+from launch.trial import Row, Trial
+from nin_jax.errors import Diverged, Ending, Mistake, Preempted
+from nin_jax.report import say
+
+REDUCTION = 3  # the best third of a rung goes on
+
+
+class Spec(NamedTuple):
+    """What is searched, as it stands in sweep.json.
+
+    Attributes:
+      space: what may be chosen, by config key: "0.01..0.3:log", "0..0.7", "16..64" (whole numbers), "fc|gap".
+      common: flags of `nin_jax.main` that all trials have.
+      trials: how many.
+      prune: whether bad ones are ended early.
+      seed: of the choices.
+    """
+
+    space: dict[str, str]
+    common: list[str]
+    trials: int
+    prune: bool
+    seed: int = 0
+
+
+def distributions(space: Mapping[str, str]) -> dict[str, Any]:
+    """Optuna's distributions of a space. Raises `Mistake`."""
+    optuna = _optuna()
+    found: dict[str, Any] = {}
+    for key, text in space.items():
+        interval = re.fullmatch(r"([^.|]+(?:\.[^.|]+)?)\.\.([^|:]+)(:log)?", text)
+        try:
+            if interval:
+                low, high, log = interval[1], interval[2], bool(interval[3])
+                whole = re.fullmatch(r"[-+]?\d+", low) and re.fullmatch(r"[-+]?\d+", high)
+                kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
+                number = int if whole else float
+                found[key] = kind(number(low), number(high), log=log)
+            else:
+                found[key] = optuna.distributions.CategoricalDistribution(text.split("|"))
+        except ValueError as error:
+            raise Mistake(f"--search={key}={text}: LOW..HIGH, LOW..HIGH:log or A|B|C: {error}") from error
+    return found
+
+
+def example(spec: Spec) -> Trial:
+    """Some trial of a search, to see whether its command line is right."""
+    first = {key: d.choices[0] if hasattr(d, "choices") else d.low for key, d in distributions(spec.space).items()}
+    return Trial("trial-000", {f"config.{key}": value for key, value in first.items()}, spec.common)
+
+
+def study(directory: Path, spec: Spec) -> Any:
+    """The study of a sweep's directory; made, if it is not there."""
+    optuna = _optuna()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    journal = optuna.storages.journal
+    storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(directory / "optuna.journal")))
+    rungs = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
+    return optuna.create_study(
+        storage=storage,
+        study_name="sweep",
+        load_if_exists=True,
+        pruner=rungs if spec.prune else optuna.pruners.NopPruner(),
+    )
+
+
+def work(directory: Path, env: Mapping[str, str] | None = None) -> None:
+    """What a worker does: trials, until there are enough. Raises `Preempted` when it is asked to stop."""
+    spec = Spec(**json.loads((directory / "sweep.json").read_text()))
+    optuna, shared = _optuna(), study(directory, spec)
+    states = optuna.trial.TrialState
+    while True:
+        with contextlib.ExitStack() as claims:
+            chosen = _claim(directory, shared, spec, claims)
+            if chosen is None:
+                return
+            one, pruned = named(chosen, spec), []
+
+            def on_row(row: Row, chosen=chosen, one=one, pruned=pruned) -> bool:
+                if row["split"] == "train" or pruned:
+                    return False
+                step = round(row["epoch"])
+                if step not in shared.trials[chosen.number].intermediate_values:
+                    chosen.report(row["error_pct"], step)
+                if spec.prune and chosen.should_prune():
+                    pruned.append(step)
+                    say(f"{one.name} is pruned after epoch {step} with an error of {row['error_pct']:.2f} %")
+                return bool(pruned)
+
+            code = trials.run(one, directory, env, on_row)
+            result = trials.summary(directory / "runs" / one.name) or {}
+            if code == 0 and result.get("status") == "done":
+                shared.tell(chosen.number, result["test_error_pct"])
+            elif pruned:
+                shared.tell(chosen.number, state=states.PRUNED)
+            elif code == Preempted.exit_code:
+                raise Preempted("the worker was stopped; start the sweep again to go on")
+            else:
+                shared.tell(chosen.number, state=states.FAIL)
+                if code != Diverged.exit_code:
+                    say(f"{one.name} has failed with {code}: {trials.last_words(directory / 'runs' / one.name)}")
+
+
+def named(chosen: Any, spec: Spec) -> Trial:
+    """The run of an Optuna trial."""
+    flags = {f"config.{key}": value for key, value in chosen.params.items()}
+    return Trial(f"trial-{chosen.number:03d}", flags, spec.common)
+
+
+def _claim(directory: Path, shared: Any, spec: Spec, claims: contextlib.ExitStack) -> Any:
+    """A trial that nobody works on, or a new one; None when there are enough."""
+    optuna = _optuna()
+    with _lock(directory / ".ask", wait=True):
+        known = shared.get_trials(deepcopy=False)
+        for left in (t for t in known if t.state == optuna.trial.TrialState.RUNNING):
+            with contextlib.suppress(BlockingIOError):
+                claims.enter_context(_lock(directory / f".trial-{left.number:03d}"))
+                return optuna.trial.Trial(shared, left._trial_id)
+        if len(known) >= spec.trials:
+            return None
+        shared.sampler = optuna.samplers.TPESampler(seed=spec.seed + len(known))
+        chosen = shared.ask(distributions(spec.space))
+        claims.enter_context(_lock(directory / f".trial-{chosen.number:03d}"))
+        return chosen
+
+
+@contextlib.contextmanager
+def _lock(path: Path, wait: bool = False) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise Mistake('--search needs Optuna: python -m pip install -e ".[launch]"') from error
+    return optuna
+
+
+def outcome(directory: Path) -> int:
+    """Works, and returns the exit code of that."""
+    try:
+        work(directory)
+    except Ending as ending:
+        say(str(ending))
+        return ending.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(outcome(Path(sys.argv[1])))

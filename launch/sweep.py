@@ -1,0 +1,238 @@
+"""Many runs of one experiment: rows of an ablation, values, seeds, or a search.
+
+python -m launch.sweep --sweep=experiments/ablations/gap_vs_fc.py --seeds=0,1,2
+python -m launch.sweep --vary='model.head=gap|fc' --seeds=0,1,2 -- --config=experiments/digits.py
+python -m launch.sweep --search=optimizer.learning_rate=0.01..0.3:log --trials=20 --prune -- --config=experiments/digits.py
+python -m launch.sweep --sweep=experiments/cifar10.py --final=experiments/cifar10.py
+
+Runs lie in DIR/runs (--dir, default runs/sweeps/NAME), results in DIR/results.csv, a row a trial, with DIR/summary.md and
+DIR/results.png. Started again, a sweep goes on: what is done is kept, what was interrupted resumes. --engine=local takes
+this machine's GPUs, one trial each, or --workers at a time; --engine=slurm a Slurm array, by submitit; --engine=processes
+submitit without Slurm. --final=EXPERIMENT runs that with the best setting in the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import runpy
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import command, engines, search
+from launch import trial as trials
+from launch.local import gpus
+from launch.trial import Trial
+from nin_jax import config as config_lib
+from nin_jax import main
+from nin_jax.errors import Mistake, Preempted, nearest
+from nin_jax.report import say, write_json
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("sweep", None, "An experiment with a function sweep(seeds).", flag_values=FLAGS)
+flags.DEFINE_multi_string("vary", [], "KEY=A|B|C of the config; several: every combination.", flag_values=FLAGS)
+flags.DEFINE_multi_string(
+    "search", [], "KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=A|B|C, chosen by Optuna.", flag_values=FLAGS
+)
+flags.DEFINE_integer("trials", 20, "Trials of a search.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool("prune", False, "End bad trials of a search early, by successive halving.", flag_values=FLAGS)
+flags.DEFINE_list("seeds", None, "Seeds of each setting: 0,1,2.", flag_values=FLAGS)
+flags.DEFINE_string("final", None, "Experiment to run with the best setting in the end.", flag_values=FLAGS)
+flags.DEFINE_string("dir", None, "Directory of the sweep; default runs/sweeps/NAME.", flag_values=FLAGS)
+flags.DEFINE_enum("engine", "local", ("local", "slurm", "processes"), "What runs the trials.", flag_values=FLAGS)
+flags.DEFINE_integer("workers", None, "Trials at a time; default: one a GPU, else 1.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_multi_string("slurm", [], "KEY=VALUE of submitit, such as gpus_per_node=1.", flag_values=FLAGS)
+flags.DEFINE_bool("dry_run", False, "Print the commands and start nothing.", flag_values=FLAGS)
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Runs the command line above."""
+    rest = command.parse(FLAGS, argv, __doc__)
+    if not (FLAGS.sweep or FLAGS.vary or FLAGS.search or FLAGS.seeds):
+        raise Mistake("nothing to sweep: give --sweep, --vary, --search or --seeds")
+    if FLAGS.search and (FLAGS.sweep or FLAGS.vary or FLAGS.seeds):
+        raise Mistake("--search chooses by itself; --sweep, --vary and --seeds do not go with it")
+    directory = Path(FLAGS.dir or f"runs/sweeps/{_name(rest)}")
+    spec, plan = None, []
+    if FLAGS.search:
+        space = dict(_pair(text, "--search") for text in FLAGS.search)
+        spec = search.Spec(space, rest, FLAGS.trials, FLAGS.prune)
+        plan = [search.example(spec)]
+    else:
+        plan = planned(rest)
+    for trial in plan:  # a mistake costs one line and no run
+        main.parse(["nin_jax", *trial.arguments(directory)])
+    if FLAGS.final:
+        main.parse(["nin_jax", *final(plan[0].flags, plan[0].common).arguments(directory)])
+    if FLAGS.dry_run:
+        _show(plan, directory, spec)
+        return 0
+    _claim(directory, spec._asdict() if spec else {"trials": {t.name: t.arguments(directory) for t in plan}})
+    engine = (
+        engines.Local(_slots()) if FLAGS.engine == "local" else engines.Submitit(FLAGS.engine, _slurm(), FLAGS.workers)
+    )
+    return _run(directory, plan, spec, engine)
+
+
+def _run(directory: Path, plan: list[Trial], spec: search.Spec | None, engine: engines.Engine) -> int:
+    from launch import results  # it brings jax along, which is slow
+
+    def rows() -> list[tuple[Trial, results.Result]]:
+        known, statuses = (plan, {}) if spec is None else _searched(directory, spec)
+        found = {r["trial"]: r for r in results.write(known, directory, statuses)}
+        return [(trial, found[trial.name]) for trial in known if trial.name in found]
+
+    told: set[str] = set()
+
+    def on_change() -> None:
+        ended = rows()
+        for trial, result in ended:
+            if trial.name not in told:
+                told.add(trial.name)
+                value = f", error {float(result['value']):.2f} %" if result["value"] else ""
+                say(f"{len(told)} of {spec.trials if spec else len(plan)}: {trial.name} {result['status']}{value}")
+
+    if spec is None:
+        codes = engine.run(plan, directory, on_change)
+        bad = {trial.name: code for trial, code in zip(plan, codes, strict=True) if code not in (0, 70)}
+    else:
+        codes = engine.work(directory, spec.trials, on_change)
+        bad = {f"worker {i}": code for i, code in enumerate(codes) if code}
+    on_change()
+    ended = rows()
+    print((directory / "summary.md").read_text(), end="")
+    if bad:
+        for name in (name for name, code in bad.items() if code != Preempted.exit_code and spec is None):
+            say(f"{name}: {trials.last_words(directory / 'runs' / name)}")
+        say(f"not finished: {', '.join(f'{name} ({code})' for name, code in bad.items())}; start again to go on")
+        return Preempted.exit_code if set(bad.values()) == {Preempted.exit_code} else next(iter(bad.values()))
+    if FLAGS.final:
+        chosen = results.best(ended)
+        if chosen is None:
+            raise Mistake("--final: no setting has all its trials done")
+        last = final(chosen[0], plan[0].common)
+        say(f"final: {' '.join(last.arguments(directory))}")
+        plan.append(last) if spec is None else None
+        code = engine.run([last], directory, lambda: None)[0]
+        results.write([last], directory / "runs" / "final") if spec else rows()
+        return code
+    return 0
+
+
+def planned(common: list[str]) -> list[Trial]:
+    """The trials that the flags say, each with a name of its own."""
+    seeds = None
+    if FLAGS.seeds is not None:
+        try:
+            seeds = [int(seed) for seed in FLAGS.seeds]
+        except ValueError as error:
+            raise Mistake(f"--seeds={','.join(FLAGS.seeds)}: whole numbers, as in 0,1,2") from error
+    entries: list[dict[str, Any]] = [{}]
+    if FLAGS.sweep:
+        entries = _sweep_of(FLAGS.sweep, seeds)
+    elif seeds:
+        entries = [{"config.seed": seed} for seed in seeds]
+    choices = [[(key, v) for v in values.split("|")] for key, values in (_pair(t, "--vary") for t in FLAGS.vary)]
+    plan = []
+    for combination in itertools.product(*choices):
+        for entry in entries:
+            one = {f"config.{key}": value for key, value in combination} | entry
+            plan.append(Trial(trial_name(one), one, common))
+    if len({trial.name for trial in plan}) < len(plan):
+        raise Mistake("two trials of the sweep are the same")
+    return plan
+
+
+def trial_name(one: dict[str, Any]) -> str:
+    """What a trial's directory is called: its flags, as far as a file name can say them."""
+    text = "-".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in one.items())
+    short = re.sub(r"[^A-Za-z0-9_.=+]+", "-", text.replace("experiments/", "").replace("config=", "")).strip("-")
+    if short == text and len(short) <= 80:
+        return short
+    return f"{short[:80]}-{hashlib.sha256(json.dumps(one, default=str).encode()).hexdigest()[:6]}"
+
+
+def final(setting: Any, common: Sequence[str]) -> Trial:
+    """The run in the end: the experiment of --final with the values of a setting."""
+    values = {key: value for key, value in setting.items() if key not in ("config", "config.seed")}
+    others = [word for word in common if not word.startswith("--config=")]
+    return Trial("final", {"config": FLAGS.final, **values}, others)
+
+
+def _sweep_of(file: str, seeds: list[int] | None) -> list[dict[str, Any]]:
+    """The flags of each trial of an experiment's sweep()."""
+    name, known = file.removeprefix("experiments/").removesuffix(".py"), config_lib.experiments()
+    path = Path(file) if Path(file).is_file() else known.get(name)
+    if path is None:
+        raise Mistake(f"--sweep={file}: no such file; {nearest(name, known)}")
+    function = runpy.run_path(str(path), run_name="experiment").get("sweep")
+    if function is None:
+        raise Mistake(f"--sweep={file}: the experiment has no function sweep")
+    return function() if seeds is None else function(seeds)
+
+
+def _searched(directory: Path, spec: search.Spec) -> tuple[list[Trial], dict[str, str]]:
+    """The trials of a search so far, and the status of those that have ended otherwise than done."""
+    plan, statuses = [], {}
+    for one in search.study(directory, spec).get_trials():
+        plan.append(search.named(one, spec))
+        if one.state.name in ("PRUNED", "FAIL"):
+            statuses[plan[-1].name] = {"PRUNED": "pruned", "FAIL": "failed"}[one.state.name]
+    return plan, statuses
+
+
+def _claim(directory: Path, content: dict[str, Any]) -> None:
+    """Writes what the sweep is, or sees that it is the one that the directory holds."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "sweep.json"
+    if file.exists() and json.loads(file.read_text()) != json.loads(json.dumps(content)):
+        raise Mistake(f"--dir={directory} holds another sweep; choose another directory, or remove it")
+    write_json(file, content)
+
+
+def _show(plan: Sequence[Trial], directory: Path, spec: search.Spec | None) -> None:
+    if spec:
+        print(f"# {spec.trials} trials such as the first of these, chosen from {spec.space}")
+    for trial in plan:
+        print(" ".join(["python -m nin_jax.main", *map(shlex.quote, trial.arguments(directory))]))
+    if FLAGS.final:
+        print("# then, with the values of the best")
+        line = final(plan[0].flags, plan[0].common).arguments(directory)
+        print(" ".join(["python -m nin_jax.main", *map(shlex.quote, line)]))
+
+
+def _slots() -> list[dict[str, str]]:
+    found = gpus()
+    if found:
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in found[: FLAGS.workers or len(found)]]
+    return [{}] * (FLAGS.workers or 1)
+
+
+def _slurm() -> dict[str, Any]:
+    parameters = {}
+    for text in FLAGS.slurm:
+        key, value = _pair(text, "--slurm")
+        parameters[f"slurm_{key}"] = int(value) if value.isdigit() else value
+    return parameters
+
+
+def _pair(text: str, flag: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise Mistake(f"{flag}={text}: must be KEY=VALUE")
+    return key, value
+
+
+def _name(rest: Sequence[str]) -> str:
+    source = FLAGS.sweep or next((word.split("=", 1)[1] for word in rest if word.startswith("--config=")), "sweep")
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", source.removeprefix("experiments/").replace(".py", ""))
+
+
+if __name__ == "__main__":
+    command.run(launch)

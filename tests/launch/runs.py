@@ -1,0 +1,77 @@
+"""Short runs of a narrow network, as processes of their own, for the tests of the launchers."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import nin_jax
+
+ROOT = Path(__file__).parents[2]
+NARROW = {
+    "seed": 3,
+    "preprocess": ("gcn(scale=55)", "zca(eps=0.1)"),
+    "augment": ("crop(pad=4)", "flip()"),
+    "batch_size": 32,
+    "epochs": 3,
+    "checkpoint_every_epochs": 1,
+    "model.kernels": (3, 3, 3),
+    "model.widths": ((16, 8), (16, 8), (16,)),
+    "optimizer.learning_rate": 0.05,
+    "optimizer.learning_rate_factors": ("bias=2",),
+}
+SYNTHETIC = {"dataset": "synthetic", "train_split": "train[:320]", "eval_split": "test[:72]"}
+CIFAR10 = {"dataset": "cifar10", "train_split": "train[:1024]", "eval_split": "train[1024:1124]"}
+
+
+def flags(workdir, **changes):
+    """The command line of a narrow network, with every random part on."""
+    return [
+        "--config=experiments/cifar10.py",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in (NARROW | changes).items()),
+    ]
+
+
+def start(workdir, env, *own, **changes):
+    line = [sys.executable, "-m", "launch.local", *own, "--", *flags(workdir, **changes)]
+    return subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(workdir, env, *own, **changes):
+    """The parameters that a run ends with."""
+    process = start(workdir, env, *own, **changes)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return params(workdir)
+
+
+def params(workdir):
+    return jax.tree.map(np.asarray, nin_jax.load_run(workdir).params)
+
+
+def children(process):
+    """Process ids of what a process has started, in order."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def wait_for_row(workdir):
+    deadline = time.monotonic() + 300
+    while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(row["step"], row["split"]) for row in map(json.loads, lines)]
+
+
+def equal(ours, theirs, atol):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))

@@ -110,7 +110,12 @@ class Submitit:
             executor = submitit.AutoExecutor(folder=directory / "submitit", cluster=cluster)
             executor.update_parameters(name=f"sweep-{directory.name}", **parameters)
             jobs = executor.map_array(f, items)
-        except (RuntimeError, ValueError, TypeError, submitit.core.utils.FailedJobError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            NameError,
+        ) as error:  # what submitit raises of parameters and of sbatch
             raise Mistake(f"--engine={self.kind}: {error}") from error
         say(f"{len(jobs)} jobs, the first {jobs[0].job_id}; their output is in {directory / 'submitit'}")
         done: set[int] = set()
@@ -142,6 +147,9 @@ class _Resumable:
     def __init__(self, directory: Path):
         self.directory = directory.absolute()
 
+    def __call__(self, item: Any) -> int:
+        raise NotImplementedError
+
     def checkpoint(self, *arguments: Any) -> Any:
         import signal
 
@@ -152,10 +160,10 @@ class _Resumable:
 
 
 class _One(_Resumable):
-    def __call__(self, trial: Trial) -> int:
-        return trials.run(trial, self.directory)
+    def __call__(self, item: Trial) -> int:
+        return trials.run(item, self.directory)
 
 
 class _Worker(_Resumable):
-    def __call__(self, number: int) -> int:
+    def __call__(self, item: int) -> int:
         return search.outcome(self.directory)

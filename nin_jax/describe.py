@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 from rich.console import Console
 from rich.table import Table
@@ -20,27 +21,28 @@ def multiply_adds(f: Any, *arguments: Any) -> int:
 
     Padding counts, as it does when such numbers are printed in papers: a convolution costs
     out height x out width x out maps x kernel height x kernel width x in maps for each image. Where devices go
-    different ways to the same result, the dearest counts, which is the textbook's.
+    different ways to the same result, the one with a convolution in it counts, which is the textbook's.
     """
 
-    def count(jaxpr: Any) -> int:
-        total = 0
+    def count(jaxpr: Any) -> np.ndarray:
+        """Those of convolutions, those of products."""
+        total = np.zeros(2, np.int64)
         for eqn in jaxpr.eqns:
             out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
             if eqn.primitive.name == "conv_general_dilated":
                 kernel, dims = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
-                total += out * math.prod(kernel) // kernel[dims[0]]
+                total[0] += out * math.prod(kernel) // kernel[dims[0]]
             elif eqn.primitive.name == "dot_general":
                 contracted = eqn.params["dimension_numbers"][0][0]
-                total += out * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
-            total += max((count(branch.jaxpr) for branch in eqn.params.get("branches", ())), default=0)
+                total[1] += out * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+            total += max((count(branch.jaxpr) for branch in eqn.params.get("branches", ())), key=tuple, default=0)
             for value in eqn.params.values():
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):
                     total += count(inner)
         return total
 
-    return count(jax.make_jaxpr(f)(*arguments).jaxpr)
+    return int(count(jax.make_jaxpr(f)(*arguments).jaxpr).sum())
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def describe(run: Run) -> dict[str, Any]:
         "state_bytes": count * 4 * (4 if run.config.optimizer.average else 3),
         "activation_bytes": activations,
     }
-    print(f"parameters: {count:,}")
+    print(f"parameters: {count:,} ({count * 4 / mib:.2f} MiB)")
     print(f"FLOPs per image: {2 * macs:,} (forward; 2 x {macs:,} multiply-adds; training about three times as many)")
     print(
         f"memory on each device: data {totals['data_bytes'] / mib:.0f} MiB, parameters, momentum, gradient "

@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 from nin_jax import config as config_lib
+from nin_jax import main
 from nin_jax.build import Run
 from nin_jax.describe import describe, multiply_adds
 from nin_jax.layers import Conv, max_pool
@@ -19,7 +20,7 @@ from nin_jax.layers import Conv, max_pool
 def test_parameters_of_the_papers_networks(name, parameters, capsys):
     totals = describe(Run(config_lib.check(config_lib.experiment(name))))
     assert totals["parameters"] == parameters
-    assert f"parameters: {parameters:,}\n" in capsys.readouterr().out
+    assert f"parameters: {parameters:,} (" in capsys.readouterr().out
 
 
 def test_operations_of_the_cifar10_network():
@@ -70,3 +71,15 @@ def convolve(x, kernel, **arguments):
 )
 def test_multiply_adds(f, shapes, expected):
     assert multiply_adds(f, *[jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]) == expected
+
+
+def test_nin_imagenet_is_as_large_as_the_slides_say(capsys):
+    """ "7.5 million" parameters, "29 Megabytes"; multiply-adds by hand from the maps and kernels of the model zoo's file."""
+    totals = describe(Run(main.parse(["nin_jax", "--config=imagenet"]).config))
+    assert "parameters: 7,595,176 (28.97 MiB)" in capsys.readouterr().out
+    assert totals["multiply_adds_per_image"] == (
+        54**2 * (11**2 * 3 * 96 + 2 * 96**2)
+        + 27**2 * (5**2 * 96 * 256 + 2 * 256**2)
+        + 13**2 * (3**2 * 256 * 384 + 2 * 384**2)
+        + 6**2 * (3**2 * 384 * 1024 + 1024**2 + 1024 * 1000)
+    )

@@ -161,7 +161,7 @@ def test_every_network_is_described(config: str, capsys: pytest.CaptureFixture[s
     run = Run(parse(config))
     totals = describe(run)
     assert totals["parameters"] == parameters(run.config)
-    assert f"parameters: {totals['parameters']:,}\n" in capsys.readouterr().out
+    assert f"parameters: {totals['parameters']:,} (" in capsys.readouterr().out
 
 
 @functools.cache

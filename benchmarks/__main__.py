@@ -17,12 +17,13 @@ from nin_jax import parallel
 from nin_jax.errors import nearest
 
 NAMES = ("training", "startup", "inside", "changes", "scaling")
+NEEDS_DATA = ("stream",)  # only by name
 
 
 def main(names: list[str]) -> None:
     for name in names:
-        if name not in NAMES:
-            raise SystemExit(f"benchmarks: unknown measurement {name!r}: {nearest(name, NAMES)}")
+        if name not in NAMES + NEEDS_DATA:
+            raise SystemExit(f"benchmarks: unknown measurement {name!r}: {nearest(name, NAMES + NEEDS_DATA)}")
     for name in names or NAMES:
         importlib.import_module(f"benchmarks.{name}").main()
     importlib.import_module("benchmarks.report").main()

@@ -168,8 +168,45 @@ def predicted() -> str:
     return markdown(["images a device", "accelerators", "compute, ms", "all-reduce, ms", "efficiency"], rows)
 
 
+def stream() -> str:
+    """Pictures a second and core."""
+    rows = []
+    recorded = measure.read("stream")
+    cores = recorded["machine"]["cores"]
+    for r in recorded["rows"]:
+        if r["what"] == "rate":
+            middle, low, high = measure.ratio(r, "decoder", "stream")
+            one = r["one core"]["median"]
+            cells = [r["pictures"], *(f"{1 / s:,.0f}" for s in (one["decoder"], one["decoded and cut"]))]
+            cells += [f"{1 / s / cores:,.0f}" for s in r["median"].values()]
+            rows.append([*cells, f"**{middle:.2f}** ({low:.2f} to {high:.2f})", len(r["seconds"]["stream"])])
+    head = ["pictures", "decoder, alone on a core", "decoded and cut, alone on a core", "decoder", "decoded and cut"]
+    return markdown([*head, "stream", "stream in parts of the decoder (over the rounds)", "rounds"], rows)
+
+
+def stream_besides() -> str:
+    """Packing, processes and memory."""
+    rows = {r["what"]: r for r in measure.read("stream")["rows"]}
+    pack, watched, mib = rows["packing"], rows["memory"]["bytes"], 2**20
+    kinds = {"0": "threads of the run's process", "1": "one process besides", "2": "two processes besides"}
+    shown = {k: sorted(v) for k, v in rows["workers"]["images_per_s"].items()}
+    lines = [
+        ["packing a picture to a short side of 256", f"{1 / pack['median']['packing']:,.0f} images/s on a core"],
+        ["size that is left", f"{100 * pack['packed'] / pack['bytes']:.0f} %"],
+        *(
+            [f"stream of packed pictures, {kinds[k]}", f"{v[1]:,.0f} images/s ({v[0]:,.0f} to {v[-1]:,.0f})"]
+            for k, v in shown.items()
+        ),
+        ["size of the process after the first 1,024 pictures", f"{watched[0] / mib:,.0f} MiB"],
+        [f"largest until {rows['memory']['images']:,}", f"{max(watched) / mib:,.0f} MiB"],
+        ["at the end", f"{watched[-1] / mib:,.0f} MiB"],
+    ]
+    return markdown(["what", "measured"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (training, trials, changes, startup, inside, memory, replicas, predicted)
+    f.__name__: f
+    for f in (training, trials, changes, startup, inside, memory, replicas, predicted, stream, stream_besides)
 }
 
 
@@ -177,7 +214,7 @@ def render(text: str) -> str:
     """The page with every table, and every line of where it was measured, as the recorded measurements have them."""
     for name, make in TABLES.items():
         text = _between(text, f"table: {name}", make())
-    for name in ("training", "changes", "startup", "inside", "scaling"):
+    for name in ("training", "changes", "startup", "inside", "scaling", "stream"):
         text = _between(text, f"where: {name}", where(name))
     return text
 

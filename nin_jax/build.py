@@ -53,9 +53,9 @@ class Run:
         parallel.check_batch(config.batch_size, self.mesh, config.accumulate)
         parallel.check_precision(config.precision, list(self.mesh.devices.flat))
         self.info: Info = (
-            self.dataset.INFO
-            if hasattr(self.dataset, "INFO")
-            else self.dataset.info(config.data_dir, **self.dataset_arguments)
+            self.dataset.info(config.data_dir, **self.dataset_arguments)
+            if hasattr(self.dataset, "info")
+            else self.dataset.INFO
         )
         self._check_ops()
         self._check_model()
@@ -141,7 +141,7 @@ class Run:
             stats = _read_stats(path, key, len(self.preprocess)) if path.exists() else None
             if stats is None:
                 if any(not module.PER_IMAGE for _, module, _ in self.preprocess):
-                    some = f"{SAMPLE} pictures of " if self.info.streamed else ""
+                    some = f"at most {SAMPLE} pictures of " if self.info.streamed else ""
                     say(f"fitting {', '.join(self.config.preprocess)} on {some}{self.config.train_split}")
                 data = train or self.load(self.config.train_split)
                 images = data[0] if isinstance(data, tuple) else data.sample(SAMPLE)

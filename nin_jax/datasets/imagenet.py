@@ -10,7 +10,7 @@ from nin_jax.errors import Mistake
 from nin_jax.pipeline.arrays import Info, tfds_records
 from nin_jax.pipeline.stream import Pictures
 
-FACTS = Info(
+INFO = Info(
     name="imagenet2012",
     classes=1000,
     image_shape=(224, 224, 3),
@@ -26,10 +26,10 @@ def info(data_dir: str | None = None, *, size: int = 224, short: int = 256) -> I
     del data_dir
     if not 1 <= size <= short <= 1024:
         raise Mistake(f"dataset imagenet(size={size}, short={short}): 1 <= size <= short <= 1024")
-    return FACTS._replace(image_shape=(size, size, 3))
+    return INFO._replace(image_shape=(size, size, 3))
 
 
 def load(split: str, data_dir: str | None, *, size: int = 224, short: int = 256) -> Pictures:
     """The split, not decoded. The short side is scaled to `short`, windows are size x size."""
-    records = tfds_records(FACTS, split, data_dir)
-    return Pictures(f"{FACTS.name} {split}", records, FACTS.classes, short, size)
+    records = tfds_records(INFO, split, data_dir)
+    return Pictures(f"{INFO.name} {split}", records, INFO.classes, short, size)

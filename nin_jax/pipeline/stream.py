@@ -78,7 +78,8 @@ class Pictures:
         picture, to, label = self.open(index)
         try:
             picture.draft("RGB", (2 * to[1], 2 * to[0]))
-            return picture.convert("RGB"), to, label
+            picture.load()
+            return picture if picture.mode == "RGB" else picture.convert("RGB"), to, label
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise Mistake(f"record {index} of {self.name} cannot be decoded: {one_line(error)}") from error
 

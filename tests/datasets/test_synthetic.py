@@ -18,6 +18,13 @@ def test_the_same_at_every_call(split: str) -> None:
     np.testing.assert_array_equal(labels, again[1])
 
 
+def test_any_size_and_number_of_classes() -> None:
+    images, labels = load("validation", size=64, classes=100)
+    assert (images.shape, labels.max()) == ((256, 64, 64, 3), 99)
+    blocks = images[:, :60, :60].reshape(256, 10, 6, 10, 6, 3).mean((2, 4, 5))  # ten rows of ten places
+    np.testing.assert_array_equal(blocks.reshape(256, 100).argmax(1), labels)
+
+
 def test_the_splits_differ_and_hold_every_class() -> None:
     assert not np.array_equal(load("train[:256]")[0], load("test")[0])
     assert all(set(load(split)[1]) == set(range(INFO.classes)) for split in INFO.splits)

@@ -214,7 +214,7 @@ def small(**changes):
 @pytest.fixture
 def made_up(monkeypatch):
     """ImageNet is 32 and 11 small pictures of 100 classes."""
-    monkeypatch.setattr(imagenet, "FACTS", imagenet.FACTS._replace(classes=100))
+    monkeypatch.setattr(imagenet, "INFO", imagenet.INFO._replace(classes=100))
     numbers = {"train": 32, "validation": 11}
     monkeypatch.setattr(imagenet, "tfds_records", lambda facts, split, data_dir: pictures(numbers[split], 100).records)
     monkeypatch.setattr(parallel, "mesh", lambda: mesh(1))

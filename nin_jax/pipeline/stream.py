@@ -232,7 +232,7 @@ class _Ahead:
     def __init__(self, batches: Any, first: int, mesh: Mesh, workers: int):
         if not flags.FLAGS.is_parsed():  # grain has flags, and asks for them also where the program has none
             flags.FLAGS.mark_as_parsed()
-        self.mesh = mesh
+        self.mesh, self.workers = mesh, workers
         data = grain.MapDataset.source(batches)[first:]
         reading = grain.ReadOptions(num_threads=HOST_AHEAD, prefetch_buffer_size=HOST_AHEAD)
         processes = grain.MultiprocessingOptions(num_workers=workers)
@@ -241,7 +241,15 @@ class _Ahead:
         self.waiting = deque(self.thread.submit(self._one) for _ in range(DEVICE_AHEAD))
 
     def _one(self) -> Any:
-        batch = next(self.iterator, None)
+        try:
+            batch = next(self.iterator, None)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise Mistake(
+                f"a process that decodes pictures was ended from outside; if memory was short, set --config.workers to "
+                f"less than {self.workers}"
+            ) from error
         return None if batch is None else parallel.share_out(batch, self.mesh)
 
     def take(self) -> Any:

@@ -4,8 +4,12 @@ import dataclasses
 import functools
 import io
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -86,6 +90,11 @@ def test_worker_processes_hand_over_the_same_batches():
             for other in wanted:
                 np.testing.assert_array_equal(batch.image, np.reshape(other.image, batch.image.shape))
                 np.testing.assert_array_equal(batch.label, np.reshape(other.label, batch.label.shape))
+        os.kill(next(c.pid for c in multiprocessing.active_children() if c.pid), signal.SIGKILL)
+        with pytest.raises(
+            Mistake, match=r"ended from outside; if memory was short, set --config\.workers to less than 2"
+        ):
+            list(iter(ahead[0].take, None))
     finally:
         for a in ahead:
             a.close()
@@ -341,3 +350,42 @@ def test_the_real_pictures():
     assert batch.image.shape == (15, 32, 32, 3)
     assert batch.image.std(axis=(1, 2, 3)).min() > 10
     assert isinstance(batch, memory.Batch)
+
+
+ENDLESS = """
+import os, sys
+import jax
+from jax.sharding import AxisType
+from nin_jax.datasets import imagenet
+from nin_jax.pipeline import stream
+if __name__ == "__main__":
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    source = stream.TrainStream(imagenet.load("train", sys.argv[1], size=32, short=40), mesh, 8, 0, 100, 2)
+    source.at(0)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@needs_real
+@pytest.mark.slow
+def test_processes_that_decode_leave_signals_to_the_run_and_do_not_outlive_it(tmp_path, clean_env):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    command = [sys.executable, str(tmp_path / "endless.py"), str(REAL)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_env)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    children = " ".join(f.read_text() for f in Path(f"/proc/{process.pid}/task").glob("*/children")).split()
+    workers = [c for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
+    assert len(workers) == 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for worker in workers:
+            os.kill(int(worker), number)
+    time.sleep(1)
+    assert all(Path(f"/proc/{worker}").exists() for worker in workers)
+    process.kill()
+    process.communicate()
+    patience = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < patience:
+        time.sleep(0.2)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)

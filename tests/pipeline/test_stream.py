@@ -352,6 +352,23 @@ def test_the_real_pictures():
     assert isinstance(batch, memory.Batch)
 
 
+@needs_real
+@pytest.mark.slow
+def test_nin_imagenet_learns_forty_photographs_by_heart(tmp_path, clean_env):
+    """The whole way by the commands of a user; evaluation by each protocol sees every picture."""
+    command = [sys.executable, "-m", "nin_jax.main", "--config=imagenet_overfit", f"--config.data_dir={REAL}"]
+    command += [f"--workdir={tmp_path / 'run'}"]
+    subprocess.run(command, check=True, env=clean_env)
+    lines = {}
+    for protocol in views.NAMES:
+        words = ["--mode=eval", f"--config.eval.views={protocol}", "--config.eval_split=train"]
+        done = subprocess.run([*command, *words], check=True, env=clean_env, stdout=subprocess.PIPE, text=True)
+        lines[protocol] = json.loads(done.stdout.splitlines()[-1])
+    assert {line["examples"] for line in lines.values()} == {40}
+    assert lines["center"]["error_pct"] == 0
+    assert lines["center"]["top5_error_pct"] == 0
+
+
 ENDLESS = """
 import os, sys
 import jax

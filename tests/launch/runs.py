@@ -1,6 +1,7 @@
 """Short runs of a narrow network, as processes of their own, for the tests of the launchers."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import nin_jax
 
 ROOT = Path(__file__).parents[2]
+PHOTOGRAPHS = Path(os.environ.get("NIN_JAX_TFDS", ROOT.parent / "shared" / "tfds"))
 NARROW = {
     "seed": 3,
     "preprocess": ("gcn(scale=55)", "zca(eps=0.1)"),

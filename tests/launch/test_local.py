@@ -1,5 +1,6 @@
 """One run on several processes: the same as on one, whatever happens to them. Every process here is a real one."""
 
+import json
 import os
 import signal
 
@@ -9,7 +10,7 @@ from launch import local
 from nin_jax.datasets import cifar10
 from nin_jax.errors import Mistake
 from nin_jax.pipeline.arrays import tfds_folder
-from tests.launch.runs import CIFAR10, SYNTHETIC, children, equal, params, rows, run, start, wait_for_row
+from tests.launch.runs import CIFAR10, PHOTOGRAPHS, SYNTHETIC, children, equal, params, rows, run, start, wait_for_row
 
 
 def test_two_processes_are_one_run(tmp_path, clean_env):
@@ -43,6 +44,20 @@ def test_two_processes_train_cifar10_as_one_does(tmp_path, clean_env):
     _, err = pair.communicate(timeout=300)
     assert "starting again" in err
     equal(params(tmp_path / "again"), pairs["pmap"], 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (PHOTOGRAPHS / "imagenet2012").is_dir(), reason=f"no imagenet2012 in {PHOTOGRAPHS}")
+def test_two_processes_stream_what_one_does(tmp_path, clean_env):
+    """Each decodes only its own devices' pictures; the parameters and the evaluation are those of one process of four."""
+    facts = {"dataset": "imagenet(size=32, short=40)", "data_dir": PHOTOGRAPHS, "eval_split": "validation"}
+    facts |= {"preprocess": ("mean(per='channel')",), "augment": ("flip()",), "batch_size": 8, "epochs": 2}
+    alone = run(tmp_path / "alone", clean_env, "--processes=1", "--cpu_devices=4", **facts)
+    for mapper in ("pmap", "shard_map"):
+        equal(run(tmp_path / mapper, clean_env, "--cpu_devices=2", **facts, mapper=mapper), alone, 1e-6)
+        wanted = [json.loads(line) for line in (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()]
+        got = [json.loads(line) for line in (tmp_path / mapper / "metrics.jsonl").read_text().splitlines()]
+        assert [row["loss"] for row in got] == pytest.approx([row["loss"] for row in wanted], rel=1e-5)
 
 
 def test_a_stopped_launcher_stops_its_run(tmp_path, clean_env):

@@ -100,3 +100,22 @@ def get_config(arg=None):
         config.train_split = "train[:40000]"
         config.eval_split = "train[40000:]"
     return config
+
+
+def sweep(seeds=range(1)):
+    """The paper's own tuning (section 4.2), on the validation images: receptive field and weight decay.
+
+    What was tried is not published: the values are those of experiments/ablations/receptive_field.py and weight_decay.py.
+    With --final=experiments/cifar10.py, `launch.sweep` then trains with the best of them on all 50,000 images.
+    """
+    return [
+        {
+            "config": "experiments/cifar10.py:tune",
+            "config.model.kernels": (side, 5, 3),
+            "config.optimizer.weight_decay": decay,
+            "config.seed": seed,
+        }
+        for side in (3, 5, 7)
+        for decay in (0.0, 1e-5, 1e-4, 5e-4, 1e-3)
+        for seed in seeds
+    ]

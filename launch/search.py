@@ -54,6 +54,8 @@ def distributions(space: Mapping[str, str]) -> dict[str, Any]:
                 kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
                 number = int if whole else float
                 found[key] = kind(number(low), number(high), log=log)
+            elif ".." in text:
+                raise ValueError("an end is missing")
             else:
                 found[key] = optuna.distributions.CategoricalDistribution(text.split("|"))
         except ValueError as error:

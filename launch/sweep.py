@@ -96,7 +96,9 @@ def _run(directory: Path, plan: list[Trial], spec: search.Spec | None, engine: e
             if trial.name not in told:
                 told.add(trial.name)
                 value = f", error {float(result['value']):.2f} %" if result["value"] else ""
-                say(f"{len(told)} of {spec.trials if spec else len(plan)}: {trial.name} {result['status']}{value}")
+                early = f" after epoch {float(result['epochs'] or 0):g}" if result["status"] != "done" else ""
+                count = f"{len(told)} of {spec.trials if spec else len(plan)}"
+                say(f"{count}: {trial.name} {result['status']}{early}{value}")
 
     if spec is None:
         codes = engine.run(plan, directory, on_change)
@@ -152,8 +154,9 @@ def planned(common: list[str]) -> list[Trial]:
 def trial_name(one: dict[str, Any]) -> str:
     """What a trial's directory is called: its flags, as far as a file name can say them."""
     text = "-".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in one.items())
-    short = re.sub(r"[^A-Za-z0-9_.=+]+", "-", text.replace("experiments/", "").replace("config=", "")).strip("-")
-    if short == text and len(short) <= 80:
+    plain = text.replace("experiments/", "").replace("config=", "").replace("(", "").replace(")", "")
+    short = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", plain)
+    if len(short) <= 80:
         return short
     return f"{short[:80]}-{hashlib.sha256(json.dumps(one, default=str).encode()).hexdigest()[:6]}"
 

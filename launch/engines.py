@@ -90,7 +90,12 @@ class Submitit:
         return [codes.get(trial.name, 0) for trial in plan]
 
     def work(self, directory: Path, count: int, on_change: Callable[[], None]) -> list[int]:
-        return self._wait(directory, _Worker(directory), list(range(self.workers or min(count, 4))), on_change)
+        return self._wait(
+            directory,
+            _Worker(directory),
+            list(range(self.workers or (min(count, 4) if self.kind == "slurm" else 1))),
+            on_change,
+        )
 
     def _wait(self, directory: Path, f: Any, items: Sequence[Any], on_change: Callable[[], None]) -> list[int]:
         if not items:
@@ -109,7 +114,7 @@ class Submitit:
         try:
             executor = submitit.AutoExecutor(folder=directory / "submitit", cluster=cluster)
             executor.update_parameters(name=f"sweep-{directory.name}", **parameters)
-            jobs = executor.map_array(f, items)
+            jobs = executor.map_array(f, items) if cluster == "slurm" else []
         except (
             RuntimeError,
             ValueError,
@@ -117,11 +122,13 @@ class Submitit:
             NameError,
         ) as error:  # what submitit raises of parameters and of sbatch
             raise Mistake(f"--engine={self.kind}: {error}") from error
-        say(f"{len(jobs)} jobs, the first {jobs[0].job_id}; their output is in {directory / 'submitit'}")
+        say(f"{len(items)} jobs; their output is in {directory / 'submitit'}")
         done: set[int] = set()
-        stopped = []
-        with processes.Relay(lambda: stopped) as relay:
-            while len(done) < len(jobs):
+        with processes.Relay(lambda: []) as relay:
+            while len(done) < len(items):
+                # Submitit's own processes all start at once.
+                while len(jobs) < len(items) and len(jobs) - len(done) < (self.workers or 1):
+                    jobs.append(executor.submit(f, items[len(jobs)]))
                 for i, job in enumerate(jobs):
                     if i not in done and job.done():
                         done.add(i)
@@ -129,7 +136,7 @@ class Submitit:
                 if relay.requested:
                     for job in jobs:
                         job.cancel(check=False)
-                    return [Preempted.exit_code] * len(jobs)
+                    return [Preempted.exit_code] * len(items)
                 time.sleep(0.5)
         return [self._code(job) for job in jobs]
 

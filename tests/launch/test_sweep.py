@@ -34,6 +34,14 @@ def finish(directory, env, *own, **common):
     return out, err
 
 
+def kill(process):
+    """kill -9, without waiting for what it has started."""
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
 def table(directory):
     with open(directory / "results.csv") as file:
         return list(csv.DictReader(file))
@@ -53,8 +61,7 @@ def test_a_killed_sweep_ends_with_one_row_a_trial(engine, tmp_path, clean_env):
     own = ("--vary=model.head=gap|fc", "--seeds=0,1,2", f"--engine={engine}")
     killed = start(tmp_path / "sweep", clean_env, *own)
     until(lambda: list(tmp_path.glob("sweep/runs/*/summary.json")))
-    killed.kill()
-    killed.communicate()
+    kill(killed)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("sweep/runs/*/summary.json")}
     assert 0 < len(before) < 6
     out, _ = finish(tmp_path / "sweep", clean_env, *own)
@@ -82,8 +89,7 @@ def test_a_search_prunes_a_bad_trial_and_outlives_its_worker(tmp_path, clean_env
     own = ("--search=optimizer.learning_rate=0.2|1e-7", "--trials=5", "--prune")
     killed = start(tmp_path / "search", clean_env, *own, common=SHORT)
     until(lambda: list(tmp_path.glob("search/runs/*/metrics.jsonl")))
-    killed.kill()
-    killed.communicate()
+    kill(killed)
     out, err = finish(tmp_path / "search", clean_env, *own, common=SHORT)
     rows = table(tmp_path / "search")
     assert [row["trial"] for row in rows] == [f"trial-{i:03d}" for i in range(5)]

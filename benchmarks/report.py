@@ -179,9 +179,12 @@ def stream() -> str:
             one = r["one core"]["median"]
             cells = [r["pictures"], *(f"{1 / s:,.0f}" for s in (one["decoder"], one["decoded and cut"]))]
             cells += [f"{1 / s / cores:,.0f}" for s in r["median"].values()]
-            rows.append([*cells, f"**{middle:.2f}** ({low:.2f} to {high:.2f})", len(r["seconds"]["stream"])])
+            alone = measure.ratio(r, "decoded and cut", "stream")[0]
+            ratios = [f"**{middle:.2f}** ({low:.2f} to {high:.2f})", f"{alone:.2f}"]
+            rows.append([*cells, *ratios, len(r["seconds"]["stream"])])
     head = ["pictures", "decoder, alone on a core", "decoded and cut, alone on a core", "decoder", "decoded and cut"]
-    return markdown([*head, "stream", "stream in parts of the decoder (over the rounds)", "rounds"], rows)
+    head += ["stream", "stream in parts of the decoder (over the rounds)", "in parts of decoded and cut", "rounds"]
+    return markdown(head, rows)
 
 
 def stream_besides() -> str:

@@ -88,7 +88,7 @@ def test_tars_as_tfds_reads_them(archives, tmp_path, capsys):
     assert {name: image for name, (image, _) in validation.items()} == validation_files()
     assert all(LABELS[label] == VALIDATION[int(name[15:23]) - 1] for name, (_, label) in validation.items())
     split = imagenet.load("train[:5]+validation", str(data_dir), size=16, short=20)
-    assert [split.open(i)[2] for i in range(9)] == [
+    assert [split.open(i)[3] for i in range(9)] == [
         label for _, label in [*list(train.values())[:5], *validation.values()]
     ]
     info = json.loads((data_dir / "imagenet2012/5.1.0/dataset_info.json").read_text())

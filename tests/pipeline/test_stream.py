@@ -100,12 +100,14 @@ def test_worker_processes_hand_over_the_same_batches():
             a.close()
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (37, 21), (16, 20), (700, 333)])
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (37, 21), (16, 20), (20, 33), (700, 333)])
 def test_a_window_is_that_of_the_whole_scaled_picture(width, height):
-    """Pillow's own, scaled whole and cut after."""
+    """Pillow's own, scaled whole and cut after; and where nothing is scaled, decoded by Pillow."""
     picture = dataclasses.replace(pictures(1), records=[{"image": jpeg(1, width, height), "label": 0}])
     decoded, to, _ = picture.decode(0)
-    whole = np.asarray(decoded.resize(to[::-1], Image.Resampling.BILINEAR), int)
+    assert isinstance(decoded, np.ndarray) == (width == 20)
+    pillows = Image.open(io.BytesIO(jpeg(1, width, height))) if width == 20 else decoded
+    whole = np.asarray(pillows.resize(to[::-1], Image.Resampling.BILINEAR), int)
     for y, x, h, w in [(0, 0, 16, 16), (to[0] - 16, to[1] - 16, 16, 16), (0, 0, *to)]:
         assert np.abs(stream.cut(decoded, to, (y, x, h, w)).astype(int) - whole[y : y + h, x : x + w]).max() <= 1
 
@@ -345,7 +347,7 @@ def test_the_real_pictures():
     split = imagenet.load("train[10:20]+validation[-5:]", str(REAL), size=32, short=40)
     assert len(split) == 15
     every = imagenet.load("validation", str(REAL), size=32, short=40)
-    assert [split.open(i)[2] for i in range(10, 15)] == [every.open(i)[2] for i in range(15, 20)]
+    assert [split.open(i)[3] for i in range(10, 15)] == [every.open(i)[3] for i in range(15, 20)]
     batch = stream.Training(split, 0, 15, np.arange(15), 1)[0]
     assert batch.image.shape == (15, 32, 32, 3)
     assert batch.image.std(axis=(1, 2, 3)).min() > 10

@@ -43,7 +43,7 @@ class Ours:
         split = noise(self.run, examples)
         self.stats = self.run.fitted(Path("/nonexistent"), write=False, train=split)
         source = self.run.training(split)
-        self.data = source.at(0)
+        self.source, self.data, self.step = source, source.at(0), 0
         self.seed = parallel.replicate(jnp.uint32(0), self.run.mesh)
         make = jax.jit(lambda seed: step.init_state(self.recipe, seed, self.run.info.image_shape))
         self.state = parallel.replicate(make(self.seed), self.run.mesh)
@@ -59,7 +59,9 @@ class Ours:
         """So many dispatches of updates, as the loop makes them: where it runs ahead, one of them waits to be read."""
         waiting = None
         for _ in range(times):
-            self.state, metrics = self.compiled(self.state, self.data, self.stats, self.seed)
+            data = self.source.at(self.step)
+            self.state, metrics = self.compiled(self.state, data, self.stats, self.seed)
+            self.step += self.length
             if waiting is not None:
                 parallel.host(waiting)
             waiting = metrics if parallel.runs_ahead() else parallel.host(metrics)

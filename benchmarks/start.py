@@ -25,6 +25,7 @@ import numpy as np
 from nin_jax import main, parallel, report, step
 from nin_jax.build import Run
 from nin_jax.errors import Ending
+from nin_jax.pipeline import memory
 from nin_jax.pipeline.arrays import cache_dir
 from nin_jax.train import DEAD_AFTER
 
@@ -48,16 +49,18 @@ FIELDS = [
 FIELDS += ["commit", "date"]
 
 
-def updates_to_start(run: Run, seed: int, limit: int, compiled, data, stats, epoch_updates: int) -> dict:
+def updates_to_start(run: Run, seed: int, limit: int, compiled, arrays, stats, epoch_updates: int) -> dict:
     """Trains one seed until it has started, or `limit` updates; returns the row's measured part."""
     recipe = run.recipe(epoch_updates)
     make = jax.jit(lambda s: step.init_state(recipe, s, run.info.image_shape))
     seed_array = parallel.replicate(jnp.uint32(seed), run.mesh)
     state = parallel.replicate(make(seed_array), run.mesh)
+    # Each seed has an order of its own.
+    source = memory.Shuffled(arrays, run.config.batch_size, seed, run.mesh)
     losses, constant_for, begin = [], np.zeros(run.info.classes), time.perf_counter()
     row = {"seed": seed, "started_at": None}
     for update in range(1, limit + 1):
-        state, metrics = compiled(state, data, stats, seed_array)
+        state, metrics = compiled(state, source.at(update - 1), stats, seed_array)
         metrics = parallel.host(metrics)
         losses.append(float(metrics["loss"][0]))
         row["loss"] = round(float(np.mean(losses[-WINDOW:])), 4)
@@ -106,12 +109,12 @@ def measure(argv: list[str]) -> None:
     run = Run(command.config)
     split = run.load(run.config.train_split)
     stats = run.fitted(Path("/nonexistent"), write=False, train=split)
-    source = run.training(split)
-    data = source.at(0)
+    arrays = run.on_devices(split)
+    source = memory.Shuffled(arrays, run.config.batch_size, 0, run.mesh)
     epoch_updates = source.examples // run.config.batch_size
     recipe = run.recipe(epoch_updates)
     like = parallel.replicated_like(jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape)), run.mesh)
-    arguments = like, data, stats, parallel.replicate(jnp.uint32(0), run.mesh)
+    arguments = like, source.like, stats, parallel.replicate(jnp.uint32(0), run.mesh)
     compiled = parallel.compile_replicas(
         step.train_steps(recipe, 1), arguments, run.mesh, run.config.mapper, donate=(0,)
     )
@@ -124,7 +127,9 @@ def measure(argv: list[str]) -> None:
         "date": datetime.date.today().isoformat(),
     }
     for seed in map(int, mine.get("--seeds", "0,1,2,3,4").split(",")):
-        row = known | updates_to_start(run, seed, int(mine.get("--updates", 600)), compiled, data, stats, epoch_updates)
+        row = known | updates_to_start(
+            run, seed, int(mine.get("--updates", 600)), compiled, arrays, stats, epoch_updates
+        )
         report.say(f"seed {seed}: started at update {row['started_at']}, stopped after {row['updates']}")
         new = not RESULTS.exists()
         with open(RESULTS, "a", newline="") as f:

@@ -100,11 +100,11 @@ class Run:
             )
         return images, labels
 
-    def training(self, data: Split | Pictures) -> memory.Resident | TrainStream:
+    def training(self, data: Split | Pictures) -> memory.Shuffled | TrainStream:
         """What a run's updates are made from."""
         c = self.config
         if isinstance(data, tuple):
-            return self._resident(data)
+            return memory.Shuffled(self.on_devices(data), c.batch_size, c.seed, self.mesh)
         from nin_jax.pipeline import stream
 
         return stream.TrainStream(data, self.mesh, c.batch_size, c.seed, c.epochs, stream.workers_here(c.workers))
@@ -113,16 +113,16 @@ class Run:
         """What an evaluation is made from."""
         c = self.config
         if isinstance(data, tuple):
-            return self._resident(data)
+            return memory.Resident(self.on_devices(data), c.batch_size)
         from nin_jax.pipeline import stream
 
         return stream.EvalStream(data, self.mesh, c.batch_size, c.eval.views, stream.workers_here(c.workers))
 
-    def _resident(self, split: Split) -> memory.Resident:
+    def on_devices(self, split: Split) -> memory.Arrays:
         """A copy of the split on every device."""
         image: Any = np.asarray(split[0])  # on their way to being the jax.Array that Arrays says
         label: Any = split[1]
-        return memory.Resident(parallel.replicate(memory.Arrays(image, label), self.mesh), self.config.batch_size)
+        return parallel.replicate(memory.Arrays(image, label), self.mesh)
 
     def fitted(self, workdir: Path, *, write: bool, train: Split | Pictures | None = None) -> Any:
         """The fitted preprocessing, on the devices: that of the run in `workdir`, or fitted now on the training split.

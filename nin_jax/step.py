@@ -154,12 +154,9 @@ def train_steps(recipe: Recipe, length: int):
         if isinstance(data, memory.Batch):
             assert length == 1, length
             return _scan(lambda s, _: update(s, data, stats, seed), state, jnp.arange(length))
-        examples = data.label.shape[0]
-        epoch = state.step // (examples // recipe.batch_size)
-        order = memory.epoch_order(seed, epoch, examples)
 
         def draw(step: jax.Array) -> memory.Batch:
-            rows = parallel.shard_of_batch(memory.batch_indices(order, step, recipe.batch_size))
+            rows = parallel.shard_of_batch(memory.batch_indices(data.order, step, recipe.batch_size))
             return memory.Batch(data.image[rows], data.label[rows])
 
         return _scan(lambda s, _: update(s, draw(s.step), stats, seed), state, jnp.arange(length))

@@ -184,7 +184,7 @@ def test_every_recipe_makes_two_updates(config: str, monkeypatch: pytest.MonkeyP
     recipe, seed = run.recipe(8), parallel.replicate(jnp.uint32(0), mesh)
     state = parallel.replicate(jax.jit(lambda s: step.init_state(recipe, s, run.info.image_shape))(seed), mesh)
     before = jax.tree.map(np.asarray, state.params)
-    data = parallel.replicate(memory.Arrays(jnp.asarray(images), jnp.asarray(labels)), mesh)
+    data = parallel.replicate(memory.Arrays(jnp.asarray(images), jnp.asarray(labels), jnp.arange(64)), mesh)
     update = parallel.compile_replicas(step.train_steps(recipe, 1), (state, data, stats, seed), mesh, run.config.mapper)
     for _ in range(2):
         state, metrics = update(state, data, stats, seed)

@@ -52,22 +52,28 @@ def pictures(split: str):
     return memory.Arrays(images, labels), transform.fit(recipe().preprocess, images)
 
 
+def batches(m) -> tuple[memory.Shuffled, transform.Stats]:
+    """What a run's updates are made from, and the preprocessing, on the devices."""
+    data, stats = parallel.replicate(pictures("train[:64]"), m)
+    return memory.Shuffled(data, 16, int(SEED), m), stats
+
+
 @functools.cache
 def trainer(n: int, mapper: str):
-    """The compiled update, its data, and the state it starts from."""
+    """The compiled update, the state it starts from, and its other arguments."""
     m = mesh(n)
-    data, stats = parallel.replicate(pictures("train[:64]"), m)
+    source, stats = batches(m)
     state = parallel.replicate(step.init_state(recipe(), 0, synthetic.INFO.image_shape), m)
-    arguments = (state, data, stats, SEED)
-    return parallel.compile_replicas(step.train_steps(recipe(), 1), arguments, m, mapper), arguments
+    compiled = parallel.compile_replicas(step.train_steps(recipe(), 1), (state, source.like, stats, SEED), m, mapper)
+    return compiled, (state, source, stats, SEED)
 
 
 def train(n: int, mapper: str):
     """Parameters and metrics after five updates."""
-    update, (state, *rest) = trainer(n, mapper)
+    update, (state, source, *rest) = trainer(n, mapper)
     rows = []
-    for _ in range(UPDATES):
-        state, metrics = update(state, *rest)
+    for number in range(UPDATES):
+        state, metrics = update(state, source.at(number), *rest)
         rows.append(parallel.host(metrics))
     assert int(state.step) == UPDATES
     return parallel.host(state.params), jax.tree.map(lambda *x: np.concatenate(x), *rows)
@@ -139,12 +145,12 @@ def test_any_number_of_devices_trains_the_same(n, mapper):
 def test_a_batch_in_parts_trains_the_same(n, mapper, parts):
     """`accumulate`: parameters and metrics of five updates are those of the batch as a whole, dropout and crop included."""
     r, m = recipe()._replace(accumulate=parts), mesh(n)
-    data, stats = parallel.replicate(pictures("train[:64]"), m)
+    source, stats = batches(m)
     state = parallel.replicate(step.init_state(r, 0, synthetic.INFO.image_shape), m)
-    update = parallel.compile_replicas(step.train_steps(r, 1), (state, data, stats, SEED), m, mapper)
+    update = parallel.compile_replicas(step.train_steps(r, 1), (state, source.like, stats, SEED), m, mapper)
     rows = []
-    for _ in range(UPDATES):
-        state, metrics = update(state, data, stats, SEED)
+    for number in range(UPDATES):
+        state, metrics = update(state, source.at(number), stats, SEED)
         rows.append(parallel.host(metrics))
     expected, their_metrics = first_run(1, "pmap")
     assert_same_parameters(parallel.host(state.params), expected, 1e-5)
@@ -171,11 +177,11 @@ def test_the_same_devices_train_the_same_to_the_last_bit(n, mapper):
 @pytest.mark.parametrize(("n", "mapper"), [(8, "pmap"), (2, "shard_map")])
 def test_a_class_whose_map_is_dead_shows(n, mapper):
     """Class 3 has the logit 0 for every image, and it alone is reported as constant."""
-    update, (state, *rest) = trainer(n, mapper)
+    update, (state, source, *rest) = trainer(n, mapper)
     bias = state.params["mlpconv2"]["cccp2"]["bias"]
     params = jax.tree.map(lambda p: p, state.params)
     params["mlpconv2"]["cccp2"]["bias"] = (bias + 1).at[3].set(-100.0)
-    _, metrics = update(parallel.replicate(state.replace(params=params), mesh(n)), *rest)
+    _, metrics = update(parallel.replicate(state.replace(params=params), mesh(n)), source.at(0), *rest)
     np.testing.assert_array_equal(metrics["constant"], [np.arange(10) == 3])
 
 
@@ -183,14 +189,14 @@ def test_a_class_whose_map_is_dead_shows(n, mapper):
 def test_the_plateau_rule_sees_the_mistakes_of_the_whole_batch(n, mapper):
     """Five epochs of four updates, patience 1: the state has the mistakes in the metrics, and the rate they make."""
     r, m = recipe(plateau_epochs=1), mesh(n)
-    data, stats = parallel.replicate(pictures("train[:64]"), m)
+    source, stats = batches(m)
     state = parallel.replicate(step.init_state(r, 0, synthetic.INFO.image_shape), m)
-    update = parallel.compile_replicas(step.train_steps(r, 1), (state, data, stats, SEED), m, mapper)
+    update = parallel.compile_replicas(step.train_steps(r, 1), (state, source.like, stats, SEED), m, mapper)
     best, drops, seen = math.inf, 0, []
-    for _ in range(5):
+    for number in range(5):
         epoch = 0
-        for _ in range(4):
-            state, metrics = update(state, data, stats, SEED)
+        for place in range(4):
+            state, metrics = update(state, source.at(4 * number + place), stats, SEED)
             epoch += round(16 * float(metrics["error"][0]))
             assert float(optim.plateau_scale(state.opt_state)) == pytest.approx(0.1 ** min(drops, 2))
         assert int(optax.tree_utils.tree_get(state.opt_state, "mistakes")) == epoch
@@ -203,11 +209,11 @@ def test_the_plateau_rule_sees_the_mistakes_of_the_whole_batch(n, mapper):
 def modern_run(n: int, mapper: str) -> list[step.TrainState]:
     """States after 0 to 5 updates with batch normalisation, smoothed labels and an average."""
     r, m = recipe(modern=True), mesh(n)
-    data, stats = parallel.replicate(pictures("train[:64]"), m)
+    source, stats = batches(m)
     states = [parallel.replicate(step.init_state(r, 0, synthetic.INFO.image_shape), m)]
-    update = parallel.compile_replicas(step.train_steps(r, 1), (states[0], data, stats, SEED), m, mapper)
-    for _ in range(UPDATES):
-        states.append(update(states[-1], data, stats, SEED)[0])
+    update = parallel.compile_replicas(step.train_steps(r, 1), (states[0], source.like, stats, SEED), m, mapper)
+    for number in range(UPDATES):
+        states.append(update(states[-1], source.at(number), stats, SEED)[0])
     return parallel.host(states)
 
 

@@ -109,6 +109,7 @@ def measure(argv: list[str]) -> None:
     run = Run(command.config)
     split = run.load(run.config.train_split)
     stats = run.fitted(Path("/nonexistent"), write=False, train=split)
+    assert isinstance(split, tuple), "only data sets that fit in memory"
     arrays = run.on_devices(split)
     source = memory.Shuffled(arrays, run.config.batch_size, 0, run.mesh)
     epoch_updates = source.examples // run.config.batch_size

@@ -1,7 +1,7 @@
 """Fine-tuning with the last layer discarded, as in the slides of 2014, against training from scratch: CIFAR-10 to CIFAR-100.
 
     pretrain       CIFAR-10, all 50,000 images, 6 epochs: what the next two start from, in runs/transfer-pretrain
-    scratch        CIFAR-100, the first 5,000 images, 10 epochs, from random weights
+    scratch        CIFAR-100, the first 2,500 images, 6 epochs, from random weights
     finetune       the same from the network of "pretrain", but for the class maps
     frozen         the same with the first two mlpconv layers kept as they are
 
@@ -27,10 +27,10 @@ ARGUMENTS = tuple(ROWS)
 def get_config(arg=None):
     config = experiment("cifar100", "fast")
     config.model.widths = ((48, 40, 24), (48, 48, 48), (48, 48))
-    config.train_split = "train[:5000]"
+    config.train_split = "train[:2500]"
     config.batch_size = 32
-    config.epochs = 10
-    config.eval_every_epochs = 5
+    config.epochs = 6
+    config.eval_every_epochs = 6
     return ablation.row(config, ROWS, arg)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from nin_jax import report
+from nin_jax import report, storage
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -82,7 +82,7 @@ def _processor() -> str:
 def save(name: str, rows: list[dict[str, Any]]) -> None:
     """Writes benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
-    report.write_json(RESULTS / f"{name}.json", {"rows": rows} | environment())
+    storage.write_json(RESULTS / f"{name}.json", {"rows": rows} | environment())
     report.say(f"{name}: {len(rows)} rows in benchmarks/results/{name}.json")
 
 

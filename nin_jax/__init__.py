@@ -30,8 +30,11 @@ def create_model(name: str, num_classes: int, **arguments: Any) -> Module:
     return registry.find("models", name).Model(num_classes, **arguments)
 
 
-def load_run(workdir: str) -> Predictor:
-    """The newest good checkpoint of a run directory, with its preprocessing. Raises `errors.Mistake`."""
+def load_run(workdir: str, *, trust: bool = False) -> Predictor:
+    """The newest good checkpoint of a run directory, with its preprocessing. Raises `errors.Mistake`.
+
+    `trust` allows a config.json that names modules outside the zoo, which loading then executes.
+    """
     from nin_jax.predict import Predictor
 
-    return Predictor(workdir)
+    return Predictor(workdir, trust=trust)

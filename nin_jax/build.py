@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -17,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nin_jax import optim, parallel, registry, step
+from nin_jax import optim, parallel, registry, step, storage
 from nin_jax.config import Config
-from nin_jax.errors import Ending, Mistake, StorageFailed
+from nin_jax.errors import Ending, Mistake
 from nin_jax.pipeline import memory, transform
-from nin_jax.pipeline.arrays import Info, Split
+from nin_jax.pipeline.arrays import Info, Split, usable
 from nin_jax.report import one_line, say
 
 if TYPE_CHECKING:  # what it imports takes a second, and most data sets fit in memory
@@ -40,10 +41,12 @@ class Run:
       info: facts of the data set.
       mesh: the devices.
       preprocess, augment: the parsed ops.
+      left_out: how many bad examples of each split were left out when it was loaded.
     """
 
     def __init__(self, config: Config):
         self.config = config
+        self.left_out: dict[str, int] = {}
         name, self.dataset_arguments = registry.parse_call(config.dataset)
         self.dataset: ModuleType = registry.find("datasets", name)
         registry.check_arguments(f"dataset {name}", _keyword_only(self.dataset.load), self.dataset_arguments)
@@ -69,8 +72,8 @@ class Run:
         module = registry.find("models", arguments.pop("name"))
         return module.Model(self.info.classes, dtype=jnp.dtype(self.config.precision), **arguments)
 
-    def recipe(self, updates_per_epoch: int) -> step.Recipe:
-        """What the steps are made of."""
+    def recipe(self, updates_per_epoch: int, scale: float = 1.0) -> step.Recipe:
+        """What the steps are made of; the learning rate is `scale` times the config's."""
         c = self.config
         name, arguments = registry.parse_call(c.task)
         task = registry.find("tasks", name)
@@ -81,24 +84,25 @@ class Run:
             self.preprocess,
             self.augment,
             c.batch_size,
-            optim.optimizer(c, updates_per_epoch),
+            optim.optimizer(c, updates_per_epoch, scale),
             c.optimizer.average,
             c.accumulate,
         )
 
     def load(self, split: str) -> Split | Pictures:
-        """The images and labels of a split, checked; or, of a streamed data set, its encoded pictures."""
-        data = self.dataset.load(split, self.config.data_dir, **self.dataset_arguments)
+        """The images and labels of a split, checked; or, of a streamed data set, its encoded pictures.
+
+        `left_out` has how many bad ones are not among them.
+        """
+        policy = self.config.bad_records
+        takes_policy = "bad_records" in inspect.signature(self.dataset.load).parameters
+        arguments = self.dataset_arguments | ({"bad_records": policy} if takes_policy else {})
+        whole = self.dataset.load(split, self.config.data_dir, **arguments)
         if self.info.streamed:
-            return data
-        images, labels = data
-        bad = np.flatnonzero((labels < 0) | (labels >= self.info.classes))
-        if len(bad):
-            raise Mistake(
-                f"split {split!r} of {self.config.dataset}: label {labels[bad[0]]} of example {bad[0]} is not "
-                f"between 0 and {self.info.classes - 1}"
-            )
-        return images, labels
+            self.left_out[split] = 0
+            return whole
+        good, self.left_out[split] = usable(whole, self.info, f"split {split!r} of {self.config.dataset}", policy)
+        return good
 
     def training(self, data: Split | Pictures) -> memory.Shuffled | TrainStream:
         """What a run's updates are made from."""
@@ -222,17 +226,17 @@ def _trial(what: str, f: Callable[[], Any]) -> None:
 
 def _write_stats(path: Path, key: str, stats: transform.Stats) -> None:
     arrays = {f"{i}/{name}": array for i, one in enumerate(stats) for name, array in one.items()}
-    scratch = path.with_name(".preprocess.npz")
-    try:
-        np.savez(scratch, key=np.array(key), **arrays)
-        scratch.replace(path)
-    except OSError as error:
-        raise StorageFailed(f"cannot write {path}: {error}") from error
+    content = io.BytesIO()
+    np.savez(content, key=np.array(key), **arrays)
+    storage.write_whole(path, content.getvalue())
 
 
 def _read_stats(path: Path, key: str, ops: int) -> transform.Stats | None:
     """The stats in the file, whose members zip verifies by CRC-32; None if they are of another config, or broken."""
     try:
+        with zipfile.ZipFile(path) as members:  # else a small file could unpack to gigabytes
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                raise ValueError("it is compressed")
         with np.load(path, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None

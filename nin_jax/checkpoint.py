@@ -7,7 +7,6 @@ stepped over.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import gc
@@ -19,7 +18,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from nin_jax import parallel
+from nin_jax import parallel, storage
 from nin_jax.errors import Ending, Mistake, StorageFailed, out_of_memory
 from nin_jax.report import one_line, say
 
@@ -71,8 +70,19 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise StorageFailed(f"cannot use {self.directory}: {one_line(error)}") from error
 
-    def save(self, step: int, state: Any, notes: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Saves in the background; a step that is already there is left as it is.
+    def save(
+        self,
+        step: int,
+        state: Any,
+        notes: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        *,
+        wait: bool = False,
+    ) -> None:
+        """Saves in the background, or with `wait` until it is on disk; a step that is already there is left as it is.
+
+        After one in the background that failed, the next is not in the background: it is tried again with pauses
+        (`storage.persist`) before it ends in `StorageFailed`.
 
         Args:
           step: finished updates.
@@ -80,19 +90,35 @@ class Checkpoints:
           notes: JSON values that belong to this step.
           metrics: evaluation of this very state, with "error_pct", if there was one.
         """
-        parallel.from_first(lambda: self._save(step, parallel.to_store(state), notes, metrics))
+        parallel.from_first(lambda: self._save(step, parallel.to_store(state), notes, metrics, wait))
 
-    def _save(self, step: int, state: Any, notes: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
+    def _save(
+        self, step: int, state: Any, notes: Mapping[str, Any], metrics: Mapping[str, float] | None, wait: bool
+    ) -> None:
+        try:
+            self._wait()
+        except StorageFailed as failed:
+            say(f"{failed}; trying again with step {step}")
+            wait = True
         if step in self.manager.all_steps():
             return
         # Orbax writes the notes later, in a thread of its own, while the caller goes on counting in them.
         notes = {"crc32": checksums(state), **copy.deepcopy(dict(notes))}
         notes["crc32_of_notes"] = _crc_of_notes(notes)
         content = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), notes=ocp.args.JsonSave(notes))
-        try:
-            self.manager.save(step, args=content, metrics=dict(metrics) if metrics else None, force=True)
-        except (OSError, ValueError) as error:  # a failure of the save before this one may show here
-            raise StorageFailed(f"checkpoint in {self.directory} failed: {one_line(error)}") from error
+
+        def write() -> None:
+            try:
+                self.manager.save(step, args=content, metrics=dict(metrics) if metrics else None, force=True)
+                if wait:
+                    self.manager.wait_until_finished()
+            except (OSError, ValueError) as error:  # tensorstore's errors of the file system are ValueErrors
+                self._remove_unfinished()
+                if isinstance(error, OSError):
+                    raise
+                raise OSError(one_line(error)) from error
+
+        storage.persist(f"checkpoint {self.directory / str(step)}", write)
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -102,7 +128,33 @@ class Checkpoints:
         try:
             self.manager.wait_until_finished()
         except (OSError, ValueError) as error:
+            self._remove_unfinished()
             raise StorageFailed(f"checkpoint in {self.directory} failed: {one_line(error)}") from error
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a save that failed has left: it would keep a full disk full."""
+        _Quiet.install()
+        for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def drop_while(self, unwanted: Callable[[Mapping[str, Any]], bool]) -> int:
+        """Deletes the newest checkpoint for as long as its notes are `unwanted`; the newest step left, or 0.
+
+        One whose notes cannot be read is left for `restore` to judge.
+        """
+        return parallel.from_first(lambda: self._drop_while(unwanted))
+
+    def _drop_while(self, unwanted: Callable[[Mapping[str, Any]], bool]) -> int:
+        while step := self.manager.latest_step():
+            try:
+                content = ocp.args.Composite(notes=ocp.args.JsonRestore())
+                notes: Any = self.manager.restore(step, args=content)["notes"]
+            except Exception:  # orbax raises anything on damaged files
+                return step
+            if not unwanted(notes):
+                return step
+            self.manager.delete(step)
+        return 0
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest good checkpoint, each array verified, placed where the arrays of `like` lie.
@@ -133,20 +185,20 @@ class Checkpoints:
     def _newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         broken = []
         found = None
-        with _quiet_leftovers():
-            for step in sorted(self.manager.all_steps(), reverse=True):
-                try:
-                    found = step, *self._verified(step, like)
-                    break
-                except Ending:
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                found = step, *self._verified(step, like)
+                break
+            except Ending:
+                raise
+            except Exception as error:  # orbax and tensorstore raise anything on damaged files
+                if out_of_memory(error):
                     raise
-                except Exception as error:  # orbax and tensorstore raise anything on damaged files
-                    if out_of_memory(error):
-                        raise
-                    broken.append((step, one_line(error)[:300]))
-            if broken:
-                time.sleep(0.2)  # for the reads that are still out
-                gc.collect()
+                _Quiet.install()
+                broken.append((step, one_line(error)[:300]))
+        if broken:
+            time.sleep(0.2)  # for the reads that are still out
+            gc.collect()
         for step, why in broken:
             none = "no older one is left" + ("" if self.read_only else ": starting at step 0")
             then = f"going back to step {found[0]}" if found else none
@@ -208,21 +260,25 @@ def _parts(state: Any) -> Any:
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
-@contextlib.contextmanager
-def _quiet_leftovers() -> Iterator[None]:
-    """Silences what a failed restore leaves behind, so that a broken checkpoint costs one line and not forty.
+class _Quiet:
+    """An `unraisablehook` without what a failed save or restore leaves behind, so that it costs one line and not forty.
 
-    When one array cannot be read, orbax closes its event loop under the reads of the others, and each of them complains
-    on stderr when it comes back.
+    When one array cannot be read or written, orbax closes its event loop under the others, and each of them complains on
+    stderr when it comes back, which may be at the very end.
     """
-    before = sys.unraisablehook
-    sys.unraisablehook = lambda info: None if "Event loop is closed" in str(info.exc_value) else before(info)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            yield
-    finally:
-        sys.unraisablehook = before
+
+    def __init__(self) -> None:
+        self.before = sys.unraisablehook
+
+    def __call__(self, info: Any) -> None:
+        if "Event loop is closed" not in str(info.exc_value):
+            self.before(info)
+
+    @staticmethod
+    def install() -> None:
+        if not isinstance(sys.unraisablehook, _Quiet):
+            sys.unraisablehook = _Quiet()
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _crc_of_notes(notes: Mapping[str, Any]) -> str:

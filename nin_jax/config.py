@@ -29,6 +29,7 @@ Config = Any  # a FrozenConfigDict that `check` returned; its stubs give every v
 CHOICES = {
     "precision": ("float32", "bfloat16"),
     "mapper": ("pmap", "shard_map"),
+    "bad_records": ("stop", "skip"),
     "schedule.decay": ("none", "linear", "exponential", "cosine"),
     "eval.views": views.NAMES,
 }
@@ -43,13 +44,18 @@ AT_LEAST_1 = (
     "schedule.plateau_drops",
 )
 AT_LEAST_0 = (
+    "rollbacks",
+    "watchdog_seconds",
     *(f"optimizer.{k}" for k in ("learning_rate", "momentum", "momentum_final", "momentum_epochs")),
     *(f"optimizer.{k}" for k in ("weight_decay", "clip_norm")),
     *(f"schedule.{k}" for k in ("factor", "warmup_epochs", "final_factor", "final_epochs", "plateau_epochs")),
 )
 
-# What may change between two starts of the same run: where things lie and how the work is shared out.
-NOT_THE_RUN = ("data_dir", "mapper", "keep", "checkpoint_every_epochs", "accumulate", "workers")
+# What may change between two starts of the same run: where things lie, how the work is shared out, what faults lead to.
+NOT_THE_RUN = (
+    *("data_dir", "mapper", "keep", "checkpoint_every_epochs", "accumulate", "workers"),
+    *("bad_records", "rollbacks", "rollback_factor", "watchdog_seconds"),
+)
 
 
 def default() -> Config:
@@ -100,6 +106,12 @@ def default() -> Config:
     c.checkpoint_every_epochs = 1
     c.workers = -1  # processes that decode pictures which do not fit in memory; 0: threads alone; -1: by the cores
     c.keep = 2  # newest checkpoints kept, besides the best
+    c.bad_records = "stop"  # at a record that cannot be used: "stop"; "skip" leaves it out and counts it in the summary
+    c.rollbacks = 0  # how often a run that diverges goes back to its newest good checkpoint, with a lower rate
+    c.rollback_factor = 0.5  # what each of them multiplies the learning rate by
+    c.watchdog_seconds = (
+        1800.0  # a run in which nothing is finished for so long is ended, with stacks, code 75; 0: never
+    )
     return c
 
 
@@ -157,6 +169,8 @@ def check(config: Config) -> Config:
     for epoch in config.schedule.boundaries_epochs:
         if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not 0 < epoch < math.inf:
             raise Mistake(f"schedule.boundaries_epochs={config.schedule.boundaries_epochs}: epochs, each above 0")
+    if not 0 < config.rollback_factor <= 1:
+        raise Mistake(f"rollback_factor={config.rollback_factor}: must be above 0, and at most 1")
     learning_rate_factors(config)
     max_norms(config)
     registry.find("tasks", registry.parse_call(config.task)[0])
@@ -266,6 +280,32 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
                 value = ConfigDict({**(section if isinstance(section, ConfigDict) else {}), **value})
             config[key] = value
     return config
+
+
+def read(path: Path) -> Config:
+    """The config in the config.json of a run, unchecked. Raises `Mistake` where there is none in the file."""
+    try:
+        plain = json.loads(path.read_text())
+        if not isinstance(plain, dict):
+            raise ValueError("it holds no object")
+        return from_dict(plain)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise Mistake(
+            f"{path} cannot be read: {' '.join(str(error).split())[:300]}; choose another --workdir"
+        ) from error
+
+
+def modules(config: Config) -> list[str]:
+    """The modules outside the zoo that a config names, by dotted path: to check it is to import them, and so to run them."""
+    plain = to_dict(config)
+    model = plain.get("model")
+    names = [model.get("name") if isinstance(model, dict) else None, plain.get("dataset"), plain.get("task")]
+    for key in ("preprocess", "augment"):
+        names += plain[key] if isinstance(plain.get(key), list) else []
+    called = [str(name).split("(")[0].strip() for name in names]
+    return [name for name in called if "." in name]
 
 
 def fingerprint(config: Config) -> str:

@@ -19,9 +19,13 @@ class Mistake(Ending):
 
 
 class Diverged(Ending):
-    """The network is lost: the loss is not finite, or every logit has been equal for long."""
+    """The network is lost at `update`: the loss is not finite, or every logit has been equal for long."""
 
     exit_code = 70
+
+    def __init__(self, message: str, update: int | None = None):
+        super().__init__(message)
+        self.update = update
 
 
 class StorageFailed(Ending):

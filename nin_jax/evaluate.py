@@ -119,6 +119,8 @@ def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, step.Trai
     theirs = parallel.from_first(lambda: _config(workdir))
     trained = config_lib.from_dict(theirs)
     if own:
+        if outside := config_lib.modules(trained):
+            raise Mistake(f"{workdir / 'config.json'} names modules outside the zoo: {', '.join(outside)}")
         mixed = config_lib.from_dict(config_lib.to_dict(config))
         mixed.unlock()
         for key in ("model", "preprocess", "task", "train_split"):
@@ -142,11 +144,9 @@ def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, step.Trai
 def _config(workdir: Path) -> dict[str, Any]:
     """The config of a run directory, as it stands in config.json. Raises `Mistake`."""
     try:
-        return config_lib.to_dict(config_lib.from_dict(json.loads((workdir / "config.json").read_text())))
+        return config_lib.to_dict(config_lib.read(workdir / "config.json"))
     except FileNotFoundError as error:
         raise Mistake(f"--workdir={workdir} holds no run; train first, or name the directory of a run") from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise Mistake(f"{workdir / 'config.json'} cannot be read: {error}") from error
 
 
 def restore(run: Run, recipe: step.Recipe, workdir: Path) -> tuple[int, step.TrainState]:

@@ -6,13 +6,16 @@ python -m nin_jax.main --config=experiments/NAME.py[:ARG] [--workdir=DIR] [--mod
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import runpy
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 from absl import app, flags
@@ -20,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from nin_jax import config as config_lib
 from nin_jax.config import Config
-from nin_jax.errors import Ending, Mistake, StorageFailed, nearest, out_of_memory
+from nin_jax.errors import Ending, Mistake, Preempted, StorageFailed, nearest, out_of_memory
 from nin_jax.report import fail, one_line
 
 MODES = ("train", "eval", "describe")
@@ -152,7 +155,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             parallel.leave()
 
     commands: list[Command] = []
-    app.run(body, argv=list(argv or sys.argv), flags_parser=guarded)
+    with _nothing_to_save():
+        app.run(body, argv=list(argv or sys.argv), flags_parser=guarded)
+
+
+@contextlib.contextmanager
+def _nothing_to_save() -> Iterator[None]:
+    """While nothing else handles them, SIGTERM and SIGINT end the process at once, with a line and exit code 75.
+
+    An exception would not do: it might arrive in an import that catches it.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        fail(f"{signal.Signals(number).name} while there was nothing to save: start again")
+        os._exit(Preempted.exit_code)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave(ending: Ending) -> None:

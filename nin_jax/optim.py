@@ -16,10 +16,10 @@ from nin_jax.config import Config, learning_rate_factors, max_norms
 from nin_jax.errors import Mistake
 
 
-def schedule(config: Config, updates_per_epoch: int) -> Callable[[Any], jax.Array]:
+def schedule(config: Config, updates_per_epoch: int, scale: float = 1.0) -> Callable[[Any], jax.Array]:
     """Learning rate after n updates, but for what `plateau` makes of it in the course of a run.
 
-        rate(n) = learning_rate * factor^(boundaries passed) * decay(n / N) * min(1, (n + 1) / warm-up)
+        rate(n) = scale * learning_rate * factor^(boundaries passed) * decay(n / N) * min(1, (n + 1) / warm-up)
 
     `decay(t)` goes from 1 at t = 0 to f = `final_factor` at t = 1 and stays there: linear 1 - (1 - f) t,
     exponential f^t, cosine f + (1 - f) (1 + cos(pi t)) / 2; N is `final_epochs`, or `epochs` where that is 0.
@@ -27,13 +27,14 @@ def schedule(config: Config, updates_per_epoch: int) -> Callable[[Any], jax.Arra
     Args:
       config: its `optimizer.learning_rate` and `schedule`, whose lengths are in epochs.
       updates_per_epoch: what turns epochs into updates (rounded).
+      scale: what rollbacks made of the rate (`rollback.factor`).
     """
     s = config.schedule
     boundaries: dict[int, float] = {}
     for epoch in s.boundaries_epochs:
         update = _updates(epoch, updates_per_epoch)
         boundaries[update] = boundaries.get(update, 1.0) * s.factor  # two may fall on the same update
-    piecewise: Any = optax.piecewise_constant_schedule(config.optimizer.learning_rate, boundaries)
+    piecewise: Any = optax.piecewise_constant_schedule(scale * config.optimizer.learning_rate, boundaries)
     warmup = _updates(s.warmup_epochs, updates_per_epoch)
     end = max(1, _updates(s.final_epochs or config.epochs, updates_per_epoch))
     shapes: dict[str, Any] = {
@@ -108,7 +109,7 @@ def plateau_scale(opt_state: optax.OptState) -> Any:
     return found.scale if found else 1.0
 
 
-def optimizer(config: Config, updates_per_epoch: int) -> optax.GradientTransformationExtraArgs:
+def optimizer(config: Config, updates_per_epoch: int, scale: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """Stochastic gradient descent as cuda-convnet and Caffe compute it, the rate inside the momentum:
 
         v <- momentum * v + rate * factor * (clip(g) + weight_decay * w),    w <- cap(w - v)
@@ -133,7 +134,7 @@ def optimizer(config: Config, updates_per_epoch: int) -> optax.GradientTransform
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
         optax.add_decayed_weights(o.weight_decay, _kernels),
         optax.stateless(lambda updates, _: _scale_by_factor(updates, learning_rate_factors(config))),
-        optax.scale_by_schedule(schedule(config, updates_per_epoch)),
+        optax.scale_by_schedule(schedule(config, updates_per_epoch, scale)),
     ]
     if s.plateau_epochs:
         chain.append(plateau(config, updates_per_epoch))

@@ -11,7 +11,12 @@ from nin_jax import evaluate, parallel, step, transfer
 
 
 class Predictor:
-    """The newest good checkpoint of a run directory.
+    """The newest good checkpoint of a run directory, which may be a stranger's: nothing in it is executed.
+
+    Args:
+      workdir: the run directory.
+      trust: whether modules outside the zoo that its config.json names by dotted path may be imported. Raises `Mistake`
+        for such a name without it.
 
     Attributes:
       config: the run's config.
@@ -19,9 +24,9 @@ class Predictor:
       step: the checkpoint's finished updates.
     """
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, workdir: str | Path, *, trust: bool = False):
         path = Path(workdir).expanduser()
-        run = transfer.run_of(path)
+        run = transfer.run_of(path, trust=trust)
         self.config = run.config
         recipe = run.recipe(1)
         self.step, state = evaluate.restore(run, recipe, path)

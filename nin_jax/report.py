@@ -27,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nin_jax import storage
 from nin_jax.errors import StorageFailed
 
 T = TypeVar("T")
@@ -75,81 +76,106 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
             yield item
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file so that it is there whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+class TensorBoard:
+    """TensorBoard's event file: the numbers of each row as SPLIT/NAME. What goes wrong with it costs a line and no run.
 
+    Args:
+      folder: where it lies.
+      purge_step: what an interrupted start wrote from this step on is hidden.
+    """
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole, or as it was before. Raises `StorageFailed`."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(scratch, "w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        scratch.replace(path)
-    except OSError as error:
-        raise StorageFailed(f"cannot write {path}: {error}") from error
+    def __init__(self, folder: Path, purge_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        messages: Any = vars(event_pb2) | vars(summary_pb2)  # made at import time, so that pyright sees none
+        self.Event, self.Summary = messages["Event"], messages["Summary"]
+        self.file: Any = None
+        try:
+            folder.mkdir(exist_ok=True)
+            # Not the usual SummaryWriter, which writes in a thread, minutes later, and dies there of a full disk.
+            self.file = EventsWriter(str(folder / "events"))
+            start = messages["SessionLog"](status=messages["SessionLog"].START)
+            self.file.write_event(self.Event(wall_time=time.time(), step=purge_step, session_log=start))
+        except OSError as error:
+            self._give_up(error)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds the numbers of a row."""
+        if self.file:
+            names = [name for name in row if name not in ("step", "split", "epoch")]
+            values = [self.Summary.Value(tag=f"{row['split']}/{name}", simple_value=row[name]) for name in names]
+            event = self.Event(wall_time=time.time(), step=row["step"], summary=self.Summary(value=values))
+            try:
+                self.file.write_event(event)
+                self.file.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.file = None
+        say(f"tensorboard/ gets no more rows: {one_line(error)}")
 
 
 class Record:
     """metrics.jsonl, with one row for each (step, split), once, whatever happens in between; and TensorBoard.
 
     Opening it for a run that goes on from `step` drops the rows after that step (they will come again) and a half
-    last line. Rows are on disk before `write` returns; TensorBoard's file may lack those of the two minutes before a
-    kill -9.
+    last line. Rows are on disk before `write` returns.
     """
 
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "metrics.jsonl"
         self.done: set[tuple[int, str]] = set()
         kept = []
-        try:
-            for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else ():
-                try:
-                    row = json.loads(line)
-                    key = (row["step"], row["split"])
-                except (ValueError, KeyError, TypeError):
-                    say(f"{self.path}: dropped an unreadable line")
-                    continue
-                if key[0] <= step and key not in self.done:
-                    kept.append(line + "\n")
-                    self.done.add(key)
-            write_whole(self.path, "".join(kept))
-            self.file = open(self.path, "a")  # noqa: SIM115 - open for as long as the run
-        except OSError as error:
-            raise StorageFailed(f"cannot write {self.path}: {error}") from error
-        self.tensorboard: Any = None
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else ():
+            try:
+                row = json.loads(line)
+                key = (row["step"], row["split"])
+                in_time = key[0] <= step and key not in self.done
+            except (ValueError, KeyError, TypeError, RecursionError):
+                say(f"{self.path}: dropped an unreadable line")
+                continue
+            if in_time:
+                kept.append(line + "\n")
+                self.done.add(key)
+        storage.write_whole(self.path, "".join(kept))
+        self.file = storage.persist(str(self.path), lambda: open(self.path, "a"))  # noqa: SIM115 - for the whole run
+        self.tensorboard: TensorBoard | None = None
         self.step = step
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row; numbers go to TensorBoard as SPLIT/NAME too."""
+        """Adds a row, to TensorBoard too."""
+        self.check()
         self.done.add((row["step"], row["split"]))
-        try:
-            self.file.write(json.dumps(row) + "\n")
+        self.file.write(json.dumps(row) + "\n")
+
+        def flush() -> None:  # what could not be written stays in the file's buffer for the next attempt
             self.file.flush()
             os.fsync(self.file.fileno())
-        except OSError as error:
-            raise StorageFailed(f"cannot write {self.path}: {error}") from error
+
+        storage.persist(str(self.path), flush)
         if self.tensorboard is None and importlib.util.find_spec("tensorboardX"):
             # Not sooner: it takes seconds to import where PyTorch is installed, which it looks for.
-            from tensorboardX import SummaryWriter
-
-            # purge_step hides what an interrupted start wrote after the step that this one goes on from.
-            self.tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.step + 1)
+            self.tensorboard = TensorBoard(self.path.parent / "tensorboard", self.step + 1)
         if self.tensorboard:
-            for name, value in row.items():
-                if name not in ("step", "split", "epoch"):
-                    self.tensorboard.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            self.tensorboard.write(row)
         numbers = ", ".join(f"{k} {v:,.4g}" for k, v in row.items() if k not in ("step", "split", "epoch"))
         say(f"epoch {row['epoch']:g}, step {row['step']}, {row['split']}: {numbers}")
 
+    def check(self) -> None:
+        """Raises `StorageFailed` where the file is not the one at its path any more: rows would go nowhere."""
+        try:
+            ours = os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except OSError:
+            ours = False
+        if not ours:
+            raise StorageFailed(f"{self.path} was deleted, moved or replaced while the run was writing it")
+
     def close(self) -> None:
         """Closes the files."""
-        self.file.close()
-        if self.tensorboard:
-            self.tensorboard.close()
+        with contextlib.suppress(OSError):  # what could not be written has been said
+            self.file.close()
 
 
 class Clock:

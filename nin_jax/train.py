@@ -11,7 +11,9 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nin_jax import config as config_lib
-from nin_jax import optim, parallel, report, step, transfer
+from nin_jax import optim, parallel, report, rollback, step, storage, transfer
 from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.config import Config
@@ -30,6 +32,7 @@ from nin_jax.errors import Diverged, Mistake, Preempted, StorageFailed
 from nin_jax.evaluate import Evaluator
 from nin_jax.preemption import Stop
 from nin_jax.report import say
+from nin_jax.watchdog import Watchdog
 
 DEAD_AFTER = 50  # updates in a row with a constant logit; a ReLU on the class maps passes no gradient then, for good
 
@@ -39,7 +42,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
 
     Returns the summary, which is also in summary.json. Raises `Mistake`, `Diverged`, `StorageFailed`, `Preempted`.
     """
-    with Stop() as stop:
+    with Stop() as stop, Watchdog(config.watchdog_seconds) as watchdog:
         run = Run(config)
         with contextlib.ExitStack() as held:
             parallel.from_first(lambda: held.enter_context(claim(workdir, config)))
@@ -48,14 +51,18 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
             if done:
                 say(f"{workdir} is done: test error {done['test_error_pct']:.2f} %")
                 return done
-            return _Loop(run, workdir, stop).run()
+            while True:
+                try:
+                    return _Loop(run, workdir, stop, watchdog).run()
+                except Diverged as diverged:
+                    rollback.go_back(config, workdir, diverged)
 
 
 class _Loop:
     """One start of a run."""
 
-    def __init__(self, run: Run, workdir: Path, stop: Stop):
-        self.config, self.workdir, self.stop = run.config, workdir, stop
+    def __init__(self, run: Run, workdir: Path, stop: Stop, watchdog: Watchdog):
+        self.config, self.workdir, self.stop, self.watchdog = run.config, workdir, stop, watchdog
         self.mesh, self.classes = run.mesh, run.info.classes
         c = self.config
         data = run.load(c.train_split)
@@ -68,9 +75,14 @@ class _Loop:
                 f"train_split={c.train_split!r} has {examples} examples, fewer than batch_size={c.batch_size}"
             )
         self.last = c.epochs * self.epoch_updates
-        self.recipe = run.recipe(self.epoch_updates)
-        self.rate = optim.schedule(c, self.epoch_updates)
+        self.bad_records = {"train": run.left_out[c.train_split], eval_name(c.eval_split): run.left_out[c.eval_split]}
+        self.identity = self._identify(data)
+        self.rollbacks = parallel.from_first(lambda: rollback.read(workdir))
+        scale = rollback.factor(self.rollbacks)
+        self.recipe = run.recipe(self.epoch_updates, scale)
+        self.rate = optim.schedule(c, self.epoch_updates, scale)
         self.stats = run.fitted(workdir, write=True, train=data)
+        self.watchdog.beat()
         self.evaluator = Evaluator([self.recipe], self.mesh, c.mapper, run.evaluation(test), [self.stats])
         self.seed = parallel.replicate(jnp.uint32(c.seed), self.mesh)
         make = jax.jit(lambda seed: step.init_state(self.recipe, seed, run.info.image_shape))
@@ -86,6 +98,12 @@ class _Loop:
         found = self.checkpoints.restore(self.shapes)
         if found:
             self.step, self.state, notes = found
+            _check_config(notes.get("config"), self.config, f"checkpoint {self.step} in {workdir}")
+            if notes.get("data", self.identity) != self.identity:
+                raise Mistake(
+                    f"--workdir={workdir} holds a run on other training examples ({notes['data']}; now "
+                    f"{self.identity}); choose another --workdir, or bring the data back"
+                )
             say(f"going on from step {self.step} of {self.last} in {workdir}")
         else:
             first = self._started(make(np.uint32(c.seed)))
@@ -121,13 +139,24 @@ class _Loop:
             parallel.from_first(lambda: self.record.write(row))
             self.recorded.add((row["step"], row["split"]))
 
+    def _identify(self, data: Any) -> str:
+        """What a resumed run's training examples are known by; says which classes have none."""
+        if not isinstance(data, tuple):
+            return f"{len(data)} pictures"
+        labels = data[1]
+        empty = np.setdiff1d(np.arange(self.classes), labels).tolist()
+        if empty:
+            split = self.config.train_split
+            say(f"warning: {split} has no example of {len(empty)} of {self.classes} classes: {empty[:20]}")
+        return f"{len(labels)} examples, labels {zlib.crc32(labels.tobytes()):08x}"
+
     def run(self) -> dict[str, Any]:
         """Goes to the end; whatever ends it sooner, files are closed and what was being saved is saved."""
         try:
             while True:
                 if self.step % self.epoch_updates == 0 and self.step:
                     self._events()
-                if self.stop():
+                if self._stopped():
                     self._preempted()
                 if self.step == self.last:
                     break
@@ -144,6 +173,11 @@ class _Loop:
             if parallel.is_first():
                 self.record.close()
 
+    def _stopped(self) -> bool:
+        """Whether a stop was asked for; that this is asked shows that what came before was finished."""
+        self.watchdog.beat()
+        return self.stop()
+
     def _epoch(self) -> None:
         """Updates to the end of the epoch, or to a signal."""
         end = (self.step // self.epoch_updates + 1) * self.epoch_updates
@@ -159,7 +193,7 @@ class _Loop:
             task = bar.add_task(
                 f"epoch {end // self.epoch_updates} of {self.config.epochs}", total=self.last, completed=begin
             )
-            while self.step < end and not self.stop():
+            while self.step < end and not self._stopped():
                 n = min(length, end - self.step)
                 self.state, metrics = compiled[n](self.state, self.batches.at(self.step), self.stats, self.seed)
                 self.step += n
@@ -203,7 +237,8 @@ class _Loop:
             if not math.isfinite(loss):
                 raise Diverged(
                     f"the loss is {loss} at update {update}; a lower optimizer.learning_rate, optimizer.clip_norm=0.1 or "
-                    "schedule.warmup_epochs=1 helps"
+                    "schedule.warmup_epochs=1 helps",
+                    update,
                 )
             self.constant_for = (self.constant_for + 1) * constant
             if self.constant_for.min() >= DEAD_AFTER and abs(loss - math.log(self.classes)) < 0.05:
@@ -211,7 +246,8 @@ class _Loop:
                     f"the network is dead at update {update}: for {DEAD_AFTER} updates every image has had the same logits "
                     f"(loss {loss:.4f}, ln {self.classes} = {math.log(self.classes):.4f}), so all class maps are 0 and pass "
                     "no gradient; what helps: optimizer.clip_norm=0.1, model.deviations=('he',), "
-                    "schedule.warmup_epochs=1, another seed, or model.relu_on_class_maps=False"
+                    "schedule.warmup_epochs=1, another seed, or model.relu_on_class_maps=False",
+                    update,
                 )
             self.meter["loss"] += float(loss)
             self.meter["error"] += float(error)
@@ -239,24 +275,36 @@ class _Loop:
                 self.evaluating.result()
             start = time.perf_counter()
             with self.clock.time("eval"):
-                self.evaluation = self.evaluator([self.state.variables], self.stop)
+                self.evaluation = self.evaluator([self.state.variables], self._stopped)
             if self.evaluation is None:
                 return
+            if not math.isfinite(self.evaluation["loss"]):
+                raise Diverged(f"the loss of the evaluation after update {self.step} is not finite", self.step)
             images_per_s = self.evaluation["examples"] / (time.perf_counter() - start)
             means = {k: v for k, v in self.evaluation.items() if k != "examples"}
             self._write(common | {"split": split} | means | {"images_per_s": images_per_s})
             if epoch % c.checkpoint_every_epochs == 0 or final:
-                self._save({"error_pct": self.evaluation["error_pct"]})
+                self._save({"error_pct": self.evaluation["error_pct"]}, wait=final)
         elif epoch % c.checkpoint_every_epochs == 0:
             self._save()
 
-    def _save(self, metrics: dict[str, float] | None = None) -> None:
-        self.checkpoints.save(self.step, self.state, {"meter": self.meter, "seconds": self.clock.seconds}, metrics)
+    def _save(self, metrics: dict[str, float] | None = None, *, wait: bool = False) -> None:
+        parallel.from_first(lambda: self.record.check())
+        if not all(np.isfinite(a).all() for a in jax.tree.leaves(parallel.host(self.state.params))):
+            raise Diverged(f"the parameters after update {self.step} are not finite", self.step)  # and are not kept
+        notes = {
+            "meter": self.meter,
+            "seconds": self.clock.seconds,
+            "data": self.identity,
+            "config": config_lib.to_dict(self.config),
+            "healthy": not self.constant_for.all(),
+        }
+        self.checkpoints.save(self.step, self.state, notes, metrics, wait=wait)
+        self.watchdog.beat()
 
     def _preempted(self) -> None:
         """Saves the present state, waits for it, and ends the command."""
-        self._save()
-        self.checkpoints.wait()
+        self._save(wait=True)
         raise Preempted(
             f"{self.stop.requested}: saved step {self.step} of {self.last} in {self.workdir}; start again to go on"
         )
@@ -284,11 +332,13 @@ class _Loop:
             "device": f"{device.platform} {device.device_kind}",
             "devices": self.mesh.size,
             "seed": self.config.seed,
+            "bad_records": self.bad_records,
+            "rollbacks": self.rollbacks,
             "versions": report.versions(),
             "commit": report.commit(),
             "fingerprint": config_lib.fingerprint(self.config),
         }
-        parallel.from_first(lambda: report.write_json(self.workdir / "summary.json", summary))
+        parallel.from_first(lambda: storage.write_json(self.workdir / "summary.json", summary))
         if status == "done":
             say(
                 f"done: test error {summary['test_error_pct']:.2f} % of {summary['test_examples']}, "
@@ -313,7 +363,8 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
     try:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = open(workdir / ".lock", "w")  # noqa: SIM115 - entered below
+            # Nothing behind a link is touched; and a lock file needs no content.
+            lock = os.fdopen(os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC), "w")
         except (FileExistsError, NotADirectoryError) as error:
             raise Mistake(f"--workdir={workdir} is not a directory") from error
         with lock:
@@ -321,33 +372,33 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Mistake(f"--workdir={workdir} is in use by a live process; choose another") from error
-            _check_config(workdir / "config.json", config)
+            path = workdir / "config.json"
+            if path.exists():
+                _check_config(config_lib.to_dict(config_lib.read(path)), config, f"--workdir={workdir}")
+            storage.write_json(path, config_lib.to_dict(config))
             yield
     except OSError as error:
         raise StorageFailed(f"--workdir={workdir}: {error}") from error
 
 
-def _check_config(path: Path, config: Config) -> None:
-    mine = config_lib.to_dict(config)
-    if path.exists():
-        try:
-            theirs = config_lib.to_dict(config_lib.from_dict(json.loads(path.read_text())))
-            differing = [
-                d for d in config_lib.differences(theirs, mine) if d.split(":")[0] not in config_lib.NOT_THE_RUN
-            ]
-        except (OSError, ValueError, AttributeError) as error:
-            raise Mistake(f"{path} cannot be read ({error}); choose another --workdir") from error
+def _check_config(plain: dict[str, Any] | None, config: Config, what: str) -> None:
+    """Raises `Mistake` where `what` is of a run of another config than this."""
+    if plain is not None:
+        theirs = config_lib.to_dict(config_lib.from_dict(plain))
+        differing = [
+            line
+            for line in config_lib.differences(theirs, config_lib.to_dict(config))
+            if line.split(":")[0] not in config_lib.NOT_THE_RUN
+        ]
         if differing:
             raise Mistake(
-                f"--workdir={path.parent} holds a run of another config ({'; '.join(differing[:5])}); choose another "
-                "--workdir, or remove it"
+                f"{what} holds a run of another config ({'; '.join(differing[:5])}); choose another --workdir, or remove it"
             )
-    report.write_json(path, mine)
 
 
 def _finished(workdir: Path, config: Config) -> dict[str, Any] | None:
     """The summary of a run that is done."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         summary = json.loads((workdir / "summary.json").read_text())
         if summary["status"] == "done" and summary["fingerprint"] == config_lib.fingerprint(config):
             return summary

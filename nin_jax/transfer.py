@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,22 @@ from nin_jax.build import Run
 from nin_jax.errors import Mistake
 
 
-def run_of(workdir: Path) -> Run:
-    """The run whose config.json lies in a directory. Raises `Mistake`."""
+def run_of(workdir: Path, *, trust: bool = False) -> Run:
+    """The run whose config.json lies in a directory, which may be a stranger's: nothing in it is executed.
+
+    Raises `Mistake`, also for modules outside the zoo that the config names by dotted path, unless `trust` allows them.
+    """
     path = workdir / "config.json"
     try:
-        return Run(config_lib.check(config_lib.from_dict(json.loads(path.read_text()))))
-    except (OSError, ValueError, AttributeError) as error:
+        config = config_lib.read(path)
+    except FileNotFoundError as error:
         raise Mistake(f"{path} cannot be read: {error}") from error
+    if (outside := config_lib.modules(config)) and not trust:
+        raise Mistake(
+            f"{path} names modules outside the zoo ({', '.join(outside)}), which loading would execute; "
+            "load_run(DIR, trust=True) if you know them"
+        )
+    return Run(config_lib.check(config))
 
 
 def variables_of(workdir: Path) -> Mapping[str, Any]:

@@ -42,6 +42,7 @@ CHANGED = {
     "preprocess": ("gcn()",),
     "augment": ("flip()",),
     "precision": "bfloat16",
+    "bad_records": "skip",
     "mapper": "shard_map",
     "model.pools": ("avg", "max"),
     "model.dropout_kind": "classic",

@@ -149,17 +149,17 @@ def send_signal(monkeypatch, owner, name, call, number=signal.SIGTERM):
         (train._Loop, "_absorb", 13, None),  # in the middle of the second epoch
         (evaluate.Evaluator, "__call__", 2, 20),
         (train._Loop, "_save", 1, 10),
-        (checkpoint.Checkpoints, "wait", 1, None),
+        (checkpoint.Checkpoints, "close", 1, None),
         (train.report.Record, "write", 3, 20),
     ],
-    ids=["compile", "train", "evaluate", "save", "wait", "row"],
+    ids=["compile", "train", "evaluate", "save", "close", "row"],
 )
 def test_a_signal_in_any_phase(owner, name, call, saved, tmp_path, monkeypatch, undisturbed):
     """It ends with `Preempted` (exit 75) and a checkpoint of the present step; what is started again is the same run."""
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
         send_signal(patch, owner, name, call)
-        if name == "wait":  # the last wait is after the last update: nothing is left to preempt
+        if name == "close":  # after the last update: nothing is left to preempt
             train.train(tiny(), workdir)
         else:
             with pytest.raises(Preempted, match="SIGTERM: saved step"):

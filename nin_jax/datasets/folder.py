@@ -9,19 +9,18 @@ files and folders (their names begin with a dot) are left out.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
 
 from nin_jax.errors import Mistake
-from nin_jax.pipeline.arrays import Info, Split, cached, map_threads, take
+from nin_jax.pipeline.arrays import UNREADABLE, Info, Split, bad_record, cached, map_threads, take
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 HELD_OUT = 5  # every fifth picture of a class, in the order of a hash of its name
-PIXELS = 50_000_000  # a larger picture is refused: a small file can unpack to gigabytes
 
 Files = dict[str, list[tuple[Path, int]]]
 
@@ -35,14 +34,18 @@ def info(data_dir: str | None, *, size: int = 32, channels: int = 3) -> Info:
     return Info("folder", len(classes), (size, size, channels), splits, str(data_dir), class_names=tuple(classes))
 
 
-def load(split: str, data_dir: str | None, *, size: int = 32, channels: int = 3) -> Split:
-    """uint8 `[N, size, size, channels]` and int32 `[N]`. The short side is scaled to `size`, the centre is kept."""
+def load(split: str, data_dir: str | None, bad_records: str = "stop", *, size: int = 32, channels: int = 3) -> Split:
+    """uint8 `[N, size, size, channels]` and int32 `[N]`. The short side is scaled to `size`, the centre is kept.
+
+    With `bad_records="skip"` a picture that cannot be read is named in a line and has the label `UNREADABLE`.
+    """
     files, _ = _list(data_dir)
     facts = info(data_dir, size=size, channels=channels)
 
     def read(name: str) -> Split:
         stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns, label) for f, label in files[name]]
-        return cached(f"folder-{name}-{size}x{channels}", stats, lambda: _decode(files[name], facts.image_shape, name))
+        make = functools.partial(_decode, files[name], facts.image_shape, name, bad_records)
+        return cached(f"folder-{name}-{size}x{channels}", stats, make)
 
     return take(split, facts.splits, read, f"folder {data_dir}")
 
@@ -94,15 +97,17 @@ def _hold_out(entries: list[tuple[Path, int]], root: Path) -> Files:
     return files
 
 
-def _decode(files: list[tuple[Path, int]], shape: tuple[int, int, int], name: str) -> Split:
+def _decode(files: list[tuple[Path, int]], shape: tuple[int, int, int], name: str, bad_records: str) -> Split:
     from PIL import Image, ImageOps
 
-    def one(file: Path) -> np.ndarray:
+    from nin_jax.pipeline.pictures import open_picture
+
+    labels = np.array([label for _, label in files], np.int32)
+
+    def one(number: int) -> np.ndarray:
+        file, _ = files[number]
         try:
-            with Image.open(file, formats=("JPEG", "PNG")) as picture:
-                if picture.width * picture.height > PIXELS:
-                    raise Mistake(f"{file}: {picture.width} x {picture.height} pixels are more than {PIXELS}")
-                upright = ImageOps.exif_transpose(picture)
+            upright = ImageOps.exif_transpose(open_picture(file))
             if upright.mode.startswith("I;16"):  # convert would clip at 255
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             if upright.has_transparency_data:  # a palette's transparency has to be spelt out first
@@ -110,9 +115,15 @@ def _decode(files: list[tuple[Path, int]], shape: tuple[int, int, int], name: st
             upright = upright.convert("L" if shape[2] == 1 else "RGB")
             fitted = ImageOps.fit(upright, (shape[1], shape[0]), Image.Resampling.BILINEAR)
             return np.asarray(fitted, np.uint8).reshape(shape)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise Mistake(f"{file} is not a readable picture: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises anything on damaged EXIF data
+            try:
+                bad_record(f"{file} is not a readable picture", error, bad_records)
+            except ValueError as why:
+                raise Mistake(str(why)) from error
+            labels[number] = UNREADABLE
+            return np.zeros(shape, np.uint8)
 
-    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # PIXELS is lower
-        images = list(map_threads(one, (f for f, _ in files), len(files), f"decoding folder {name}"))
-    return np.stack(images), np.array([label for _, label in files], np.int32)
+    images = list(map_threads(one, range(len(files)), len(files), f"decoding folder {name}"))
+    return np.stack(images), labels

@@ -15,6 +15,8 @@ joined of them, paper_train as well as "train+extra", is in memory: 1.8 GB.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from nin_jax.errors import Mistake
@@ -32,7 +34,7 @@ INFO = Info(
 HELD_OUT = {"train": 400, "extra": 200}  # examples of each digit
 
 
-def load(split: str, data_dir: str | None = None) -> Split:
+def load(split: str, data_dir: str | None = None, bad_records: str = "stop") -> Split:
     """uint8 `[N, 32, 32, 3]` and int32 `[N]`, the digits; `Mistake` where the data set is not prepared in `data_dir`."""
     sizes = prepared_splits(tfds_folder(INFO, data_dir)) or dict(INFO.splits)
     validation = INFO.classes * sum(HELD_OUT.values())
@@ -41,16 +43,17 @@ def load(split: str, data_dir: str | None = None) -> Split:
         sizes |= {"paper_train": rest, "paper_validation": validation}
 
     def whole(name: str) -> Split:
-        return _paper(name, data_dir) if name.startswith("paper_") else from_tfds(INFO, name, data_dir)
+        read = _paper if name.startswith("paper_") else functools.partial(from_tfds, INFO)
+        return read(name, data_dir, bad_records)
 
     return take(split, sizes, whole, INFO.name)
 
 
-def _paper(split: str, data_dir: str | None) -> Split:
+def _paper(split: str, data_dir: str | None, bad_records: str) -> Split:
     rng = np.random.RandomState(322)
     parts = []
     for name, count in HELD_OUT.items():
-        images, labels = from_tfds(INFO, name, data_dir)
+        images, labels = from_tfds(INFO, name, data_dir, bad_records)
         held_out = np.zeros(len(labels), bool)
         for digit in (*range(1, 10), 0):
             places = np.flatnonzero(labels == digit)

@@ -17,7 +17,8 @@ from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.config import Config
 from nin_jax.errors import Ending, Mistake
-from nin_jax.report import fail, say, write_json
+from nin_jax.report import fail, say
+from nin_jax.storage import write_json
 from nin_jax.train import claim
 
 # Of a file and what `shapes` gives: the variables, and the "file", "bytes" and "sha256" they come from.

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nin_jax import config as config_lib
-from nin_jax import registry, report, train
+from nin_jax import registry, report, storage, train
 from nin_jax.config import Config
 from nin_jax.errors import Ending, Mistake, nearest
 from nin_jax.paper import reported
@@ -182,7 +182,7 @@ def collect(workdirs: Iterable[Path], folder: Path) -> int:
         if not file.exists():
             writer.writeheader()
         writer.writerows(rows)
-        report.write_whole(file, (file.read_text() if file.exists() else "") + text.getvalue())
+        storage.write_whole(file, (file.read_text() if file.exists() else "") + text.getvalue())
     return sum(map(len, new.values()))
 
 
@@ -319,7 +319,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
         report.say(f"{collect(workdirs, root / RESULTS)} rows added to {root / RESULTS}")
     generated = tables(read(root / RESULTS))
     for page in PAGES:
-        report.write_whole(root / page, fill((root / page).read_text(), generated))
+        storage.write_whole(root / page, fill((root / page).read_text(), generated))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import concurrent.futures
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -24,6 +23,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int32 [N]
+
+UNREADABLE = -(
+    2**31
+)  # the label of a record that could not be read: it keeps its place, so that slices stay what they are
 
 
 class Info(NamedTuple):
@@ -97,8 +100,11 @@ def tfds_folder(info: Info, data_dir: str | None) -> Path:
     return root / info.name / info.version
 
 
-def from_tfds(info: Info, split: str, data_dir: str | None) -> Split:
-    """Reads a data set that lies prepared in TFDS's layout; decodes each split once."""
+def from_tfds(info: Info, split: str, data_dir: str | None, bad_records: str = "stop") -> Split:
+    """Reads a data set that lies prepared in TFDS's layout; decodes each split once.
+
+    With `bad_records="skip"` a record that cannot be read is named in a line and has the label `UNREADABLE`.
+    """
     folder = tfds_folder(info, data_dir)
 
     def load(name: str) -> Split:
@@ -111,8 +117,7 @@ def from_tfds(info: Info, split: str, data_dir: str | None) -> Split:
             source = _open(info, folder, name)
             images = np.empty((len(source), *info.image_shape), np.uint8)
             labels = np.empty(len(source), np.int32)
-            records = ((i, source[i]) for i in range(len(source)))
-            decode_all(records, images, labels, f"decoding {info.name} {name}")
+            decode_all(source.__getitem__, images, labels, f"{info.name} {name}", bad_records)
         except Ending:  # a signal may arrive here too
             raise
         except Exception as error:  # the reader is native code and raises anything on a damaged file
@@ -185,25 +190,81 @@ def prepared_splits(folder: Path) -> dict[str, int]:
         return {s["name"]: sum(map(int, s["shardLengths"])) for s in splits}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Mistake(f"{folder / 'dataset_info.json'} cannot be read: {error!r}") from error
 
 
 def decode_all(
-    records: Iterable[tuple[int, Mapping[str, Any]]], images: np.ndarray, labels: np.ndarray, what: str
+    record: Callable[[int], Mapping[str, Any]],
+    images: np.ndarray,
+    labels: np.ndarray,
+    what: str,
+    bad_records: str = "stop",
 ) -> None:
-    """Decodes encoded records into `images` and `labels`, on all cores, with a progress bar."""
-    from PIL import Image
+    """Decodes record 0, 1, ... into `images` and `labels`, on all cores, with a progress bar.
 
-    def one(item: tuple[int, Mapping[str, Any]]) -> None:
-        i, record = item
-        with Image.open(io.BytesIO(record["image"])) as picture:
-            pixels = np.asarray(picture)
-        images[i] = pixels.reshape(images.shape[1:])
-        labels[i] = record["label"]
+    Args:
+      record: the encoded "image" and the "label" of a record.
+      images, labels: what is filled, uint8 `[N, H, W, C]` and int32 `[N]`.
+      what: the split, for the messages.
+      bad_records: at a record that cannot be read, "stop" raises `ValueError`; "skip" says it in a line and goes on.
+    """
+    from nin_jax.pipeline.pictures import open_picture
 
-    for _ in map_threads(one, records, len(labels), what):
+    def one(i: int) -> None:
+        try:
+            found = record(i)
+            pixels = np.asarray(open_picture(found["image"]))
+            if pixels.size != images[i].size:
+                raise ValueError(f"a picture of shape {pixels.shape}, expected {images.shape[1:]}")
+            images[i] = pixels.reshape(images.shape[1:])
+            labels[i] = found["label"]
+        except MemoryError:
+            raise
+        except Exception as error:  # the reader is native code and raises anything on a damaged file
+            bad_record(f"record {i} of {what}", error, bad_records)
+            images[i], labels[i] = 0, UNREADABLE
+
+    for _ in map_threads(one, range(len(labels)), len(labels), f"decoding {what}"):
         pass
+
+
+def bad_record(which: str, why: Exception, bad_records: str) -> None:
+    """What a record that cannot be used leads to: `ValueError` with "stop", a line with "skip"."""
+    if bad_records != "skip":
+        raise ValueError(f"{which}: {one_line(why)}; bad_records='skip' leaves such records out") from why
+    say(f"{which} is left out: {one_line(why)[:300]}")
+
+
+def usable(split: Split, info: Info, which: str, bad_records: str) -> tuple[Split, int]:
+    """The examples of a split whose label is one of the data set's classes, and how many are left out.
+
+    Raises `Mistake` for the first that is not, with `bad_records="stop"`; and where nothing is left, or the pictures are
+    not what `info` says.
+    """
+    images, labels = split
+    if images.dtype != np.uint8 or images.shape != (len(labels), *info.image_shape):
+        raise Mistake(
+            f"{which}: images are {images.dtype} {list(images.shape)}, expected uint8 "
+            f"{[len(labels), *info.image_shape]}"
+        )
+    bad = np.flatnonzero((labels < 0) | (labels >= info.classes))
+    if not len(bad):
+        return split, 0
+    first = labels[bad[0]]
+    why = (
+        f"example {bad[0]} could not be read"
+        if first == UNREADABLE
+        else f"label {first} of example {bad[0]} is not between 0 and {info.classes - 1}"
+    )
+    said = f"{which}: {why}"
+    if bad_records != "skip":
+        raise Mistake(f"{said} ({len(bad)} of {len(labels)} are bad; bad_records='skip' leaves them out)")
+    if len(bad) == len(labels):
+        raise Mistake(f"{said}, and no other can be used either")
+    say(f"{said}; {len(bad)} of {len(labels)} examples are left out")
+    good = np.delete(np.arange(len(labels)), bad)
+    return (images[good], labels[good]), len(bad)
 
 
 def map_threads(f: Callable[[T], R], items: Iterable[T], total: int, what: str) -> Iterator[R]:

@@ -28,7 +28,8 @@ from PIL import Image
 
 from nin_jax.errors import Mistake
 from nin_jax.pipeline import views, worker
-from nin_jax.report import one_line, say, track, write_json
+from nin_jax.report import one_line, say, track
+from nin_jax.storage import write_json
 
 NAME, VERSION = "imagenet2012", "5.1.0"
 SPLITS = {"train": 1_281_167, "validation": 50_000}

@@ -51,6 +51,9 @@ def fit(ops: Sequence[Op], images: np.ndarray) -> Stats:
     for i, (call, module, arguments) in enumerate(ops):
         try:
             stats.append(module.fit(current, **arguments))
+            for name, array in stats[-1].items():
+                if not np.isfinite(np.asarray(array)).all():
+                    raise ValueError(f"what was fitted has {name} that is not finite")
             if fitted and i < fitted[-1]:
                 step = jax.jit(functools.partial(module.apply, **arguments))
                 chunks = [

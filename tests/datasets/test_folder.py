@@ -250,6 +250,7 @@ def bomb(width: int, height: int) -> bytes:
     ],
     ids=["empty", "gif", "cut", "64M", "100M", "10G"],
 )
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as pictures.py has it
 def test_unreadable_pictures_are_named(content: bytes, said: str, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that would unpack to gigabytes is refused by its header, before it is unpacked."""
     (pets / "cat/x.png").write_bytes(content)

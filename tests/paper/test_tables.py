@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from nin_jax import config as config_lib
-from nin_jax import main, report, train
+from nin_jax import main, report, storage, train
 from nin_jax.errors import Mistake
 from nin_jax.paper import reported, tables
 
@@ -165,8 +165,8 @@ def altered(run: Path, to: Path, config: Any = None, **summary: Any) -> Path:
     """What the run leaves, but of another config or ended in another way; without its checkpoints."""
     to.mkdir()
     plain = json.loads((run / "config.json").read_text()) if config is None else config_lib.to_dict(config)
-    report.write_json(to / "config.json", plain)
-    report.write_json(to / "summary.json", json.loads((run / "summary.json").read_text()) | summary)
+    storage.write_json(to / "config.json", plain)
+    storage.write_json(to / "summary.json", json.loads((run / "summary.json").read_text()) | summary)
     return to
 
 
@@ -198,7 +198,7 @@ def test_a_config_of_an_older_version_is_read(run: Path, tmp_path: Path) -> None
     workdir = altered(run, tmp_path / "run", config_lib.experiment("cifar10", "release"))
     plain = json.loads((workdir / "config.json").read_text())
     del plain["model"]["pool_start"], plain["schedule"]["plateau_epochs"]
-    report.write_json(workdir / "config.json", plain)
+    storage.write_json(workdir / "config.json", plain)
     got = tables.result(workdir)
     assert got is not None
     assert (got["config"], got["overrides"]) == ("experiments/cifar10.py:release", "")

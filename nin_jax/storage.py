@@ -1,0 +1,61 @@
+"""Writing to storage that falters: a file is there whole or as it was before, and an error that may pass is tried again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nin_jax.errors import StorageFailed
+
+T = TypeVar("T")
+
+RETRY_AFTER = (0.5, 2.0, 8.0)  # seconds between the attempts
+FOR_GOOD = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP),
+}
+
+
+def persist(what: str, write: Callable[[], T]) -> T:
+    """`write()`, again after each pause of `RETRY_AFTER` while it raises an `OSError` that may pass.
+
+    A full disk, a quota and a network file system that does not answer may; a missing right or folder does not. Raises
+    `StorageFailed`, which names `what`.
+    """
+    for pause in (*RETRY_AFTER, None):
+        try:
+            return write()
+        except OSError as error:
+            if pause is None or error.errno in FOR_GOOD:
+                raise StorageFailed(f"cannot write {what}: {' '.join(str(error).split())}") from error
+            time.sleep(pause)
+    raise AssertionError
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file so that it is there whole or not at all. Raises `StorageFailed`."""
+    write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file so that it is there whole, or as it was before. Raises `StorageFailed`."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+
+    def write() -> None:
+        try:
+            with open(scratch, "wb") as f:
+                f.write(content.encode() if isinstance(content, str) else content)
+                f.flush()
+                os.fsync(f.fileno())
+            scratch.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                scratch.unlink()  # half a file would keep a full disk full
+
+    persist(str(path), write)

@@ -1,0 +1,158 @@
+"""What the fault tests are made of: the real command as a subprocess, harm at a chosen moment, comparison, the tally.
+
+Harm at a moment of the clock is done from outside. Harm in a phase is done by `tests/faults/child.py`, which runs the real
+`nin_jax.main` with hooks on real functions: the n-th call of one kills the process, raises, hangs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+FULL = os.environ.get("NIN_JAX_FAULTS") == "full"  # `python -m tests.faults`
+SECONDS = 240  # longest that a command may take, however busy the machine is
+
+# Every random part on; ten updates an epoch, each of some milliseconds.
+TINY = {
+    "dataset": "synthetic",
+    "train_split": "train[:320]",
+    "eval_split": "test[:72]",
+    "preprocess": ("gcn(scale=10)", "zca(eps=0.1)"),
+    "augment": ("crop(pad=1)", "flip()"),
+    "batch_size": 32,
+    "epochs": 4,
+    "keep": 3,
+    "eval_every_epochs": 1,
+    "checkpoint_every_epochs": 1,
+    "model.kernels": (3, 3),
+    "model.widths": ((8, 8), (8,)),
+    "model.pools": ("max",),
+    "model.deviations": ("he",),
+    "model.dropout": 0.2,
+    "optimizer.learning_rate": 0.05,
+    "optimizer.learning_rate_factors": (),
+    "optimizer.clip_norm": 0.0,
+    "schedule.boundaries_epochs": (2,),
+}
+
+
+def words(workdir: Path | str, **changes: Any) -> list[str]:
+    """The arguments of a command that trains a small network in `workdir`."""
+    settings = TINY | changes
+    return [
+        "--config=experiments/digits.py",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def environment() -> dict[str, str]:
+    """As a user has it, one CPU device, but with the session's caches: what compiles, compiles once."""
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(arguments: Sequence[str], *hooks: dict[str, Any], prefix: Sequence[str] = (), **env: str) -> subprocess.Popen:
+    """Starts the command; with hooks, by way of child.py."""
+    module = (
+        ["-m", "tests.faults.child", json.dumps(hooks), *arguments] if hooks else ["-m", "nin_jax.main", *arguments]
+    )
+    return subprocess.Popen(
+        [*prefix, sys.executable, *module],
+        cwd=ROOT,
+        env=environment() | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@dataclasses.dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        """The last line on stderr."""
+        return (self.err.strip().splitlines() or [""])[-1]
+
+    def clean(self) -> bool:
+        """Whether nobody saw a traceback."""
+        return "Traceback" not in self.err and "Fatal Python error" not in self.err
+
+
+def finish(process: subprocess.Popen, seconds: float = SECONDS) -> Ended:
+    """Waits for a command."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"the command hangs: {err}") from None
+    return Ended(process.returncode, out, err)
+
+
+def run(arguments: Sequence[str], *hooks: dict[str, Any], **options: Any) -> Ended:
+    """Starts a command and waits for it."""
+    return finish(start(arguments, *hooks, **options))
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without its timings."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in lines]
+
+
+def steps(workdir: Path) -> list[int]:
+    """The steps of the checkpoints."""
+    folder = workdir / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def final_state(workdir: Path) -> tuple[int, dict[str, str]]:
+    """The newest checkpoint's step and the CRC-32 of each of its arrays, as it was saved."""
+    step = steps(workdir)[-1]
+    return step, json.loads((workdir / "checkpoints" / str(step) / "notes" / "metadata").read_text())["crc32"]
+
+
+def assert_same_run(workdir: Path, calm: Path) -> None:
+    """Parameters, momentum and rows bit for bit, every row once, and a summary that says done."""
+    assert final_state(workdir) == final_state(calm)
+    assert rows(workdir) == rows(calm)
+    summary = json.loads((workdir / "summary.json").read_text())
+    wanted = json.loads((calm / "summary.json").read_text())
+    assert [summary[k] for k in ("status", "step", "test_error_pct")] == [
+        wanted[k] for k in ("status", "step", "test_error_pct")
+    ]
+
+
+def assert_resumes(workdir: Path, calm: Path, **changes: Any) -> None:
+    """The same command once more ends well, and the run is the undisturbed one."""
+    ended = run(words(workdir, **changes))
+    assert ended.code == 0, ended.err
+    assert ended.clean(), ended.err
+    assert_same_run(workdir, calm)
+
+
+def own_mounts(script: str, *arguments: str) -> list[str] | None:
+    """A prefix under which a command sees mounts of its own that `script` makes; None where that is not allowed.
+
+    The script gets `arguments` as $1, $2, ... and then the command as "$@".
+    """
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        return None
+    return ["unshare", "-rm", "sh", "-c", script, "sh", *arguments]

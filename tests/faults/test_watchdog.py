@@ -1,0 +1,78 @@
+"""A run that hangs is ended, with its stacks; one that was stopped and goes on is not."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from nin_jax.watchdog import Watchdog
+from tests.faults import harness
+
+
+@pytest.mark.parametrize(
+    ("at", "call"),
+    [
+        ("nin_jax.train:_Loop._absorb", 15),
+        *([("nin_jax.evaluate:parallel.host", 17), ("nin_jax.checkpoint:storage.persist", 2)] if harness.FULL else []),
+    ],
+)
+def test_a_run_that_hangs(at: str, call: int, tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
+    """Exit 75 after the patience of the config, the stack that shows where, and the run goes on bit for bit."""
+    workdir = tmp_path / "run"
+    began = time.monotonic()
+    ended = harness.run(harness.words(workdir, watchdog_seconds=8.0), {"at": at, "call": call, "do": "hang"})
+    assert ended.code == 75, ended.err
+    assert "nothing was finished for" in ended.last
+    assert "tests/faults/child.py" in ended.err  # where it hangs
+    assert time.monotonic() - began < harness.SECONDS
+    harness.assert_resumes(workdir, calm)
+    tally["exit 75 with stacks, then bit-equal"] += 1
+
+
+CODE = """
+import sys, time
+from nin_jax.watchdog import Watchdog
+with Watchdog(1.0) as dog:
+    for i in range(int(sys.argv[1])):
+        dog.beat()
+        if i == 0:
+            print("beats", flush=True)
+        time.sleep(0.1)
+"""
+
+
+def test_a_process_that_was_stopped_gets_its_time_anew(tally: Counter[str]) -> None:
+    """SIGSTOP for three times the patience, then SIGCONT: it goes on."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, "40"],
+        env=harness.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    process.send_signal(signal.SIGCONT)
+    ended = harness.finish(process)
+    assert ended.code == 0, ended.err
+    tally["goes on"] += 1
+
+
+def test_patience() -> None:
+    """Nothing before the first beat, nothing while it beats, and nothing without patience."""
+    left: list[str] = []
+    for seconds in (0.0, 0.2):
+        with Watchdog(seconds, lambda: left.append("left")) as dog:
+            time.sleep(0.5)
+            for _ in range(10):
+                dog.beat()
+                time.sleep(0.05)
+    assert not left

@@ -112,8 +112,15 @@ class TensorBoard:
             except OSError as error:
                 self._give_up(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def close(self) -> None:
+        """Closes the file."""
+        if self.file:
+            with contextlib.suppress(OSError):
+                self.file.close()
         self.file = None
+
+    def _give_up(self, error: OSError) -> None:
+        self.close()
         say(f"tensorboard/ gets no more rows: {one_line(error)}")
 
 
@@ -176,6 +183,8 @@ class Record:
         """Closes the files."""
         with contextlib.suppress(OSError):  # what could not be written has been said
             self.file.close()
+        if self.tensorboard:
+            self.tensorboard.close()
 
 
 class Clock:

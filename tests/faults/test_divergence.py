@@ -64,7 +64,7 @@ def test_a_divergence_before_the_first_checkpoint(tmp_path: Path, tally: Counter
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path, tally: Counter[str]) -> None:
     """The last update of a run makes them so, after the last loss was seen: exit 70, not "done" with a wrong number."""
-    late = {"schedule.boundaries_epochs": (2.9,), "schedule.factor": 1e38, "epochs": 3, "keep": 1}
+    late = {"schedule.boundaries_epochs": (2.9,), "schedule.factor": 1e45, "epochs": 3, "keep": 1}
     for every in (1, 3):
         workdir = tmp_path / str(every)
         with pytest.raises(Diverged, match=r"not finite|loss is (nan|inf)"):

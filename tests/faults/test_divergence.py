@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import nin_jax
 from nin_jax import checkpoint, main, rollback
+from nin_jax import train as loop
 from nin_jax.errors import Diverged, Mistake
 from tests.faults import harness
 
@@ -62,15 +64,24 @@ def test_a_divergence_before_the_first_checkpoint(tmp_path: Path, tally: Counter
     tally["started again at step 0"] += 1
 
 
-def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path, tally: Counter[str]) -> None:
-    """The last update of a run makes them so, after the last loss was seen: exit 70, not "done" with a wrong number."""
-    late = {"schedule.boundaries_epochs": (2.9,), "schedule.factor": 1e45, "epochs": 3, "keep": 1}
-    for every in (1, 3):
-        workdir = tmp_path / str(every)
-        with pytest.raises(Diverged, match=r"not finite|loss is (nan|inf)"):
-            train(workdir, eval_every_epochs=every, **late)
-        assert harness.steps(workdir)[-1] == 20
-        tally["exit 70, the one before kept"] += 1
+@pytest.mark.parametrize(("before", "said"), [("_events", "loss of the evaluation"), ("_save", "the parameters")])
+def test_parameters_that_are_not_finite_are_never_saved(
+    before: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Counter[str]
+) -> None:
+    """They become so by the last update of an epoch, after its loss was seen: exit 70, and the last good one is kept."""
+    real = getattr(loop._Loop, before)
+
+    def spoilt(self: loop._Loop, *args: Any, **kwargs: Any) -> None:
+        if self.step == 30:
+            params = jax.tree.map(lambda a: a * np.float32("nan"), self.state.params)
+            self.state = dataclasses.replace(self.state, params=params)
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(loop._Loop, before, spoilt)
+    with pytest.raises(Diverged, match=rf"{said} after update 30 (is|are) not finite"):
+        train(tmp_path, keep=1)
+    assert harness.steps(tmp_path)[-1] == 20
+    tally["exit 70, the one before kept"] += 1
 
 
 def test_checkpoints_of_a_dead_network_are_gone_behind(tmp_path: Path) -> None:

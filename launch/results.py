@@ -19,7 +19,7 @@ from typing import Any
 
 from launch import trial as trials
 from launch.trial import Trial
-from nin_jax import report
+from nin_jax import storage
 from nin_jax.errors import Mistake
 from nin_jax.paper import tables
 
@@ -72,8 +72,8 @@ def write(plan: Sequence[Trial], directory: Path, statuses: Mapping[str, str] | 
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(result for _, result in ended)
-    report.write_whole(directory / "results.csv", text.getvalue())
-    report.write_whole(directory / "summary.md", summarise(ended, len(plan)))
+    storage.write_whole(directory / "results.csv", text.getvalue())
+    storage.write_whole(directory / "summary.md", summarise(ended, len(plan)))
     if importlib.util.find_spec("matplotlib") and any(r["status"] == "done" for _, r in ended):
         draw(ended, directory / "results.png")
     return [result for _, result in ended]

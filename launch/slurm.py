@@ -24,7 +24,8 @@ from absl import flags
 from launch import command
 from nin_jax import main
 from nin_jax.errors import Mistake
-from nin_jax.report import one_line, say, write_whole
+from nin_jax.report import one_line, say
+from nin_jax.storage import write_whole
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_integer("nodes", 1, "Nodes.", lower_bound=1, flag_values=FLAGS)

@@ -32,7 +32,8 @@ from launch.trial import Trial
 from nin_jax import config as config_lib
 from nin_jax import main
 from nin_jax.errors import Mistake, Preempted, nearest
-from nin_jax.report import say, write_json
+from nin_jax.report import say
+from nin_jax.storage import write_json
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "An experiment with a function sweep(seeds).", flag_values=FLAGS)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks import report, start
 from nin_jax import config, main
+from tests.faults import page, removals, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,6 +19,18 @@ def test_the_page_of_speed_is_that_of_the_recorded_measurements():
     """docs/performance.md shows benchmarks/results/*.json, by `python -m benchmarks.report`."""
     text = report.DOC.read_text()
     assert report.render(text) == text
+
+
+def test_the_page_of_faults_is_that_of_the_recorded_counts():
+    """docs/reliability.md, by `python -m tests.faults --page`; and each test that it names is there."""
+    text = page.DOC.read_text()
+    assert page.render(text) == text
+    named = {test for row in table.ROWS for test in row.tests} | {r.test for r in removals.REMOVALS}
+    for test in named:
+        file, name = test.split("::")
+        assert f"def {name}(" in (ROOT / file).read_text(), test
+    for r in removals.REMOVALS:
+        assert (ROOT / "nin_jax" / r.file).read_text().count(r.before) == 1, r
 
 
 def test_every_experiment_named_anywhere_is_there_and_legal():

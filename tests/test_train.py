@@ -3,19 +3,15 @@
 import json
 import math
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from nin_jax import checkpoint, config, evaluate, main, parallel, report, train
+from nin_jax import checkpoint, config, evaluate, parallel, report, train
 from nin_jax.errors import Diverged, Mistake, Preempted, StorageFailed
 
 TINY = {
@@ -46,12 +42,6 @@ def tiny(**changes):
             section, _, last = key.rpartition(".")
             (c[section] if section else c)[last] = value
     return config.check(c)
-
-
-def flags(**changes):
-    """The same as a command line, over experiments/digits.py."""
-    settings = TINY | {"optimizer.learning_rate_factors": (), "optimizer.clip_norm": 0.0} | changes
-    return [f"--config.{k}={v}" for k, v in settings.items() if k != "model.name"]
 
 
 @pytest.fixture(autouse=True)
@@ -498,71 +488,3 @@ def test_the_clock_and_the_record_survive(tmp_path):
     assert record.done == {(1, "train")}
     record.close()
     assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1 / 3]
-
-
-def start(workdir, env, *extra):
-    """The real command in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "nin_jax.main",
-        "--config=experiments/digits.py",
-        f"--workdir={workdir}",
-        *flags(),
-        *extra,
-    ]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def kill_and_restart(workdir, env, moments, kill):
-    """Starts the command again and again, killing it after each of `moments` seconds; then lets it end."""
-    for seconds in moments:
-        process = start(workdir, env)
-        try:
-            _, stderr = process.communicate(timeout=seconds)
-            assert process.returncode == 0, stderr
-        except subprocess.TimeoutExpired:
-            process.send_signal(kill)
-            _, stderr = process.communicate(timeout=15)
-            codes = {-kill if kill == signal.SIGKILL else 75}
-            if (workdir / "summary.json").exists():  # it was leaving already
-                codes |= {0, -kill}
-            assert process.returncode in codes, stderr
-    process = start(workdir, env)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-
-
-def disturbed_command(tmp_path, env, kill, times):
-    """Compares a command killed at `times` random moments with one that is not."""
-    began = time.monotonic()
-    calm = start(tmp_path / "calm", env)
-    _, stderr = calm.communicate(timeout=180)
-    assert calm.returncode == 0, stderr
-    whole = time.monotonic() - began
-    seed = random.randrange(10**6)
-    print("seed of the moments:", seed)
-    luck = random.Random(seed)
-    kill_and_restart(tmp_path / "run", env, [luck.uniform(0.2, 1.0) * whole for _ in range(times)], kill)
-    same_run(tmp_path / "run", tmp_path / "calm")
-
-
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-def test_the_command_killed_at_random_moments(kill, tmp_path, clean_env):
-    """kill -9, or SIGTERM (exit 75 within 15 s), at two random moments: parameters and rows bit-equal in the end."""
-    disturbed_command(tmp_path, clean_env, kill, 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-def test_the_command_killed_at_many_random_moments(kill, tmp_path, clean_env):
-    """The same with fifteen kills."""
-    disturbed_command(tmp_path, clean_env, kill, 15)
-
-
-def test_the_flags_of_these_tests_say_the_same_config():
-    """So that the command and the calls train the same network."""
-    parsed = main.parse(["main", "--config=experiments/digits.py", *flags()]).config
-    assert {k: v for k, v in config.to_dict(parsed).items() if k in ("dataset", "augment", "epochs")} == {
-        k: v for k, v in config.to_dict(tiny()).items() if k in ("dataset", "augment", "epochs")
-    }

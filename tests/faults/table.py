@@ -1,0 +1,210 @@
+"""The rows of docs/reliability.md: each fault, what is promised, the tests that cause it, and what others do.
+
+What others do is from their documentation and source, read or run on 2026-11-20 (orbax 0.12.8 was run); "?" was not looked
+into.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HERE = "tests/faults"
+
+
+class Row(NamedTuple):
+    """One fault. `tests` are node ids without parameters; `others` orbax, MaxText, Lightning, big_vision."""
+
+    fault: str
+    promise: str
+    tests: tuple[str, ...]
+    others: tuple[str, str, str, str] = ("?", "?", "?", "?")
+
+
+ROWS = (
+    Row(
+        "kill -9 at any moment (start, load, compile, restore, train, evaluate, row, save, final write)",
+        "the next start goes on from the newest checkpoint; parameters, momentum and rows end bit-equal",
+        (f"{HERE}/test_kills.py::test_kill_9",),
+        (
+            "a save cut short is ignored",
+            "by orbax; resume compared with isclose",
+            "atomic save of files",
+            "pointer file moved after the commit",
+        ),
+    ),
+    Row(
+        "SIGTERM or SIGINT in each phase, once and twice",
+        "exit 75, one line, a checkpoint of the present step",
+        (
+            f"{HERE}/test_kills.py::test_signals",
+            "tests/test_train.py::test_a_signal_in_any_phase",
+            "tests/test_train.py::test_a_signal_while_a_checkpoint_is_restored",
+            "tests/test_train.py::test_ctrl_c_once_and_twice",
+        ),
+        ("only with jax.distributed", "saves, then StopTraining", "at the end of the batch; exit 143", "none"),
+    ),
+    Row(
+        "damaged checkpoint: any file cut, emptied, flipped, removed, foreign, longer, of a later version",
+        "the newest good step, one line for each broken one, which is set aside",
+        (
+            f"{HERE}/test_checkpoints.py::test_damaged_checkpoints",
+            f"{HERE}/test_checkpoints.py::test_damaged_checkpoints_by_the_command",
+            "tests/test_train.py::test_a_broken_newest_checkpoint",
+            "tests/test_train.py::test_no_harm_to_any_file_is_silent",
+        ),
+        (
+            "46 of 46 flipped bits restored silently; no fallback",
+            "no checksum; fallback only in the elastic path",
+            "not tested",
+            "no checksum",
+        ),
+    ),
+    Row(
+        "checkpoint of another run, config.json tampered",
+        "exit 2, the difference named, nothing touched",
+        (f"{HERE}/test_checkpoints.py::test_a_checkpoint_of_another_run", f"{HERE}/test_checkpoints.py::test_a_tampered_config"),
+    ),
+    Row(
+        "training examples changed between two starts",
+        "exit 2, both named",
+        (f"{HERE}/test_checkpoints.py::test_training_data_that_changed",),
+    ),
+    Row(
+        "full disk (a small file system of the command's own)",
+        "exit 74, one line, nothing half-written stays; with room it goes on bit-equal",
+        (f"{HERE}/test_storage.py::test_a_full_disk", "tests/test_train.py::test_a_full_disk_ends_with_storage_failed"),
+        ("error afterwards; the leftover keeps the disk full", "by orbax", "?", "?"),
+    ),
+    Row("read-only run directory", "exit 74, one line; evaluation works", (f"{HERE}/test_storage.py::test_a_read_only_workdir",)),
+    Row(
+        "run directory deleted or renamed in mid-run",
+        "exit 74 at the next row or save",
+        (f"{HERE}/test_storage.py::test_a_workdir_that_goes",),
+    ),
+    Row(
+        "storage that falters (EIO on a write, a save in the background that fails)",
+        "tried again after 0.5, 2 and 8 s, then exit 74",
+        (
+            f"{HERE}/test_storage.py::test_what_is_tried_again",
+            f"{HERE}/test_storage.py::test_storage_that_falters",
+            f"{HERE}/test_storage.py::test_a_save_in_the_background_that_fails",
+            f"{HERE}/test_storage.py::test_a_row_that_cannot_be_written_at_first",
+            f"{HERE}/test_storage.py::test_a_whole_file_or_the_one_before",
+        ),
+    ),
+    Row("clock that jumps ten days", "the same run", (f"{HERE}/test_storage.py::test_a_clock_that_jumps",)),
+    Row(
+        "two writers in one run directory; the first killed by -9",
+        "the second exits with 2; after the kill the next start has the lock",
+        (f"{HERE}/test_storage.py::test_two_writers",),
+    ),
+    Row(
+        "metrics.jsonl with half a last line, any other content",
+        "each row once, none after the step that the run goes on from",
+        ("tests/test_train.py::test_half_a_last_row_and_a_broken_preprocessing_file", f"{HERE}/test_fuzz.py::test_any_metrics"),
+    ),
+    Row(
+        "cached .npy cut, flipped, foreign, a pickle",
+        "decoded again, one line",
+        (
+            "tests/pipeline/test_arrays.py::test_a_damaged_entry_is_made_again",
+            "tests/pipeline/test_arrays.py::test_a_kill_while_writing_leaves_nothing_that_is_read",
+        ),
+    ),
+    Row(
+        "ArrayRecord file cut or flipped",
+        "exit 2, the split named",
+        (
+            "tests/pipeline/test_arrays.py::test_a_truncated_record_file_is_a_mistake",
+            "tests/pipeline/test_arrays.py::test_a_flipped_bit_in_a_record_file_is_noticed_or_harmless",
+        ),
+    ),
+    Row(
+        "record that cannot be decoded, label that is no class",
+        'exit 2, named; with bad_records="skip" left out, named, counted in the summary',
+        (
+            f"{HERE}/test_data.py::test_an_undecodable_record",
+            f"{HERE}/test_data.py::test_an_undecodable_picture_in_a_folder",
+            f"{HERE}/test_data.py::test_what_no_data_set_may_hold",
+            f"{HERE}/test_data.py::test_labels_that_are_no_class_left_out",
+        ),
+    ),
+    Row(
+        "NaN or Inf in the inputs, or in what preprocessing fits",
+        "exit 2, named",
+        (f"{HERE}/test_data.py::test_what_no_data_set_may_hold", f"{HERE}/test_data.py::test_preprocessing_that_is_not_finite"),
+    ),
+    Row("class without examples", "said in a line", (f"{HERE}/test_data.py::test_a_class_without_examples",)),
+    Row(
+        "loss or parameters not finite, dead network",
+        "exit 70 with the update named, never a checkpoint of it; with `rollbacks` back to the newest good step at a lower "
+        "rate, recorded",
+        (
+            f"{HERE}/test_divergence.py::test_a_rollback",
+            f"{HERE}/test_divergence.py::test_no_rollback_is_left",
+            f"{HERE}/test_divergence.py::test_a_divergence_before_the_first_checkpoint",
+            f"{HERE}/test_divergence.py::test_parameters_that_are_not_finite_are_never_saved",
+            f"{HERE}/test_divergence.py::test_a_kill_during_a_rollback",
+            "tests/test_train.py::test_a_dead_network_is_noticed",
+            "tests/test_train.py::test_an_exploding_network_is_noticed",
+        ),
+        (
+            "a NaN metric deletes the best",
+            "abort_on_nan_loss, skip_step_on_spikes",
+            "EarlyStopping(check_finite)",
+            "RuntimeError at a logged step",
+        ),
+    ),
+    Row(
+        "hang (device, file system, peer)",
+        "exit 75 after `watchdog_seconds`, every thread's stack on stderr",
+        (f"{HERE}/test_watchdog.py::test_a_run_that_hangs", f"{HERE}/test_watchdog.py::test_a_process_that_was_stopped_gets_its_time_anew"),
+        ("waits for ever", "a playbook", "?", "waits for ever"),
+    ),
+    Row(
+        "out of memory",
+        "exit 2, the batch size named; no checkpoint is taken for broken",
+        (
+            "tests/test_main.py::test_what_a_machine_lacks_is_one_line",
+            "tests/test_train.py::test_a_machine_without_memory_breaks_no_checkpoint",
+        ),
+    ),
+    Row(
+        "a stranger's run directory: pickles, modules named in config.json, links, compressed bombs",
+        "nothing is executed, nothing outside is touched",
+        (
+            f"{HERE}/test_security.py::test_nothing_is_unpickled",
+            f"{HERE}/test_security.py::test_no_module_is_imported_by_a_name_in_a_config",
+            f"{HERE}/test_security.py::test_a_lock_that_is_a_link",
+            f"{HERE}/test_security.py::test_files_that_are_links_are_replaced",
+            f"{HERE}/test_security.py::test_a_compressed_preprocessing_file",
+        ),
+    ),
+    Row(
+        "pictures that unpack to gigabytes, archives with links or more than they say",
+        "refused by the header; archives are read in memory, up to the size they should have",
+        (
+            f"{HERE}/test_security.py::test_the_pixels_of_a_record_are_limited",
+            "tests/datasets/test_folder.py::test_unreadable_pictures_are_named",
+            "tests/pipeline/test_prepare.py::test_wrong_members",
+            "tests/pipeline/test_prepare.py::test_truncated_tar_with_the_right_checksum",
+        ),
+    ),
+    Row(
+        "anything in config.json, rollbacks.json, summary.json, dataset_info.json, preprocess.npz, a checkpoint's JSON, IDX and "
+        ".mat files, op strings, overrides",
+        "a value, or exit 2 and one line",
+        (
+            *(
+                f"{HERE}/test_fuzz.py::test_any_{what}"
+                for what in (
+                    "config_json", "list_of_rollbacks", "summary", "dataset_info", "preprocessing_file",
+                    "json_of_a_checkpoint", "idx_file", "mat_file",
+                )
+            ),
+            "tests/test_registry.py::test_any_text_is_a_call_or_a_mistake",
+            "tests/test_main.py::test_any_command_line_is_a_command_or_a_mistake",
+            "tests/test_config.py::test_any_config_is_checked_or_a_mistake",
+        ),
+    ),
+)  # fmt: skip

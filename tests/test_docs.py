@@ -5,7 +5,8 @@ from pathlib import Path
 
 from benchmarks import report, start
 from nin_jax import config, main
-from tests.faults import page, removals, table
+from tests.faults import page as faults_page
+from tests.faults import removals, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,8 +24,8 @@ def test_the_page_of_speed_is_that_of_the_recorded_measurements():
 
 def test_the_page_of_faults_is_that_of_the_recorded_counts():
     """docs/reliability.md, by `python -m tests.faults --page`; and each test that it names is there."""
-    text = page.DOC.read_text()
-    assert page.render(text) == text
+    text = faults_page.DOC.read_text()
+    assert faults_page.render(text) == text
     named = {test for row in table.ROWS for test in row.tests} | {r.test for r in removals.REMOVALS}
     for test in named:
         file, name = test.split("::")

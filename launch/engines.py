@@ -67,7 +67,7 @@ class Local:
         workers = [processes.start(line, slot, directory / f"worker-{i}.log") for i, slot in enumerate(self.slots)]
         with processes.Relay(lambda: workers):
             while any(worker.poll() is None for worker in workers):
-                time.sleep(0.5)
+                time.sleep(1)
                 on_change()
         return [Preempted.exit_code if w.returncode < 0 else w.returncode for w in workers]
 
@@ -85,9 +85,7 @@ class Submitit:
         self.kind, self.parameters, self.workers = kind, dict(parameters), workers
 
     def run(self, plan: Sequence[Trial], directory: Path, on_change: Callable[[], None]) -> list[int]:
-        left = [t for t in plan if (trials.summary(directory / "runs" / t.name) or {}).get("status") != "done"]
-        codes = dict(zip((t.name for t in left), self._wait(directory, _One(directory), left, on_change), strict=True))
-        return [codes.get(trial.name, 0) for trial in plan]
+        return self._wait(directory, _One(directory), plan, on_change)
 
     def work(self, directory: Path, count: int, on_change: Callable[[], None]) -> list[int]:
         return self._wait(

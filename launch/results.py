@@ -27,6 +27,8 @@ COLUMNS = ["trial", "status", *tables.COLUMNS]
 
 Result = dict[str, str]
 
+FINAL = "final"  # name of the run with the best setting
+
 
 def row(trial: Trial, directory: Path, status: str | None = None) -> Result | None:
     """The row of a trial that has ended, with a status of "done", "diverged", "pruned" or "failed"; None of another.
@@ -64,19 +66,28 @@ def row(trial: Trial, directory: Path, status: str | None = None) -> Result | No
     return {column: str(known.get(column, "")) for column in COLUMNS}
 
 
-def write(plan: Sequence[Trial], directory: Path, statuses: Mapping[str, str] | None = None) -> list[Result]:
-    """Writes results.csv, summary.md and, with Matplotlib, results.png; returns the rows."""
-    found = [(trial, row(trial, directory, (statuses or {}).get(trial.name))) for trial in plan]
-    ended = [(trial, result) for trial, result in found if result]
+def collect(
+    plan: Sequence[Trial], directory: Path, statuses: Mapping[str, str] | None = None
+) -> list[tuple[Trial, Result]]:
+    """The trials that have ended, each with its row.
+
+    Args:
+      statuses: of trials that have ended otherwise than their summary says, by name.
+    """
+    found = ((trial, row(trial, directory, (statuses or {}).get(trial.name))) for trial in plan)
+    return [(trial, result) for trial, result in found if result]
+
+
+def write(ended: Sequence[tuple[Trial, Result]], planned: int, directory: Path) -> None:
+    """Writes results.csv, summary.md and, with Matplotlib, results.png."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(result for _, result in ended)
     storage.write_whole(directory / "results.csv", text.getvalue())
-    storage.write_whole(directory / "summary.md", summarise(ended, len(plan)))
-    if importlib.util.find_spec("matplotlib") and any(r["status"] == "done" for _, r in ended):
+    storage.write_whole(directory / "summary.md", summarise(ended, planned))
+    if importlib.util.find_spec("matplotlib") and any(r["status"] == "done" and t.name != FINAL for t, r in ended):
         draw(ended, directory / "results.png")
-    return [result for _, result in ended]
 
 
 def setting(trial: Trial) -> dict[str, Any]:
@@ -105,6 +116,7 @@ def summarise(ended: Sequence[tuple[Trial, Result]], planned: int) -> str:
     first = best(ended)
     if first:
         lines += ["", f"Best: {_words(first[0])}, {statistics.fmean(first[1]):.2f}."]
+    lines += [f"Final: {r['metric']} {r['value']}, {r['status']}." for trial, r in ended if trial.name == FINAL]
     return "\n".join(lines) + "\n"
 
 
@@ -114,7 +126,7 @@ def draw(ended: Sequence[tuple[Trial, Result]], file: Path) -> None:
     from matplotlib.figure import Figure
 
     matplotlib.use("agg")
-    done = [(trial, float(r["value"])) for trial, r in ended if r["status"] == "done"]
+    done = [(trial, float(r["value"])) for trial, r in ended if r["status"] == "done" and trial.name != FINAL]
     keys = list(dict.fromkeys(key for trial, _ in done for key in trial.flags))
     figure = Figure(figsize=(3.2 * len(keys), 3.2), layout="constrained")
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
@@ -138,6 +150,8 @@ def _settings(ended: Sequence[tuple[Trial, Result]]) -> list[tuple[dict[str, Any
     """(setting, errors of the trials that are done, statuses of the others), the lowest mean first."""
     groups: dict[str, tuple[dict[str, Any], list[float], list[str]]] = {}
     for trial, result in ended:
+        if trial.name == FINAL:  # it is of other data
+            continue
         one = setting(trial)
         _, errors, others = groups.setdefault(json.dumps(one, default=str), (one, [], []))
         if result["status"] == "done":

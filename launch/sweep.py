@@ -82,50 +82,50 @@ def launch(argv: Sequence[str]) -> int:
 
 
 def _run(directory: Path, plan: list[Trial], spec: search.Spec | None, engine: engines.Engine) -> int:
+    """Runs what is left of the sweep, then the final run; returns an exit code."""
     from launch import results  # it brings jax along, which is slow
 
-    def rows() -> list[tuple[Trial, results.Result]]:
-        known, statuses = (plan, {}) if spec is None else _searched(directory, spec)
-        found = {r["trial"]: r for r in results.write(known, directory, statuses)}
-        return [(trial, found[trial.name]) for trial in known if trial.name in found]
-
-    told: set[str] = set()
+    last: list[Trial] = []
+    ended: list[tuple[Trial, results.Result]] = []
 
     def on_change() -> None:
-        ended = rows()
-        for trial, result in ended:
-            if trial.name not in told:
-                told.add(trial.name)
+        known, statuses = (plan, {}) if spec is None else _searched(directory, spec)
+        planned = spec.trials if spec else len(plan)
+        now = results.collect([*known, *last], directory, statuses)
+        before = [result for _, result in ended]
+        for trial, result in now:
+            if result not in before:
                 value = f", error {float(result['value']):.2f} %" if result["value"] else ""
                 early = f" after epoch {float(result['epochs'] or 0):g}" if result["status"] != "done" else ""
-                count = f"{len(told)} of {spec.trials if spec else len(plan)}"
-                say(f"{count}: {trial.name} {result['status']}{early}{value}")
+                say(f"{len(now)} of {planned}: {trial.name} {result['status']}{early}{value}")
+        if now != ended or not ended:
+            ended[:] = now
+            results.write(ended, planned + len(last), directory)
 
     if spec is None:
-        codes = engine.run(plan, directory, on_change)
-        bad = {trial.name: code for trial, code in zip(plan, codes, strict=True) if code not in (0, 70)}
+        left = [trial for trial in plan if not trials.is_over(directory / "runs" / trial.name)]
+        codes = engine.run(left, directory, on_change)
+        bad = {trial.name: code for trial, code in zip(left, codes, strict=True) if code not in (0, 70)}
     else:
         codes = engine.work(directory, spec.trials, on_change)
         bad = {f"worker {i}": code for i, code in enumerate(codes) if code}
     on_change()
-    ended = rows()
     print((directory / "summary.md").read_text(), end="")
     if bad:
         for name in (name for name, code in bad.items() if code != Preempted.exit_code and spec is None):
             say(f"{name}: {trials.last_words(directory / 'runs' / name)}")
         say(f"not finished: {', '.join(f'{name} ({code})' for name, code in bad.items())}; start again to go on")
         return Preempted.exit_code if set(bad.values()) == {Preempted.exit_code} else next(iter(bad.values()))
-    if FLAGS.final:
-        chosen = results.best(ended)
-        if chosen is None:
-            raise Mistake("--final: no setting has all its trials done")
-        last = final(chosen[0], plan[0].common)
-        say(f"final: {' '.join(last.arguments(directory))}")
-        plan.append(last) if spec is None else None
-        code = engine.run([last], directory, lambda: None)[0]
-        results.write([last], directory / "runs" / "final") if spec else rows()
-        return code
-    return 0
+    if not FLAGS.final:
+        return 0
+    chosen = results.best(ended)
+    if chosen is None:
+        raise Mistake("--final: no setting has all its trials done")
+    last.append(final(chosen[0], plan[0].common))
+    say(f"final: {' '.join(last[0].arguments(directory))}")
+    code = engine.run(last, directory, on_change)[0]
+    on_change()
+    return code
 
 
 def planned(common: list[str]) -> list[Trial]:

@@ -112,6 +112,11 @@ def summary(workdir: Path) -> dict[str, Any] | None:
     return None
 
 
+def is_over(workdir: Path) -> bool:
+    """Whether a run is done or has diverged, and so would end in the same way again."""
+    return (summary(workdir) or {}).get("status") in ("done", "diverged")
+
+
 def last_words(workdir: Path) -> str:
     """The last line that a run has said."""
     with contextlib.suppress(OSError, IndexError):

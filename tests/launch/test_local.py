@@ -60,6 +60,21 @@ def test_two_processes_stream_what_one_does(tmp_path, clean_env):
         assert [row["loss"] for row in got] == pytest.approx([row["loss"] for row in wanted], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_killed_process_is_an_interruption(tmp_path, clean_env):
+    """kill -9 to one of two: the launcher ends the other, and both start again from the newest checkpoint."""
+    calm = run(tmp_path / "calm", clean_env, **SYNTHETIC)
+    pair = start(tmp_path / "run", clean_env, **SYNTHETIC)
+    wait_for_row(tmp_path / "run")
+    os.kill(children(pair)[1], signal.SIGKILL)
+    _, err = pair.communicate(timeout=400)
+    assert pair.returncode == 0, err
+    assert "process 1 has ended with -9" in err
+    assert "starting again, 3 times left" in err
+    equal(params(tmp_path / "run"), calm, 0)
+    assert rows(tmp_path / "run") == rows(tmp_path / "calm")
+
+
 def test_a_stopped_launcher_stops_its_run(tmp_path, clean_env):
     """SIGTERM to the launcher is passed on: both processes save the same step and all leave with 75; one can go on alone."""
     pair = start(tmp_path / "run", clean_env, **SYNTHETIC, epochs=1000)

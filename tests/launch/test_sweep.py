@@ -224,7 +224,7 @@ def test_results(tmp_path):
         ended(tmp_path, "fc-1", fc | {"config.seed": 1}, "diverged", 90.0),
         ended(tmp_path, "running", {"config.seed": 3}, "running"),
     ]
-    results.write(trials, tmp_path)
+    results.write(results.collect(trials, tmp_path), len(trials), tmp_path)
     rows = table(tmp_path)
     assert [(r["trial"], r["status"], r["seed"], r["value"]) for r in rows] == [
         ("gap-0", "done", "0", "9.0"),

@@ -15,6 +15,7 @@ import logging
 import math
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 import zlib
@@ -66,9 +67,45 @@ class Checkpoints:
         try:
             if not read_only:
                 self.directory.mkdir(parents=True, exist_ok=True)
-            self.manager = _Manager(self.directory, options=options, item_names=("state", "notes"))
-        except (OSError, ValueError) as error:
+            self.manager = self._manager(self.directory, options)
+        except OSError as error:
             raise StorageFailed(f"cannot use {self.directory}: {one_line(error)}") from error
+        except Exception as error:  # one step with damaged metadata is enough, and orbax raises anything
+            if out_of_memory(error):
+                raise
+            self._open_without(self._unreadable(options, error), options)
+
+    def _manager(self, directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+        return _Manager(directory, options=options, item_names=("state", "notes"))
+
+    def _unreadable(self, options: ocp.CheckpointManagerOptions, error: Exception) -> list[Path]:
+        """The steps that orbax cannot even list, each looked at alone; `StorageFailed` if it is none of them."""
+        found = []
+        for step in (d for d in self.directory.iterdir() if d.name.isdigit()):
+            with tempfile.TemporaryDirectory() as alone:
+                (Path(alone) / step.name).symlink_to(step)
+                try:
+                    self._manager(
+                        Path(alone), dataclasses.replace(options, read_only=True, cleanup_tmp_directories=False)
+                    )
+                except Exception as why:
+                    say(f"checkpoint {step} is broken ({one_line(why)[:300]}): stepped over")
+                    found.append(step)
+        if not found:
+            raise StorageFailed(f"cannot use {self.directory}: {one_line(error)[:300]}") from error
+        return found
+
+    def _open_without(self, broken: list[Path], options: ocp.CheckpointManagerOptions) -> None:
+        """Opens what is left; read-only through links, else with the broken steps set aside."""
+        directory = self.directory
+        if self.read_only:
+            self.links = tempfile.TemporaryDirectory()
+            directory = Path(self.links.name)
+            for step in (d for d in self.directory.iterdir() if d.name.isdigit() and d not in broken):
+                (directory / step.name).symlink_to(step)
+        else:
+            self._rename([int(step.name) for step in broken])
+        self.manager = self._manager(directory, options)
 
     def save(
         self,
@@ -229,6 +266,10 @@ class Checkpoints:
         return state, notes
 
     def _set_aside(self, steps: list[int]) -> None:
+        self._rename(steps)
+        self.manager.reload()
+
+    def _rename(self, steps: list[int]) -> None:
         try:
             for step in steps:
                 target = self.directory / f"broken-{step}"
@@ -236,7 +277,6 @@ class Checkpoints:
                 (self.directory / str(step)).rename(target)
         except OSError as error:
             raise StorageFailed(f"cannot set a broken checkpoint aside: {error}") from error
-        self.manager.reload()
 
     def close(self) -> None:
         """Waits for what is being saved and lets go. The other processes, which may be in trouble, are not waited for."""

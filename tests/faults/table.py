@@ -49,6 +49,7 @@ ROWS = (
         (
             f"{HERE}/test_checkpoints.py::test_damaged_checkpoints",
             f"{HERE}/test_checkpoints.py::test_damaged_checkpoints_by_the_command",
+            f"{HERE}/test_checkpoints.py::test_a_checkpoint_that_cannot_even_be_listed",
             "tests/test_train.py::test_a_broken_newest_checkpoint",
             "tests/test_train.py::test_no_harm_to_any_file_is_silent",
         ),

@@ -158,6 +158,27 @@ def test_damaged_checkpoints_by_the_command(
         tally["one line, then bit-equal"] += 1
 
 
+@pytest.mark.parametrize("text", ["[1]", "[" * 100_000, '{"item_handlers": [1]}'], ids=["list", "deep", "type"])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_checkpoint_that_cannot_even_be_listed(
+    text: str, read_only: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Orbax opens none of them when the metadata of one is damaged; that one is stepped over, the others are used."""
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for number in (1, 2):
+        checkpoints.save(number, {"w": jax.numpy.arange(3.0) + number}, {})
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_text(text)
+    like = parallel.replicated_like({"w": jax.numpy.arange(3.0)}, parallel.mesh())
+    checkpoints = Checkpoints(tmp_path, read_only=read_only)
+    found = checkpoints.restore(like)
+    checkpoints.close()
+    assert found is not None
+    assert (found[0], parallel.host(found[1]["w"]).tolist()) == (1, [1, 2, 3])
+    assert capsys.readouterr().err.count("checkpoints/2 is broken") == 1
+    assert (tmp_path / "checkpoints" / ("2" if read_only else "broken-2")).is_dir()
+
+
 def test_a_checkpoint_of_another_run(original: tuple[Path, Any, dict[int, dict[str, str]]], tmp_path: Path) -> None:
     """Of the same network, but another seed, in place of the newest: its own notes tell, and nothing is touched."""
     workdir, _, _ = original

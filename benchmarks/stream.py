@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from benchmarks import measure
@@ -77,7 +78,7 @@ def rates(pictures: stream.Pictures, what: str) -> dict[str, Any]:
                 "decoded and cut": lambda: list(pool.map(cut, range(units))),
                 "stream": lambda: run_through(pictures, BATCHES),
             },
-            rounds=7,
+            rounds=5,
             units=units,
         )
     one = measure.alternate(
@@ -94,7 +95,7 @@ def workers(pictures: stream.Pictures, what: str) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     for _ in range(3):
         for count in (0, 1, 2):
-            marks = run_through(pictures, 4 * BATCHES, count)
+            marks = run_through(pictures, 3 * BATCHES, count)
             rate = BATCH * (len(marks) - 8) / (marks[-1][0] - marks[7][0])  # by then what waited is gone
             rates.setdefault(str(count), []).append(round(rate, 1))
     return {"what": "workers", "pictures": what, "images_per_s": rates}
@@ -104,6 +105,21 @@ def watch(pictures: stream.Pictures, what: str) -> dict[str, Any]:
     """The process' size over many pictures, every 1,000 or so."""
     marks = run_through(pictures, LONG // BATCH)
     return {"what": "memory", "pictures": what, "images": LONG, "bytes": [size for _, size in marks[15::16]]}
+
+
+def decoders(pictures: stream.Pictures) -> dict[str, Any]:
+    """Pillow and simplejpeg, each from bytes to an array of the window, on one core."""
+    data = [pictures.records[i]["image"] for i in range(DIFFERENT)]
+
+    def pillow() -> None:
+        for d in data:
+            np.asarray(Image.open(io.BytesIO(d)).crop((0, 0, 224, 224)))
+
+    def other() -> None:
+        for d in data:
+            np.array(simplejpeg.decode_jpeg(d, "RGB")[:224, :224])
+
+    return {"what": "decoders"} | measure.alternate({"Pillow": pillow, "simplejpeg": other}, 9, DIFFERENT)
 
 
 def packing(pictures: stream.Pictures, folder: Path) -> dict[str, Any]:
@@ -134,5 +150,5 @@ def main() -> None:
         small = dataclasses.replace(small, records=Again(small.records, 10**6))
         for pictures, what in ((whole, "as they are"), (small, "packed")):
             rows.append(rates(pictures, what))
-        rows += [workers(small, "packed"), watch(whole, "as they are")]
+        rows += [decoders(small), workers(small, "packed"), watch(whole, "as they are")]
     measure.save("stream", rows)

@@ -43,9 +43,10 @@ class Resident:
       examples: how many there are.
       like: what a dispatch is made from, or its shapes.
       mirrored: whether an evaluation sees each view's mirror image too.
+      exact: whether each example counts; else some may be left out in an evaluation.
     """
 
-    mirrored = False
+    mirrored, exact = False, True
 
     def __init__(self, arrays: Arrays, batch_size: int):
         self.like, self.examples = arrays, arrays.label.shape[0]

@@ -29,7 +29,7 @@ from nin_jax import parallel
 from nin_jax.errors import Ending, Mistake
 from nin_jax.pipeline import memory, views, worker
 from nin_jax.pipeline.arrays import map_threads
-from nin_jax.report import one_line
+from nin_jax.report import one_line, say
 
 DEVICE_AHEAD, HOST_AHEAD = 2, 2  # batches that wait on the devices, and in each process that decodes
 CORES_A_PROCESS = 8  # Python's lock lets threads decode on about so many cores
@@ -46,6 +46,8 @@ class Pictures:
       classes: labels are 0 to classes - 1.
       short: pixels that the short side is scaled to.
       size: pixels, height and width of what the network sees.
+      skip: whether records that cannot be used are named in a line and left out, instead of ending the run: in training the
+        next usable one takes the place, in evaluation none does.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Pictures:
     classes: int
     short: int
     size: int
+    skip: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,7 +81,7 @@ class Pictures:
     def decode(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
         """A decoded picture, height and width to scale it to, and its label. Raises `Mistake`.
 
-        A JPEG that has the wanted size already is an array: simplejpeg gives the same pixels as Pillow, half again as fast.
+        A JPEG that has the wanted size already is an array: simplejpeg gives the same pixels as Pillow, and sooner.
         Of one at least four times as large libjpeg decodes a smaller version, still at least twice as large.
         """
         data, size, colours, label = self.open(index)
@@ -93,11 +96,28 @@ class Pictures:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise Mistake(f"record {index} of {self.name} cannot be decoded: {one_line(error)}") from error
 
+    def usable(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int] | None:
+        """As `decode`, but None for a record that is to be left out."""
+        try:
+            return self.decode(index)
+        except Mistake as mistake:
+            if not self.skip:
+                raise
+            _name(str(mistake))
+            return None
+
+    def usable_from(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
+        """The first usable record from this one on, and round. Raises `Mistake` if there is none."""
+        for i in (*range(index, len(self)), *range(index)) if self.skip else (index,):
+            if (found := self.usable(i)) is not None:
+                return found
+        raise Mistake(f"no record of {self.name} can be used")
+
     def sample(self, number: int) -> np.ndarray:
         """The central windows of so many records, evenly spread over the split, uint8 `[N, size, size, 3]`."""
 
         def central(index: int) -> np.ndarray:
-            picture, to, _ = self.decode(index)
+            picture, to, _ = self.usable_from(index)
             return cut(picture, to, views.windows("center", *to, self.size)[0])
 
         chosen = np.unique(np.linspace(0, len(self) - 1, min(number, len(self))).astype(int)).tolist()
@@ -150,7 +170,7 @@ class Training:
         images, labels = np.empty((len(self.rows), size, size, 3), np.uint8), np.empty(len(self.rows), np.int32)
 
         def fill(row: int, index: int) -> None:
-            picture, to, labels[row] = self.pictures.decode(index)
+            picture, to, labels[row] = self.pictures.usable_from(index)
             images[row] = cut(picture, to, views.somewhere(luck[row], *to, size))
 
         list(_pool().map(fill, range(len(self.rows)), self.indices(int(step))))
@@ -195,16 +215,17 @@ class Evaluation:
         group = self.groups[int(number)]
         records = group.rows[self.rows[len(group.rows)]]
         images = np.zeros((len(records), group.windows, group.height, group.width, 3), np.uint8)
-        labels = np.zeros(len(records), np.int32)
+        labels, weight = np.zeros(len(records), np.int32), np.zeros(len(records), np.float32)
 
         def fill(row: int, index: int) -> None:
-            if index >= 0:
-                picture, to, labels[row] = self.pictures.decode(index)
+            found = self.pictures.usable(index) if index >= 0 else None
+            if found is not None:
+                picture, to, labels[row] = found
+                weight[row] = 1
                 for i, window in enumerate(views.windows(self.views, *to, self.pictures.size)):
                     images[row, i] = cut(picture, to, window)
 
         list(_pool().map(fill, range(len(records)), records.tolist()))
-        weight = (records >= 0).astype(np.float32)
         return memory.Batch(images, labels, weight)
 
 
@@ -214,16 +235,27 @@ def plan(pictures: Pictures, protocol: str, batch_size: int, devices: int) -> li
     The number of pictures of a batch is a multiple of `devices`, at least that many.
     """
 
-    def shape(index: int) -> tuple[int, int, int]:
-        found = views.windows(protocol, *views.scaled(*pictures.open(index)[1], pictures.short), pictures.size)
-        return len(found), *found[0][2:]
+    def shape(index: int) -> tuple[int, int, int] | None:
+        try:
+            size = pictures.open(index)[1]
+        except Mistake as mistake:
+            if not pictures.skip:
+                raise
+            _name(str(mistake))
+            return None
+        return (1, *views.windows(protocol, *views.scaled(*size, pictures.short), pictures.size)[0][2:])
 
-    everywhere = protocol != "dense"  # then all sizes are known from the first
-    looked_at = range(1 if everywhere else len(pictures))
-    shapes = list(map_threads(shape, looked_at, len(looked_at), f"sizes of {pictures.name}"))
+    if protocol == "dense":
+        shapes = list(map_threads(shape, range(len(pictures)), len(pictures), f"sizes of {pictures.name}"))
+    else:
+        windows = len(views.windows(protocol, pictures.short, pictures.short, pictures.size))
+        shapes = [(windows, pictures.size, pictures.size)] * len(pictures)
     of_shape: dict[tuple[int, int, int], list[int]] = {}
-    for index in range(len(pictures)):
-        of_shape.setdefault(shapes[0 if everywhere else index], []).append(index)
+    for index, found in enumerate(shapes):
+        if found:
+            of_shape.setdefault(found, []).append(index)
+    if not of_shape:
+        raise Mistake(f"no record of {pictures.name} can be used")
     groups = []
     for (count, height, width), indices in of_shape.items():
         inputs = count * (2 if protocol in views.MIRRORED else 1) * height * width / pictures.size**2
@@ -334,7 +366,7 @@ class EvalStream:
         rows = {len(g.rows): parallel.rows_here(len(g.rows), mesh) for g in groups}
         self.source, self.mesh = Evaluation(pictures, protocol, groups, rows), mesh
         self.workers, self.batches = min(workers, len(groups)), len(groups)
-        self.examples, self.mirrored = len(pictures), protocol in views.MIRRORED
+        self.examples, self.mirrored, self.exact = len(pictures), protocol in views.MIRRORED, not pictures.skip
         n, windows, height, width = len(groups[0].rows), *groups[0][1:]
         shapes = ((n, windows, height, width, 3), np.uint8), ((n,), np.int32), ((n,), np.float32)
         self.like = parallel.shared_out_like(memory.Batch(*(jax.ShapeDtypeStruct(*s) for s in shapes)), mesh)
@@ -352,6 +384,12 @@ class EvalStream:
                 yield batch, 0, 1
         finally:
             ahead.close()
+
+
+@functools.cache
+def _name(line: str) -> None:
+    """Says once in each process that a record is left out."""
+    say(f"warning: {line}; left out")
 
 
 def workers_here(wanted: int) -> int:

@@ -140,6 +140,25 @@ def test_a_bad_record_stops_with_its_name(record, said):
     ahead.close()
 
 
+def test_bad_records_are_left_out_where_that_is_wanted(capsys):
+    """In training the next one takes the place, in evaluation nothing does; each is named."""
+    bad, good = pictures(6, skip=True), pictures(6)
+    bad.records[2] = {"image": b"no picture", "label": 0}  # pyright: ignore[reportIndexIssue]
+    source, sound = (stream.Training(p, 0, 6, np.arange(6), 3) for p in (bad, good))
+    place = source.indices(0).index(2)
+    assert sound.indices(0)[place] == 2
+    assert source[0].label.tolist() == [3 if i == 2 else i for i in source.indices(0)]
+    assert "record 2 of some train cannot be read" in capsys.readouterr().err
+    for protocol in ("center", "dense"):
+        batches = list(stream.EvalStream(bad, mesh(1), 4, protocol, 0))
+        labels = [np.asarray(b.label)[np.asarray(b.weight) > 0] for b, _, _ in batches]
+        assert sorted(np.concatenate(labels).tolist()) == [0, 1, 3, 4, 5]
+    nothing = pictures(2, skip=True)
+    nothing.records[:] = [{"image": b"", "label": 0}] * 2  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(Mistake, match="no record of some train can be used"):
+        nothing.usable_from(1)
+
+
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 

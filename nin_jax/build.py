@@ -41,12 +41,12 @@ class Run:
       info: facts of the data set.
       mesh: the devices.
       preprocess, augment: the parsed ops.
-      left_out: how many bad examples of each split were left out when it was loaded.
+      left_out: how many bad examples of each split were left out when it was loaded; None of a streamed one.
     """
 
     def __init__(self, config: Config):
         self.config = config
-        self.left_out: dict[str, int] = {}
+        self.left_out: dict[str, int | None] = {}
         name, self.dataset_arguments = registry.parse_call(config.dataset)
         self.dataset: ModuleType = registry.find("datasets", name)
         registry.check_arguments(f"dataset {name}", _keyword_only(self.dataset.load), self.dataset_arguments)
@@ -99,7 +99,7 @@ class Run:
         arguments = self.dataset_arguments | ({"bad_records": policy} if takes_policy else {})
         whole = self.dataset.load(split, self.config.data_dir, **arguments)
         if self.info.streamed:
-            self.left_out[split] = 0
+            self.left_out[split] = None  # they show when their turn comes
             return whole
         good, self.left_out[split] = usable(whole, self.info, f"split {split!r} of {self.config.dataset}", policy)
         return good

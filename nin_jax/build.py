@@ -138,11 +138,10 @@ class Run:
           write: whether to write that file when it is not there.
           train: the training split, if it is loaded already.
         """
-        key = json.dumps([self.config.dataset, list(self.config.preprocess)])
         path = workdir / "preprocess.npz"
 
         def read_or_fit() -> transform.Stats:
-            stats = _read_stats(path, key, len(self.preprocess)) if path.exists() else None
+            stats = _read_stats(path, self._fitted_for, len(self.preprocess)) if path.exists() else None
             if stats is None:
                 if any(not module.PER_IMAGE for _, module, _ in self.preprocess):
                     some = f"at most {SAMPLE} pictures of " if self.info.streamed else ""
@@ -151,10 +150,18 @@ class Run:
                 images = data[0] if isinstance(data, tuple) else data.sample(SAMPLE)
                 stats = transform.fit(self.preprocess, images)
                 if write:
-                    _write_stats(path, key, stats)
+                    self.write_fitted(workdir, stats)
             return stats
 
         return parallel.replicate(parallel.arrays_from_first(read_or_fit), self.mesh)
+
+    @property
+    def _fitted_for(self) -> str:
+        return json.dumps([self.config.dataset, list(self.config.preprocess)])
+
+    def write_fitted(self, workdir: Path, stats: transform.Stats) -> None:
+        """Makes the fitted preprocessing of the run in `workdir` these numbers of each op."""
+        _write_stats(workdir / "preprocess.npz", self._fitted_for, stats)
 
     def _check_ops(self) -> None:
         """Types of all arguments; and a trial, without computing, of the ops that need nothing fitted."""

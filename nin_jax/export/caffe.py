@@ -1,9 +1,10 @@
 """A run directory from the weights of a Caffe network.
 
     python -m nin_jax.export.caffe FILE.caffemodel --config=experiments/NAME.py[:ARG] --workdir=DIR
-                                   [--config.KEY=VALUE ...]
+                                   [--mean=FILE.binaryproto] [--config.KEY=VALUE ...]
 
-DIR is then a run at step 0, with the preprocessing fitted and the file's name and SHA-256 in source.json: --mode=eval
+With --mean the mean(per='pixel') of the config's `preprocess` is the middle of that picture, blue, green, red as Caffe has it,
+and no training data is needed. DIR is then a run at step 0, with the preprocessing fitted and the file's name and SHA-256 in source.json: --mode=eval
 evaluates it, --mode=train goes on from it, `nin_jax.load_run` loads it. Layers are matched by name.
 
 A caffemodel is a protobuf message, NetParameter. It holds layers (field 2, V1LayerParameter, before 2015; field 100,
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from nin_jax.build import Run
 from nin_jax.errors import Mistake
 from nin_jax.export.imported import command
+from nin_jax.pipeline import transform
+from nin_jax.preprocess import mean
 from nin_jax.report import one_line
 
 GENERATIONS = {2: (4, 6), 100: (1, 7)}  # field of a network that holds a layer: the layer's fields of name and blobs
 RAW_TYPES = {0: "<f8", 1: "<f4", 2: "<f2"}  # raw_data_type of NVIDIA's Caffe: DOUBLE, FLOAT, FLOAT16
 BYTES_A_NUMBER = 20  # value and gradient in double precision, each with a tag of its own: no writer needs more
 BYTES_OF_TEXT = 2**20  # for names and settings of the layers; a large network has a tenth of it
+MOST_OF_A_MEAN = 2**26  # bytes; that of 256 x 256 has a twentieth of it in double precision
 MAX_FIELDS = 10_000  # of one message; the largest networks have hundreds of layers
 LARGEST = 1e9  # no weight comes near; what a flipped high bit of an exponent makes of one is far above
 
@@ -152,13 +157,7 @@ def array(blob: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> np.nda
     Raises `Mistake` where shape, count or a number is wrong, `DecodeError` where the blob is none.
     """
     message = BlobProto.FromString(bytes(blob))
-    old = ("num", "channels", "height", "width")
-    if any(message.HasField(name) for name in old):
-        shape = tuple(getattr(message, name) for name in old)
-    elif len(message.shape) <= 100:
-        shape = tuple(BlobShape.FromString(message.shape).dim)
-    else:
-        raise DecodeError("a shape of more than 100 bytes")
+    shape = _shape(message)
     if shape not in shapes:
         raise Mistake(f"is {_by(shape)}, but {_by(shapes[0])} in the network")
 
@@ -182,6 +181,15 @@ def array(blob: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> np.nda
     if not good.all():
         raise Mistake(f"has the number {numbers[~good][0]}, which is no weight")
     return numbers.reshape(shapes[0])
+
+
+def _shape(message: Any) -> tuple[int, ...]:
+    old = ("num", "channels", "height", "width")
+    if any(message.HasField(name) for name in old):
+        return tuple(getattr(message, name) for name in old)
+    if len(message.shape) > 100:
+        raise DecodeError("a shape of more than 100 bytes")
+    return tuple(BlobShape.FromString(message.shape).dim)
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -237,6 +245,47 @@ def to_params(found: Mapping[str, Sequence[memoryview]], like: Any) -> Any:
     return unflatten_dict(params)
 
 
+def mean_image(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The middle, float32 `shape` = `[H, W, C]`, of a mean picture (1 x) C x height x width at least so large. Raises `Mistake`."""
+    try:
+        with open(file, "rb") as f:
+            content = f.read(MOST_OF_A_MEAN + 1)
+        if len(content) > MOST_OF_A_MEAN:
+            raise Mistake(f"--mean={file} has more than {MOST_OF_A_MEAN:,} bytes")
+        found = _shape(BlobProto.FromString(content))
+        height, width, maps = shape
+        if (
+            len(found) not in (3, 4)
+            or found[:-3] not in ((), (1,))
+            or found[-3] != maps
+            or found[-2] < height
+            or found[-1] < width
+        ):
+            raise Mistake(f"--mean={file} is {_by(found)}; {maps}x{height}x{width} or larger is wanted")
+        whole = array(content, [found]).reshape(found[-3:])
+    except OSError as error:
+        raise Mistake(f"--mean={file} cannot be read: {error.strerror}") from error
+    except DecodeError as error:
+        raise Mistake(f"--mean={file} is no mean picture of Caffe, or damaged: {one_line(error)}") from error
+    y, x = (found[-2] - height) // 2, (found[-1] - width) // 2
+    return np.ascontiguousarray(whole[:, y : y + height, x : x + width].transpose(1, 2, 0))
+
+
+def with_mean(file: Path) -> Callable[[Run], transform.Stats]:
+    """The preprocessing of a run whose only op that is fitted is the mean, which is that of a file."""
+
+    def prepare(run: Run) -> transform.Stats:
+        ops = [(call, module) for call, module, _ in run.preprocess if not module.PER_IMAGE]
+        if [module for _, module in ops] != [mean]:
+            raise Mistake(
+                f"--mean: preprocess={tuple(run.config.preprocess)} must have one mean(per='pixel'), and nothing else to fit"
+            )
+        picture = mean_image(file, run.info.image_shape)
+        return [{"mean": picture} if module is mean else {} for _, module, _ in run.preprocess]
+
+    return prepare
+
+
 def read(file: Path, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Variables shaped `like`, and the "file", "bytes" and "sha256" that they come from. Raises `Mistake`."""
     if like["batch_stats"]:
@@ -263,7 +312,7 @@ def read(file: Path, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line above; ends the process with the exit code of `nin_jax.main`'s contract."""
-    command(read, "the .caffemodel file", __doc__, argv)
+    command(read, "the .caffemodel file", __doc__, argv, {"--mean": with_mean})
 
 
 if __name__ == "__main__":

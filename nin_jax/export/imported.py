@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.config import Config
 from nin_jax.errors import Ending, Mistake
+from nin_jax.pipeline import transform
 from nin_jax.report import fail, say
 from nin_jax.storage import write_json
 from nin_jax.train import claim
 
 # Of a file and what `shapes` gives: the variables, and the "file", "bytes" and "sha256" they come from.
 Reader = Callable[[Path, dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
+Preparation = Callable[[Run], transform.Stats]  # the fitted preprocessing of a run, from elsewhere too
 
 
 def shapes(run: Run) -> dict[str, Any]:
@@ -38,21 +41,26 @@ def shapes(run: Run) -> dict[str, Any]:
     return {"params": {}, "batch_stats": {}, **unflatten_dict({path: flat[path] for path in order})}
 
 
-def make_run(read: Reader, file: Path, config: Config, workdir: Path) -> None:
+def make_run(read: Reader, file: Path, config: Config, workdir: Path, prepare: Preparation | None = None) -> None:
     """Makes `workdir` a run of `config` at step 0 with the weights of a file.
 
-    Nothing is written before the file has been read and has fitted. Raises `Mistake`, `StorageFailed`.
+    Nothing is written before the file has been read and has fitted. Without `prepare` the preprocessing is fitted on the
+    training split. Raises `Mistake`, `StorageFailed`.
     """
     run = Run(config)
     recipe = run.recipe(1)
     variables, source = read(file, shapes(run))
-    train = run.load(config.train_split)
+    stats = prepare(run) if prepare else None
+    train = None if prepare else run.load(config.train_split)
     state = step.state_of(recipe, variables["params"], variables["batch_stats"])
     with claim(workdir, config):
         checkpoints = Checkpoints(workdir, config.keep)
         if checkpoints.manager.all_steps():
             raise Mistake(f"--workdir={workdir} holds a run already; choose another, or remove it")
-        run.fitted(workdir, write=True, train=train)
+        if stats is None:
+            run.fitted(workdir, write=True, train=train)
+        else:
+            run.write_fitted(workdir, stats)
         write_json(workdir / "source.json", source)  # of its own, because the checkpoint of step 0 goes in time
         checkpoints.save(0, parallel.replicate(state, run.mesh), {"source": source})
         checkpoints.close()
@@ -60,7 +68,13 @@ def make_run(read: Reader, file: Path, config: Config, workdir: Path) -> None:
     say(f"{workdir}: step 0 with the {count:,} parameters of {file.name} (SHA-256 {source['sha256']})")
 
 
-def command(read: Reader, what: str, doc: str | None, argv: Sequence[str] | None) -> None:
+def command(
+    read: Reader,
+    what: str,
+    doc: str | None,
+    argv: Sequence[str] | None,
+    preparations: Mapping[str, Callable[[Path], Preparation]] = types.MappingProxyType({}),
+) -> None:
     """Runs `FILE --config=... --workdir=...`; ends the process with the exit code of `nin_jax.main`'s contract.
 
     Args:
@@ -68,6 +82,7 @@ def command(read: Reader, what: str, doc: str | None, argv: Sequence[str] | None
       what: such as "the .caffemodel file".
       doc: the help.
       argv: the command line; None: that of the process.
+      preparations: by flag, such as "--mean", what makes a `Preparation` of the file that is its value.
     """
     program, *words = argv or sys.argv
     try:
@@ -76,8 +91,11 @@ def command(read: Reader, what: str, doc: str | None, argv: Sequence[str] | None
             return
         if not words or words[0].startswith("-"):
             raise Mistake(f"the first argument must be {what}; --help shows the whole command")
-        parsed = command_line.parse([program, *words[1:]])
-        make_run(read, Path(words[0]).expanduser(), parsed.config, parsed.workdir)
+        flags = [word.partition("=") for word in words[1:]]
+        rest = ["".join(flag) for flag in flags if flag[0] not in preparations]
+        prepare = [preparations[name](Path(value).expanduser()) for name, _, value in flags if name in preparations]
+        parsed = command_line.parse([program, *rest])
+        make_run(read, Path(words[0]).expanduser(), parsed.config, parsed.workdir, *prepare[-1:])
     except Ending as ending:
         fail(str(ending))
         raise SystemExit(ending.exit_code) from None

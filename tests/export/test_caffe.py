@@ -608,6 +608,89 @@ def torch_logits(params: Any, images: np.ndarray) -> np.ndarray:
         return torch.cat(logits).numpy()
 
 
+IMAGENET_STAGES = """(
+    "mlpconv(maps=(6, 5, 4), size=11, stride=4, pad=0)", "max_pool()",
+    "mlpconv(maps=(8, 7, 6), size=5)", "max_pool()",
+    "mlpconv(maps=(9, 8, 7), size=3)", "max_pool()", "dropout(rate=0.5)",
+    "mlpconv(maps=(10, 9), size=3)",
+)"""
+
+
+def test_the_imagenet_network_as_its_authors_published_it(tmp_path: Path) -> None:
+    """Names with the number of maps, 1x1 kernels as matrices, a mean picture of 256 x 256 in BGR; no training data is there.
+
+    The logits of pictures in RGB are those of PyTorch's layers, one after the other.
+    """
+    torch = pytest.importorskip("torch")
+    from torch.nn import functional as F
+
+    experiment = tmp_path / "small.py"
+    experiment.write_text(f"""
+from nin_jax.config import experiment
+
+def get_config(arg=None):
+    config = experiment("imagenet")
+    with config.unlocked():
+        config.model.layers = {IMAGENET_STAGES}
+    return config
+""")
+    rng, channels, numbers = np.random.default_rng(0), 3, {}
+    for block, (size, widths) in enumerate([(11, (6, 5, 4)), (5, (8, 7, 6)), (3, (9, 8, 7)), (3, (10, 9, 1000))], 1):
+        cccp = sum(name.startswith("cccp") for name in numbers)
+        for i, out in enumerate(widths):
+            side = 1 if i else size
+            kernel = rng.normal(0, np.sqrt(2 / (channels * side**2)), (out, channels, side, side)).astype(np.float32)
+            numbers[f"cccp{cccp + i}" if i else f"conv{block}"] = kernel, rng.normal(0, 0.1, out).astype(np.float32)
+            channels = out
+    parts = []
+    for name, (kernel, bias) in numbers.items():
+        matrix = kernel.reshape(1, 1, *kernel.shape[:2]) if kernel.shape[2:] == (1, 1) else kernel
+        parts.append(layer(name if name[-1] < "7" and name != "conv4" else f"{name}-1024", blob(matrix), blob(bias)))
+    (tmp_path / "nin.caffemodel").write_bytes(b"".join(parts))
+    mean = rng.uniform(80, 140, (3, 256, 256)).astype(np.float32)
+    (tmp_path / "mean.binaryproto").write_bytes(blob(mean))
+    words = [f"--config={experiment}", f"--workdir={tmp_path / 'run'}", f"--mean={tmp_path / 'mean.binaryproto'}"]
+    caffe.main(["caffe", str(tmp_path / "nin.caffemodel"), *words, f"--config.data_dir={tmp_path / 'nowhere'}"])
+
+    pictures = rng.integers(0, 256, (2, 224, 224, 3), np.uint8)
+    logits, _ = nin_jax.load_run(str(tmp_path / "run"))(pictures)
+    x = torch.from_numpy(pictures[..., ::-1].transpose(0, 3, 1, 2) - mean[None, :, 16:240, 16:240])
+    for name, (kernel, bias) in numbers.items():
+        if name in ("conv2", "conv3", "conv4"):
+            x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        stride, pad = (4, 0) if name == "conv1" else (1, kernel.shape[-1] // 2)
+        x = F.relu(F.conv2d(x, torch.from_numpy(kernel), torch.from_numpy(bias), stride, pad))
+    expected = x.mean((2, 3)).numpy()
+    assert expected.shape == (2, 1000)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        (b"\xff\xff", "no mean picture of Caffe, or damaged"),
+        (blob(np.zeros((3, 7, 8), np.float32)), "1x3x7x8; 1x8x8 or larger is wanted"),
+        (blob(np.zeros((1, 8, 7), np.float32)), "1x1x8x7; 1x8x8 or larger is wanted"),
+        (new_shape((1, 9, 9)) + record(5, bytes(4)), "has 1 numbers"),
+        (blob(np.zeros((1, 9, 9), np.float32)), "must have one mean"),
+    ],
+    ids=["missing", "noise", "channels", "small", "short", "no mean op"],
+)
+def test_a_mean_picture_that_does_not_fit(content, said, file, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("mean").write_bytes(content)
+    preprocess = "('mean()',)" if "must have" not in said else "('scale(divisor=255)',)"
+    with pytest.raises(SystemExit) as left:
+        caffe.main(["caffe", str(file), *WORDS, "--workdir=run", "--mean=mean", f"--config.preprocess={preprocess}"])
+    assert left.value.code == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not Path("run").exists()
+
+
 @pytest.mark.slow
 @needs_authors
 @pytest.mark.skipif(not (SHARED / "tfds/cifar10").is_dir(), reason=f"CIFAR-10 is not prepared in {SHARED / 'tfds'}")

@@ -1,4 +1,4 @@
-"""The whole way from pictures to an error in ten minutes: NIN-ImageNet learns forty photographs by heart.
+"""The whole way from pictures to an error, in minutes: NIN-ImageNet learns forty photographs by heart.
 
 For a check of data, input and network on a CPU, with a prepared part of ImageNet: in training it sees random windows, and in
 evaluation (`--mode=eval --config.eval_split=train`) gets all of them right. Weights of He et al., no dropout, no weight decay.

@@ -113,7 +113,8 @@ def test_a_broken_list_of_rollbacks(text: str, tmp_path: Path) -> None:
 def test_a_kill_during_a_rollback(at: str, tmp_path: Path, tally: Counter[str]) -> None:
     """The next start ends up at the same rollback, and in the same run."""
     changes = {"rollbacks": 1, "rollback_factor": 1e-21, **EXPLODES}
-    train(tmp_path / "calm", **changes)
+    calm = harness.run(harness.words(tmp_path / "calm", **changes))  # compiled as the others are
+    assert calm.code == 0, calm.err
     name, call = {
         "Checkpoints.delete": ("nin_jax.checkpoint:Checkpoints.drop_while", 1),
         "write_json": ("nin_jax.storage:write_json", 3),  # after config.json and the summary that says "diverged"

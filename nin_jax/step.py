@@ -82,7 +82,8 @@ def init_variables(model: nn.Module, seed: int | jax.Array, image_shape: tuple[i
 def state_of(recipe: Recipe, params: Any, batch_stats: Any) -> TrainState:
     """The state before the first update, of a network with these variables."""
     state = TrainState(jnp.zeros((), jnp.int32), params, recipe.optimizer.init(params), batch_stats)
-    return dataclasses.replace(state, average=state.current) if recipe.average else state
+    # A copy: an update takes over the memory of its state, of each array once.
+    return dataclasses.replace(state, average=jax.tree.map(jnp.copy, state.current)) if recipe.average else state
 
 
 def init_state(recipe: Recipe, seed: int, image_shape: tuple[int, int, int]) -> TrainState:

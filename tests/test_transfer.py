@@ -60,6 +60,14 @@ def test_a_factor_of_0_freezes(trained, tmp_path):
     assert same == {path for path in mine if path.startswith(("mlpconv1/", "mlpconv2/"))}
 
 
+def test_the_average_starts_from_the_same_weights(trained, tmp_path):
+    folder, theirs = trained
+    words = ["--config.optimizer.average=0.5", "--config.optimizer.learning_rate=0.0"]
+    mine = train(tmp_path / "second", f"--config.init_from={folder}", *words)
+    for path, value in theirs.items():
+        np.testing.assert_allclose(mine[path], value, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(("where", "said"), [("nowhere", "nowhere"), (".", "config.json cannot be read")])
 def test_a_directory_without_a_run_is_a_mistake(where, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ from nin_jax.config import experiment
 from nin_jax.paper import ablation
 
 ROWS = {
-    "pretrain": {"dataset": "cifar10", "train_split": "train", "batch_size": 128, "epochs": 6, "eval_every_epochs": 1},
+    "pretrain": {"dataset": "cifar10", "train_split": "train", "batch_size": 128, "eval_every_epochs": 1},
     "scratch": {},
     "finetune": {"init_from": "runs/transfer-pretrain"},
     "frozen": {

@@ -1,4 +1,4 @@
-"""Pictures from outside: JPEG and PNG alone, of a bounded number of pixels, and whatever is wrong with one is one error."""
+"""Pictures from outside: JPEG, PNG and WebP alone, of a bounded number of pixels, and whatever is wrong with one is one error."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+FORMATS = ("JPEG", "PNG", "WEBP")  # what TFDS's layout holds: WebP is the smaller of the two that lose nothing
 PIXELS = 50_000_000  # a larger picture is refused before it is decoded: a small file can unpack to gigabytes
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # PIXELS is lower
@@ -22,9 +23,7 @@ class Unreadable(ValueError):
 def open_picture(source: Path | bytes) -> Image.Image:
     """The decoded picture in a file or in bytes, as it is stored. Raises `Unreadable`, and nothing else for its content."""
     try:
-        with Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, formats=("JPEG", "PNG")
-        ) as picture:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
             if picture.width * picture.height > PIXELS:
                 raise Unreadable(f"{picture.width} x {picture.height} pixels are more than {PIXELS}")
             picture.load()

@@ -29,11 +29,11 @@ from nin_jax import parallel
 from nin_jax.errors import Ending, Mistake
 from nin_jax.pipeline import memory, views, worker
 from nin_jax.pipeline.arrays import map_threads
+from nin_jax.pipeline.pictures import FORMATS
 from nin_jax.report import one_line, say
 
 DEVICE_AHEAD, HOST_AHEAD = 2, 2  # batches that wait on the devices, and in each process that decodes
 CORES_A_PROCESS = 8  # Python's lock lets threads decode on about so many cores
-FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
+import io
 import os
 import shutil
 import struct
@@ -386,3 +387,16 @@ def test_a_data_set_that_is_not_there_says_what_to_run(tmp_path: Path, copy: Pat
     next(copy.glob("*train*")).unlink()
     with pytest.raises(Mistake, match="is not prepared in"):
         mnist.load("train", str(copy.parents[1]))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_picture_without_loss_comes_back_pixel_for_pixel(kind):
+    """The two formats that prepared data sets hold."""
+    from PIL import Image
+
+    from nin_jax.pipeline.pictures import open_picture
+
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, kind, lossless=True)
+    np.testing.assert_array_equal(np.asarray(open_picture(encoded.getvalue())), pixels)

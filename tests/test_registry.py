@@ -110,7 +110,7 @@ def forward_and_gradient(module: ModuleType, dtype: str):
     return everything(jax.random.key(0))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", registry.names("models"))
 def test_every_model_keeps_the_contract(name, dtype):
     """Finite float32 logits for any number of classes, 4-D maps, float32 parameters, and a gradient for each of them."""
@@ -129,6 +129,7 @@ def test_every_model_keeps_the_contract(name, dtype):
         assert np.any(g), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.names("models"))
 def test_every_model_computes_in_bfloat16_about_what_it_does_in_float32(name):
     module = registry.find("models", name)

@@ -171,7 +171,10 @@ def assert_equals_pytorch(name, classes, side, gradients=1e-4, **arguments):
         close(key, gradient, theirs.weights[key].grad.numpy())
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    ["nin_imagenet", "network_in_zfnet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("zfnet", "alexnet"))],
+)
 def test_small_ones_equal_pytorch(name):
     assert_equals_pytorch(name, 10, 224, **SMALL[name])
 

@@ -205,6 +205,7 @@ def preempted(workdir, monkeypatch, call=23):
     return final_state(workdir)[0]
 
 
+@pytest.mark.slow
 def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path, monkeypatch):
     """Stopped in the middle of an epoch, twice. The rows show the rate in force: a tenth after an epoch without progress."""
     changes = {
@@ -301,6 +302,7 @@ def test_a_broken_newest_checkpoint(harm, what, tmp_path, monkeypatch, undisturb
     same_run(workdir, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads that come back late
 def test_no_harm_to_any_file_is_silent(tmp_path, capsys):
     """Whatever is done to a file of the newest step, what comes back is that step's state, or the one before with a line.
@@ -411,6 +413,7 @@ def test_latest_and_best_are_kept(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_storage_failed(tmp_path, monkeypatch):
     """An error of the file system while a checkpoint is written is exit 74, and the checkpoints before are good."""
     workdir = tmp_path / "run"

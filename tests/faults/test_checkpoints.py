@@ -137,6 +137,7 @@ def test_damaged_checkpoints(
         shutil.rmtree(copy)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_by_the_command(
     original: tuple[Path, Any, dict[int, dict[str, str]]], tmp_path: Path, luck: random.Random, tally: Counter[str]
 ) -> None:

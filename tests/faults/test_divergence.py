@@ -27,6 +27,7 @@ def train(workdir: Path, **changes: Any) -> dict[str, Any]:
     return json.loads((workdir / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_rollback(tmp_path: Path, tally: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
     """It ends as the run does that had the lower rate all along, each row once; the summary says what happened."""
     summary = train(tmp_path / "run", rollbacks=1, rollback_factor=1e-21, **EXPLODES)
@@ -42,6 +43,7 @@ def test_a_rollback(tmp_path: Path, tally: Counter[str], capsys: pytest.CaptureF
     tally["went on from the newest good step, to the end"] += 1
 
 
+@pytest.mark.slow
 def test_no_rollback_is_left(tmp_path: Path, tally: Counter[str]) -> None:
     """Exit 70 after as many as were allowed; the good checkpoints are there, and a later start may allow more."""
     for allowed in (0, 2):

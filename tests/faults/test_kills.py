@@ -76,6 +76,7 @@ def chain(workdir: Path, calm: tuple[Path, float], seed: int, kills: int) -> Cou
     return counts
 
 
+@pytest.mark.slow
 def test_kill_9(tmp_path: Path, longer: tuple[Path, float], luck: random.Random, tally: Counter[str]) -> None:
     """100 kills in a campaign, by the clock and in every phase: each start goes on, and every run ends bit-equal."""
     wanted, at_once = (100, 10) if harness.FULL else (3, 3)
@@ -119,6 +120,7 @@ QUICK = [("start", signal.SIGTERM, 1), ("train", signal.SIGINT, 2), ("save", sig
 ALL = [(phase, number, times) for phase in SIGNALLED for number in (signal.SIGTERM, signal.SIGINT) for times in (1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "number", "times"), ALL if harness.FULL else QUICK, ids=lambda v: str(getattr(v, "name", v))
 )

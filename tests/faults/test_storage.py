@@ -37,6 +37,7 @@ def small_disk(kib: int, tmp_path: Path) -> tuple[list[str], Path, Path]:
     return prefix, disk / "run", copy / "run"
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path, calm: Path, luck: random.Random, tally: Counter[str]) -> None:
     """A real one, that is full at a random moment: exit 74, one line, nothing half-written; with room it goes on."""
     whole = sum(f.stat().st_size for f in calm.rglob("*") if f.is_file()) // 1024
@@ -105,6 +106,7 @@ def test_a_clock_that_jumps(by: float, tmp_path: Path, calm: Path, tally: Counte
     tally["bit-equal"] += 1
 
 
+@pytest.mark.slow
 def test_two_writers(tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
     """The second is refused while the first lives; a kill -9 of the first leaves no lock behind."""
     workdir = tmp_path / "run"

@@ -15,6 +15,7 @@ from nin_jax.watchdog import Watchdog
 from tests.faults import harness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "call"),
     [

@@ -13,6 +13,7 @@ from nin_jax.pipeline.arrays import tfds_folder
 from tests.launch.runs import CIFAR10, PHOTOGRAPHS, SYNTHETIC, children, equal, params, rows, run, start, wait_for_row
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path, clean_env):
     """Two processes of two devices, one of them preempted, end as one process of four does; each row stands once."""
     alone = run(tmp_path / "alone", clean_env, "--processes=1", "--cpu_devices=4", **SYNTHETIC)
@@ -75,6 +76,7 @@ def test_a_killed_process_is_an_interruption(tmp_path, clean_env):
     assert rows(tmp_path / "run") == rows(tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_a_stopped_launcher_stops_its_run(tmp_path, clean_env):
     """SIGTERM to the launcher is passed on: both processes save the same step and all leave with 75; one can go on alone."""
     pair = start(tmp_path / "run", clean_env, **SYNTHETIC, epochs=1000)

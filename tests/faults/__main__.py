@@ -49,7 +49,7 @@ def campaign(arguments: list[str]) -> int:
     tests = chosen or sorted({test for row in ROWS for test in row.tests})
     recorder, began = Recorder(), time.time()
     code = pytest.main(
-        [*(a for a in arguments if a not in chosen), "-p", "no:cacheprovider", *tests], plugins=[recorder]
+        ["-m", "", *(a for a in arguments if a not in chosen), "-p", "no:cacheprovider", *tests], plugins=[recorder]
     )
     entries = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
     environment = {

@@ -240,6 +240,8 @@ def test_results(tmp_path):
     assert "Best: all, 10.00." in text
 
 
+# What earlier tests left to the garbage collector, such as open sockets, may be found while one of these waits.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_queue_gives_each_accelerator_one_trial_at_a_time(tmp_path, monkeypatch):
     """Five commands on two slots: never two on one, all ended, their exit codes in order."""
     script = "import os, sys, time; p = os.environ['CUDA_VISIBLE_DEVICES']; os.mkdir(p); time.sleep(0.2); os.rmdir(p)"
@@ -254,6 +256,8 @@ def test_a_queue_gives_each_accelerator_one_trial_at_a_time(tmp_path, monkeypatc
     assert len(changes) == 5
 
 
+# What earlier tests left to the garbage collector, such as open sockets, may be found while one of these waits.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stopped_queue_starts_nothing_more(tmp_path, monkeypatch):
     """SIGTERM is passed on to the trial that runs; those that wait are left for the next start."""
     monkeypatch.setattr(
@@ -267,6 +271,8 @@ def test_a_stopped_queue_starts_nothing_more(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+# What earlier tests left to the garbage collector, such as open sockets, may be found while one of these waits.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_trial_is_started_again(tmp_path, monkeypatch):
     """Exit code 75 from outside: the same command once more."""
     script = "import sys, pathlib; p = pathlib.Path(sys.argv[1].split('=')[1], 'n'); n = len(p.read_text()) if p.exists() else 0"

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nin_jax import optim, parallel, registry, step, storage
+from nin_jax import multihost, optim, parallel, registry, step, storage
 from nin_jax.config import Config
 from nin_jax.errors import Ending, Mistake
 from nin_jax.pipeline import memory, transform
@@ -153,7 +153,7 @@ class Run:
                     self.write_fitted(workdir, stats)
             return stats
 
-        return parallel.replicate(parallel.arrays_from_first(read_or_fit), self.mesh)
+        return parallel.replicate(multihost.arrays_from_first(read_or_fit), self.mesh)
 
     @property
     def _fitted_for(self) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from nin_jax import parallel, storage
+from nin_jax import multihost, storage
 from nin_jax.errors import Ending, Mistake, StorageFailed, out_of_memory
 from nin_jax.report import one_line, say
 
@@ -43,10 +43,12 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every file; what matters it raises
         self.directory, self.read_only = workdir.absolute() / "checkpoints", read_only
-        parallel.from_first(lambda: self._open(keep))
+        multihost.from_first(lambda: self._open(keep))
 
     def _open(self, keep: int) -> None:
         read_only = self.read_only
+        if not read_only:
+            _Quiet.install()
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(keep),
@@ -127,7 +129,7 @@ class Checkpoints:
           notes: JSON values that belong to this step.
           metrics: evaluation of this very state, with "error_pct", if there was one.
         """
-        parallel.from_first(lambda: self._save(step, parallel.to_store(state), notes, metrics, wait))
+        multihost.from_first(lambda: self._save(step, multihost.to_store(state), notes, metrics, wait))
 
     def _save(
         self, step: int, state: Any, notes: Mapping[str, Any], metrics: Mapping[str, float] | None, wait: bool
@@ -159,7 +161,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
-        parallel.from_first(self._wait)
+        multihost.from_first(self._wait)
 
     def _wait(self) -> None:
         try:
@@ -170,7 +172,6 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         """Removes what a save that failed has left: it would keep a full disk full."""
-        _Quiet.install()
         for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -179,7 +180,7 @@ class Checkpoints:
 
         One whose notes cannot be read is left for `restore` to judge.
         """
-        return parallel.from_first(lambda: self._drop_while(unwanted))
+        return multihost.from_first(lambda: self._drop_while(unwanted))
 
     def _drop_while(self, unwanted: Callable[[Mapping[str, Any]], bool]) -> int:
         while step := self.manager.latest_step():
@@ -207,17 +208,17 @@ class Checkpoints:
         states = []
 
         def newest() -> tuple[int, dict[str, Any]] | None:
-            found = self._newest(parallel.to_store(like))
+            found = self._newest(multihost.to_store(like))
             if found is None:
                 return None
             states.append(found[1])
             return found[0], found[2]
 
-        found = parallel.from_first(newest)
+        found = multihost.from_first(newest)
         if found is None:
             return None
         step, notes = found
-        return step, parallel.placed_like(states[0] if states else None, like), notes
+        return step, multihost.placed_like(states[0] if states else None, like), notes
 
     def _newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         broken = []
@@ -280,13 +281,13 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being saved and lets go. The other processes, which may be in trouble, are not waited for."""
-        if parallel.is_first():
+        if multihost.is_first():
             self._wait()
             self.manager.close()
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which asks at each save whether the run is to stop; `parallel.stop_requested` counts who asks when."""
+    """Orbax's, which asks at each save whether the run is to stop; `multihost.stop_requested` counts who asks when."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
@@ -304,7 +305,7 @@ class _Quiet:
     """An `unraisablehook` without what a failed save or restore leaves behind, so that it costs one line and not forty.
 
     When one array cannot be read or written, orbax closes its event loop under the others, and each of them complains on
-    stderr when it comes back, which may be at the very end.
+    stderr when it comes back, which may be at the very end; asyncio tells of those that had failed too.
     """
 
     def __init__(self) -> None:
@@ -319,6 +320,7 @@ class _Quiet:
         if not isinstance(sys.unraisablehook, _Quiet):
             sys.unraisablehook = _Quiet()
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _crc_of_notes(notes: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from nin_jax import config as config_lib
-from nin_jax import parallel, step
+from nin_jax import multihost, parallel, step
 from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.config import Config
@@ -69,7 +69,7 @@ class Evaluator:
         """
         variables = tuple(variables)
         self.compile(variables)
-        parallel.meet()
+        multihost.meet()
         parts = []
         with progress() as bar, contextlib.closing(iter(self.source)) as dispatches:
             task = bar.add_task("evaluating", total=self.source.batches)
@@ -111,14 +111,14 @@ def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -
     assert result is not None
     line = {"split": config.eval_split, "views": config.eval.views, "examples": result.pop("examples"), **result}
     line["step"] = numbers if ensemble else numbers[0]
-    if parallel.is_first():
+    if multihost.is_first():
         print(json.dumps(line), flush=True)
     return line
 
 
 def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, step.TrainState, int]:
     """A run, the state of its newest checkpoint and its step; with its `own` network, or all as `config` says."""
-    theirs = parallel.from_first(lambda: _config(workdir))
+    theirs = multihost.from_first(lambda: _config(workdir))
     trained = config_lib.from_dict(theirs)
     if own:
         if outside := config_lib.modules(trained):
@@ -153,7 +153,7 @@ def _config(workdir: Path) -> dict[str, Any]:
 
 def restore(run: Run, recipe: step.Recipe, workdir: Path) -> tuple[int, step.TrainState]:
     """Step and state of the newest good checkpoint of a run directory, which is only read. Raises `Mistake`."""
-    if not parallel.from_first(lambda: (workdir / "checkpoints").is_dir()):
+    if not multihost.from_first(lambda: (workdir / "checkpoints").is_dir()):
         raise Mistake(f"--workdir={workdir} holds no checkpoint; train first, or name the directory of a run")
     shapes = jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape))
     found = Checkpoints(workdir, read_only=True).restore(parallel.replicated_like(shapes, run.mesh))

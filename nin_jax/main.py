@@ -101,11 +101,11 @@ def run(command: Command) -> None:
     """Does what the command says."""
     import jax
 
-    from nin_jax import parallel
+    from nin_jax import multihost, parallel
     from nin_jax.pipeline.arrays import cache_dir
 
     parallel.keep_freed_memory()
-    parallel.join()
+    multihost.join()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     if command.mode == "train":
@@ -120,7 +120,7 @@ def run(command: Command) -> None:
         from nin_jax.build import Run
         from nin_jax.describe import describe
 
-        if parallel.is_first():
+        if multihost.is_first():
             describe(Run(command.config))
 
 
@@ -138,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return arguments[:1]
 
     def body(_: Sequence[str]) -> None:
+        from nin_jax import multihost
+
         try:
             run(commands[0])
         except Ending as ending:
@@ -145,14 +147,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         except OSError as error:
             _leave(StorageFailed(one_line(error)))
         except Exception as error:
+            if multihost.peer_is_gone(error):
+                fail(f"another process of this run is gone; start again to go on: {one_line(error)[:300]}")
+                os._exit(Preempted.exit_code)  # to part from it in order would be to wait for it
             if not out_of_memory(error):
                 raise
             size = commands[0].config.batch_size
             _leave(Mistake(f"out of memory with batch_size={size}; a smaller one needs less: {one_line(error)[:300]}"))
         finally:
-            from nin_jax import parallel
-
-            parallel.leave()
+            multihost.leave()
 
     commands: list[Command] = []
     with _nothing_to_save():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from nin_jax import parallel
+from nin_jax import multihost
 from nin_jax.errors import Preempted
 
 
@@ -24,7 +24,7 @@ class Stop:
         self.can_save = False
 
     def __enter__(self) -> Stop:
-        if parallel.stop_is_shared():
+        if multihost.stop_is_shared():
             self.before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))}
         else:
             self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -36,7 +36,7 @@ class Stop:
 
     def __call__(self) -> bool:
         """Whether a stop was asked for. All processes have to ask in the same places."""
-        if self.requested is None and parallel.stop_is_shared() and parallel.stop_requested():
+        if self.requested is None and multihost.stop_is_shared() and multihost.stop_requested():
             self.requested = "SIGTERM"
         return self.requested is not None
 

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from nin_jax import parallel, storage
+from nin_jax import multihost, storage
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.config import Config
 from nin_jax.errors import Diverged, Mistake
@@ -44,7 +44,7 @@ def go_back(config: Config, workdir: Path, diverged: Diverged) -> None:
 
     Killed in between, the run diverges once more and ends up here again.
     """
-    rollbacks = parallel.from_first(lambda: read(workdir))
+    rollbacks = multihost.from_first(lambda: read(workdir))
     if len(rollbacks) >= config.rollbacks:
         raise diverged
     checkpoints = Checkpoints(workdir, config.keep)
@@ -53,7 +53,7 @@ def go_back(config: Config, workdir: Path, diverged: Diverged) -> None:
     finally:
         checkpoints.close()
     rollbacks.append({"update": diverged.update, "to": to, "factor": config.rollback_factor, "why": str(diverged)})
-    parallel.from_first(lambda: storage.write_json(workdir / FILE, rollbacks))
+    multihost.from_first(lambda: storage.write_json(workdir / FILE, rollbacks))
     say(
         f"{diverged}; rollback {len(rollbacks)} of {config.rollbacks}: back to step {to}, with "
         f"{factor(rollbacks):g} times the learning rate"

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nin_jax import config as config_lib
-from nin_jax import optim, parallel, report, rollback, step, storage, transfer
+from nin_jax import multihost, optim, parallel, report, rollback, step, storage, transfer
 from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.config import Config
@@ -45,9 +45,9 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     with Stop() as stop, Watchdog(config.watchdog_seconds) as watchdog:
         run = Run(config)
         with contextlib.ExitStack() as held:
-            parallel.from_first(lambda: held.enter_context(claim(workdir, config)))
-            parallel.check_shared(workdir)
-            done = parallel.from_first(lambda: _finished(workdir, config))
+            multihost.from_first(lambda: held.enter_context(claim(workdir, config)))
+            multihost.check_shared(workdir)
+            done = multihost.from_first(lambda: _finished(workdir, config))
             if done:
                 say(f"{workdir} is done: test error {done['test_error_pct']:.2f} %")
                 return done
@@ -77,7 +77,7 @@ class _Loop:
         self.last = c.epochs * self.epoch_updates
         self.bad_records = {"train": run.left_out[c.train_split], eval_name(c.eval_split): run.left_out[c.eval_split]}
         self.identity = self._identify(data)
-        self.rollbacks = parallel.from_first(lambda: rollback.read(workdir))
+        self.rollbacks = multihost.from_first(lambda: rollback.read(workdir))
         scale = rollback.factor(self.rollbacks)
         self.recipe = run.recipe(self.epoch_updates, scale)
         self.rate = optim.schedule(c, self.epoch_updates, scale)
@@ -107,13 +107,13 @@ class _Loop:
             say(f"going on from step {self.step} of {self.last} in {workdir}")
         else:
             first = self._started(make(np.uint32(c.seed)))
-            self.step, self.state, notes = 0, parallel.placed_like(first, self.shapes), {}
+            self.step, self.state, notes = 0, multihost.placed_like(first, self.shapes), {}
         self.batches.start(self.step)
         self.params = sum(p.size for p in jax.tree.leaves(self.state.params))
         self.clock = report.Clock(notes.get("seconds", {}))
         self.meter = notes.get("meter") or {"loss": 0.0, "error": 0.0, "updates": 0}
         self.constant_for = np.zeros(self.classes)  # updates in a row that each class has had a constant logit
-        self.recorded = {(step, split) for step, split in parallel.from_first(self._open_record)}
+        self.recorded = {(step, split) for step, split in multihost.from_first(self._open_record)}
         self.images_per_s = 0.0
         self.evaluation: dict[str, float] | None = None
 
@@ -136,7 +136,7 @@ class _Loop:
     def _write(self, row: dict[str, Any]) -> None:
         """Adds a row to the record, unless it has it."""
         if (row["step"], row["split"]) not in self.recorded:
-            parallel.from_first(lambda: self.record.write(row))
+            multihost.from_first(lambda: self.record.write(row))
             self.recorded.add((row["step"], row["split"]))
 
     def _identify(self, data: Any) -> str:
@@ -170,7 +170,7 @@ class _Loop:
             self.batches.close()
             with contextlib.suppress(StorageFailed):  # it was raised where it happened; here it would hide the reason
                 self.checkpoints.close()
-            if parallel.is_first():
+            if multihost.is_first():
                 self.record.close()
 
     def _stopped(self) -> bool:
@@ -187,7 +187,7 @@ class _Loop:
             self._compile(n)
         with self.clock.time("compile"):  # what it is waited for
             compiled = {n: self.compiled[n].result() for n in lengths}
-            parallel.meet()
+            multihost.meet()
         begin, start, waiting, said = self.step, time.perf_counter(), None, time.perf_counter()
         with report.progress() as bar, self.clock.time("train"):
             task = bar.add_task(
@@ -289,7 +289,7 @@ class _Loop:
             self._save()
 
     def _save(self, metrics: dict[str, float] | None = None, *, wait: bool = False) -> None:
-        parallel.from_first(lambda: self.record.check())
+        multihost.from_first(lambda: self.record.check())
         if not all(np.isfinite(a).all() for a in jax.tree.leaves(parallel.host(self.state.params))):
             raise Diverged(f"the parameters after update {self.step} are not finite", self.step)  # and are not kept
         notes = {
@@ -338,7 +338,7 @@ class _Loop:
             "commit": report.commit(),
             "fingerprint": config_lib.fingerprint(self.config),
         }
-        parallel.from_first(lambda: storage.write_json(self.workdir / "summary.json", summary))
+        multihost.from_first(lambda: storage.write_json(self.workdir / "summary.json", summary))
         if status == "done":
             say(
                 f"done: test error {summary['test_error_pct']:.2f} % of {summary['test_examples']}, "

@@ -275,10 +275,16 @@ def remove(file):
 @pytest.mark.parametrize(
     ("what", "harm"),
     [
-        *(("arrays", harm) for harm in (truncate, empty, flip_a_bit, remove)),
-        ("manifest", truncate),
-        ("notes", flip_a_bit),
+        ("arrays", flip_a_bit),
         ("notes", remove),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                *(("arrays", harm) for harm in (truncate, empty, remove)),
+                ("manifest", truncate),
+                ("notes", flip_a_bit),
+            ]
+        ),
     ],
 )
 def test_a_broken_newest_checkpoint(harm, what, tmp_path, monkeypatch, undisturbed, capsys):

@@ -163,6 +163,28 @@ ROWS = (
         ("waits for ever", "a playbook", "?", "waits for ever"),
     ),
     Row(
+        "one of several processes killed by -9",
+        "the others end with 75 and one line, or by JAX's abort (134) where the first one is gone; started again, all go on "
+        "from the newest checkpoint, bit-equal",
+        (f"{HERE}/test_peers.py::test_a_process_is_killed", "tests/launch/test_local.py::test_a_killed_process_is_an_interruption"),
+        ("aborts, by JAX's heartbeat", "elastic_retry with Pathways on TPUs", "?", "?"),
+    ),
+    Row(
+        "one of several processes stopped (SIGSTOP)",
+        "the others end with 75 after `watchdog_seconds`, or by JAX's abort (134) after 60 s; then as above",
+        (f"{HERE}/test_peers.py::test_a_process_is_stopped",),
+    ),
+    Row(
+        "one of several processes preempted",
+        "all save the same step and end with 75",
+        (f"{HERE}/test_peers.py::test_a_process_is_preempted", "tests/launch/test_local.py::test_two_processes_are_one_run"),
+    ),
+    Row(
+        "started again with another number of processes",
+        "the same run, equal to rounding",
+        (f"{HERE}/test_peers.py::test_another_number_of_processes_goes_on", "tests/launch/test_local.py::test_a_stopped_launcher_stops_its_run"),
+    ),
+    Row(
         "out of memory",
         "exit 2, the batch size named; no checkpoint is taken for broken",
         (

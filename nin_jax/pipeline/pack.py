@@ -28,6 +28,7 @@ from PIL import Image
 
 from nin_jax.errors import Mistake
 from nin_jax.pipeline import views, worker
+from nin_jax.pipeline.pictures import STREAMED_PIXELS
 from nin_jax.report import one_line, say, track
 from nin_jax.storage import write_json
 
@@ -37,7 +38,6 @@ TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.t
 FOLDERS = {"train": ("train",), "validation": ("val", "validation")}
 SHARD_BYTES = 128 << 20  # of what is packed; TFDS has shards of this size too
 LARGEST = 64 << 20  # bytes of an encoded picture; ImageNet's have up to 16 million
-PIXELS = 150_000_000  # of a picture
 QUALITY = 90  # of a JPEG that is made smaller
 
 
@@ -257,8 +257,8 @@ def encoded(data: bytes, short: int, what: str) -> bytes:
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-            if picture.width * picture.height > PIXELS:
-                raise Mistake(f"{what}: {picture.width} x {picture.height} pixels are more than {PIXELS}")
+            if picture.width * picture.height > STREAMED_PIXELS:
+                raise Mistake(f"{what}: {picture.width} x {picture.height} pixels are more than {STREAMED_PIXELS}")
             smaller = short and min(picture.size) > short
             if not smaller and picture.format == "JPEG" and picture.mode in ("RGB", "L"):
                 return data

@@ -13,6 +13,8 @@ from PIL import Image
 FORMATS = ("JPEG", "PNG", "WEBP")  # what TFDS's layout holds: WebP is the smaller of the two that lose nothing
 PIXELS = 50_000_000  # a larger picture is refused before it is decoded: a small file can unpack to gigabytes
 
+STREAMED_PIXELS = 150_000_000  # the same where few are in memory at a time: photographs as cameras make them
+
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # PIXELS is lower
 
 

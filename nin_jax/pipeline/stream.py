@@ -9,6 +9,7 @@ What travels to the devices is uint8; mirroring and preprocessing are done there
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import io
@@ -29,7 +30,7 @@ from nin_jax import parallel
 from nin_jax.errors import Ending, Mistake
 from nin_jax.pipeline import memory, views, worker
 from nin_jax.pipeline.arrays import map_threads
-from nin_jax.pipeline.pictures import FORMATS
+from nin_jax.pipeline.pictures import FORMATS, STREAMED_PIXELS
 from nin_jax.report import one_line, say
 
 DEVICE_AHEAD, HOST_AHEAD = 2, 2  # batches that wait on the devices, and in each process that decodes
@@ -74,6 +75,8 @@ class Pictures:
             raise
         except Exception as error:  # the reader is native code and raises anything on a damaged file
             raise Mistake(f"record {index} of {self.name} cannot be read: {one_line(error)}") from error
+        if height * width > STREAMED_PIXELS:
+            raise Mistake(f"record {index} of {self.name}: {width} x {height} pixels are more than {STREAMED_PIXELS}")
         if not 0 <= label < self.classes:
             raise Mistake(f"record {index} of {self.name}: label {label} is not between 0 and {self.classes - 1}")
         return data, (int(height), int(width)), colours, label
@@ -81,14 +84,16 @@ class Pictures:
     def decode(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
         """A decoded picture, height and width to scale it to, and its label. Raises `Mistake`.
 
-        A JPEG that has the wanted size already is an array: simplejpeg gives the same pixels as Pillow, and sooner.
-        Of one at least four times as large libjpeg decodes a smaller version, still at least twice as large.
+        simplejpeg gives the same pixels as Pillow, and sooner. Of a JPEG at least four times as large as wanted Pillow has
+        libjpeg decode a smaller version, still at least twice as large. What need not be scaled is an array.
         """
         data, size, colours, label = self.open(index)
         to = views.scaled(*size, self.short)
         try:
-            if size == to and colours in ("YCbCr", "Gray"):
-                return simplejpeg.decode_jpeg(data, "RGB"), to, label
+            if colours in ("YCbCr", "Gray") and min(a // b for a, b in zip(size, to, strict=True)) < 4:
+                with contextlib.suppress(ValueError):  # also of what libjpeg warns of; Pillow judges then
+                    pixels = simplejpeg.decode_jpeg(data, "RGB")
+                    return pixels if size == to else Image.fromarray(pixels), to, label
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             picture.draft("RGB", (2 * to[1], 2 * to[0]))
             picture.load()

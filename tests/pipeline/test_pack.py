@@ -184,7 +184,7 @@ GOOD = {f"{WNIDS[0]}_1.JPEG": picture(1)}
     ids=["no tar", "link", "traversal", "class", "text", "truncated", "empty", "bomb", "twice", "cut off"],
 )
 def test_what_is_wrong_is_named_and_nothing_is_prepared(content, said, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack, "PIXELS", 1_000_000)
+    monkeypatch.setattr(pack, "STREAMED_PIXELS", 1_000_000)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "ILSVRC2012_img_train.tar").write_bytes(content)
     with pytest.raises(Mistake, match=said):

@@ -26,6 +26,7 @@ from nin_jax.errors import Mistake, Preempted
 from nin_jax.models.nin import Model
 from nin_jax.pipeline import memory, stream, transform, views
 from nin_jax.tasks import classify
+from tests.datasets.test_folder import bomb
 
 REAL = Path(os.environ.get("NIN_JAX_TFDS", Path(__file__).parents[3] / "shared" / "tfds"))
 needs_real = pytest.mark.skipif(not (REAL / "imagenet2012").is_dir(), reason=f"no imagenet2012 in {REAL}")
@@ -102,11 +103,11 @@ def test_worker_processes_hand_over_the_same_batches():
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (37, 21), (16, 20), (20, 33), (700, 333)])
 def test_a_window_is_that_of_the_whole_scaled_picture(width, height):
-    """Pillow's own, scaled whole and cut after; and where nothing is scaled, decoded by Pillow."""
+    """Pillow's own, scaled whole and cut after; and where libjpeg has not made it smaller, decoded by Pillow."""
     picture = dataclasses.replace(pictures(1), records=[{"image": jpeg(1, width, height), "label": 0}])
     decoded, to, _ = picture.decode(0)
     assert isinstance(decoded, np.ndarray) == (width == 20)
-    pillows = Image.open(io.BytesIO(jpeg(1, width, height))) if width == 20 else decoded
+    pillows = Image.open(io.BytesIO(jpeg(1, width, height))) if width < 80 else decoded
     whole = np.asarray(pillows.resize(to[::-1], Image.Resampling.BILINEAR), int)
     for y, x, h, w in [(0, 0, 16, 16), (to[0] - 16, to[1] - 16, 16, 16), (0, 0, *to)]:
         assert np.abs(stream.cut(decoded, to, (y, x, h, w)).astype(int) - whole[y : y + h, x : x + w]).max() <= 1
@@ -128,6 +129,11 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
             {"image": jpeg(1, 500, 375)[:2000], "label": 0},
             "record 2 of some train cannot be decoded: image file is truncated",
         ),
+        (
+            {"image": jpeg(1, 40, 30)[:-200], "label": 0},
+            "record 2 of some train cannot be decoded: image file is truncated",
+        ),
+        ({"image": bomb(16_000, 10_000), "label": 0}, "16000 x 10000 pixels are more than 150000000"),
         ({"image": jpeg(1), "label": 10}, "record 2 of some train: label 10 is not between 0 and 9"),
     ],
 )

@@ -75,11 +75,12 @@ class Pictures:
             raise
         except Exception as error:  # the reader is native code and raises anything on a damaged file
             raise Mistake(f"record {index} of {self.name} cannot be read: {one_line(error)}") from error
+        height, width = int(height), int(width)
         if height * width > STREAMED_PIXELS:
             raise Mistake(f"record {index} of {self.name}: {width} x {height} pixels are more than {STREAMED_PIXELS}")
         if not 0 <= label < self.classes:
             raise Mistake(f"record {index} of {self.name}: label {label} is not between 0 and {self.classes - 1}")
-        return data, (int(height), int(width)), colours, label
+        return data, (height, width), colours, label
 
     def decode(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
         """A decoded picture, height and width to scale it to, and its label. Raises `Mistake`.

@@ -19,7 +19,6 @@ import nin_jax
 from nin_jax import config, main, train
 from nin_jax.errors import Mistake, StorageFailed
 from nin_jax.pipeline import pictures
-from tests.datasets.test_folder import bomb
 from tests.faults import harness
 
 

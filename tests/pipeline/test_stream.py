@@ -121,6 +121,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
     assert np.abs(stream.cut(decoded, to, (0, 0, *to)).astype(int) - np.asarray(exact, int)).mean() < 1
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as nin_jax does
 @pytest.mark.parametrize(
     ("record", "said"),
     [

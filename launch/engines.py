@@ -6,6 +6,7 @@ they, and what they have done stays in their run directories.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -85,17 +86,20 @@ class Submitit:
         self.kind, self.parameters, self.workers = kind, dict(parameters), workers
 
     def run(self, plan: Sequence[Trial], directory: Path, on_change: Callable[[], None]) -> list[int]:
-        return self._wait(directory, _One(directory), plan, on_change)
+        one = functools.partial(trials.run, directory=directory.absolute())
+        return self._wait(directory, one, plan, on_change)
 
     def work(self, directory: Path, count: int, on_change: Callable[[], None]) -> list[int]:
         return self._wait(
             directory,
-            _Worker(directory),
+            functools.partial(_search, directory.absolute()),
             list(range(self.workers or (min(count, 4) if self.kind == "slurm" else 1))),
             on_change,
         )
 
-    def _wait(self, directory: Path, f: Any, items: Sequence[Any], on_change: Callable[[], None]) -> list[int]:
+    def _wait(
+        self, directory: Path, f: Callable[[Any], int], items: Sequence[Any], on_change: Callable[[], None]
+    ) -> list[int]:
         if not items:
             return []
         try:
@@ -112,7 +116,7 @@ class Submitit:
         try:
             executor = submitit.AutoExecutor(folder=directory / "submitit", cluster=cluster)
             executor.update_parameters(name=f"sweep-{directory.name}", **parameters)
-            jobs = executor.map_array(f, items) if cluster == "slurm" else []
+            jobs = executor.map_array(_Resumable(f), items) if cluster == "slurm" else []
         except (
             RuntimeError,
             ValueError,
@@ -126,7 +130,7 @@ class Submitit:
             while len(done) < len(items):
                 # Submitit's own processes all start at once.
                 while len(jobs) < len(items) and len(jobs) - len(done) < (self.workers or 1):
-                    jobs.append(executor.submit(f, items[len(jobs)]))
+                    jobs.append(executor.submit(_Resumable(f), items[len(jobs)]))
                 for i, job in enumerate(jobs):
                     if i not in done and job.done():
                         done.add(i)
@@ -147,13 +151,15 @@ class Submitit:
 
 
 class _Resumable:
-    """A function that submitit may interrupt, before its time is over or for another job, and put back into the queue."""
+    """A function of an item that submitit may interrupt, before its time is over or for another job, and put back into the
+    queue.
+    """
 
-    def __init__(self, directory: Path):
-        self.directory = directory.absolute()
+    def __init__(self, f: Callable[[Any], int]):
+        self.f = f
 
     def __call__(self, item: Any) -> int:
-        raise NotImplementedError
+        return self.f(item)
 
     def checkpoint(self, *arguments: Any) -> Any:
         import signal
@@ -164,11 +170,5 @@ class _Resumable:
         return submitit.helpers.DelayedSubmission(self, *arguments)
 
 
-class _One(_Resumable):
-    def __call__(self, item: Trial) -> int:
-        return trials.run(item, self.directory)
-
-
-class _Worker(_Resumable):
-    def __call__(self, item: int) -> int:
-        return search.outcome(self.directory)
+def _search(directory: Path, _: int) -> int:
+    return search.outcome(directory)

@@ -20,7 +20,9 @@ from nin_jax.layers import Dropout, MLPConv, gaussian, global_average_pool
 
 
 class Mlpconv(NamedTuple):
-    """ "mlpconv(maps=(96, 96, 96), size=11, stride=4, pad=0, deviations=(0.01, 0.05, 0.05))": see `layers.MLPConv`.
+    """An mlpconv layer, such as "mlpconv(maps=(96, 96, 96), size=11, stride=4, pad=0, deviations=(0.01, 0.05, 0.05))".
+
+    See `layers.MLPConv`.
 
     Attributes:
       maps: number of maps of each layer; one alone is a plain convolution with ReLU.
@@ -39,21 +41,21 @@ class Mlpconv(NamedTuple):
 
 
 class MaxPool(NamedTuple):
-    """ "max_pool(size=3, stride=2)": see `layers.max_pool`."""
+    """As "max_pool(size=3, stride=2)": see `layers.max_pool`."""
 
     size: int = 3
     stride: int = 2
 
 
 class AvgPool(NamedTuple):
-    """ "avg_pool(size=3, stride=2)": see `layers.avg_pool`."""
+    """As "avg_pool(size=3, stride=2)": see `layers.avg_pool`."""
 
     size: int = 3
     stride: int = 2
 
 
 class ResponseNormalisation(NamedTuple):
-    """ "response_normalisation(size=5, alpha=0.0001, beta=0.75)": see `layers.response_normalisation`."""
+    """As "response_normalisation(size=5, alpha=0.0001, beta=0.75)": see `layers.response_normalisation`."""
 
     size: int = 5
     alpha: float = 0.0001
@@ -61,7 +63,7 @@ class ResponseNormalisation(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """ "dropout(rate=0.5)": inverted, as Caffe's."""
+    """Dropout, as "dropout(rate=0.5)": inverted, as Caffe's."""
 
     rate: float = 0.5
 

@@ -20,8 +20,8 @@ def _leave() -> None:
 class Watchdog:
     """While it is entered, ends the process with exit code 75 ("start again") `seconds` after a `beat` without another.
 
-    Before the first beat nothing is watched. A process that was itself stopped (SIGSTOP, a laptop's lid) gets its time anew: that nobody beat the dog then says
-    nothing.
+    Before the first beat nothing is watched. A process that was itself stopped (SIGSTOP, a laptop's lid) gets its time
+    anew: that nothing was finished then says nothing.
 
     Args:
       seconds: patience; 0: there is no watchdog.

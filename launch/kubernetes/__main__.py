@@ -45,7 +45,7 @@ def launch(argv: Sequence[str]) -> int:
         print(text, end="")
         return 0
     try:
-        return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode  # noqa: S607
+        return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode  # noqa: S607 - the one on PATH
     except FileNotFoundError as error:
         raise Mistake("kubectl is not on this machine; --dry_run prints the manifest") from error
 

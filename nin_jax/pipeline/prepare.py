@@ -173,7 +173,7 @@ def _append(archive: Archive, part: Path) -> Iterator[int]:
     if size < archive.size:
         request = urllib.request.Request(archive.url, headers={"Range": f"bytes={size}-"})  # noqa: S310 - a URL of the table
         with (
-            urllib.request.urlopen(request, timeout=30) as response,  # noqa: S310
+            urllib.request.urlopen(request, timeout=30) as response,  # noqa: S310 - as above
             # A server that ignores Range answers 200 and begins again, so do we.
             part.open("ab" if response.status == 206 else "wb") as file,
         ):

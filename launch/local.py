@@ -66,7 +66,7 @@ def outcome(codes: Sequence[int], logs: Sequence[Path | None]) -> int:
         return 0
     known = [code for code in codes if code in (2, 70, 74)]
     interrupted = any(code < 0 or code == Preempted.exit_code for code in codes)
-    if not codes[0] or codes[0] < 0 or codes[0] == 1:
+    if not codes[0] or codes[0] < 0 or codes[0] in (1, Preempted.exit_code):
         for number, (code, log) in enumerate(zip(codes, logs, strict=True)):
             if log and code and code != Preempted.exit_code:
                 end = log.read_text(errors="replace").splitlines()[-5:]

@@ -252,6 +252,6 @@ def _read_stats(path: Path, key: str, ops: int) -> transform.Stats | None:
                 i, part = name.split("/")
                 stats[int(i)][part] = file[name]
             return stats
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
         say(f"{path} is broken ({one_line(error)}): fitting the preprocessing again")
         return None

@@ -158,15 +158,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             multihost.leave()
 
     commands: list[Command] = []
-    with _nothing_to_save():
+    with _nothing_to_save(ends=argv is None):
         app.run(body, argv=list(argv or sys.argv), flags_parser=guarded)
 
 
 @contextlib.contextmanager
-def _nothing_to_save() -> Iterator[None]:
+def _nothing_to_save(ends: bool) -> Iterator[None]:
     """While nothing else handles them, SIGTERM and SIGINT end the process at once, with a line and exit code 75.
 
-    An exception would not do: it might arrive in an import that catches it.
+    An exception would not do: it might arrive in an import that catches it. Where the process ends after this they change
+    nothing any more, so that its exit code is that of what it did.
     """
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -178,7 +179,7 @@ def _nothing_to_save() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ends else handler)
 
 
 def _leave(ending: Ending) -> None:

@@ -9,6 +9,10 @@ from nin_jax import multihost
 from nin_jax.errors import Preempted
 
 
+class _AtOnce(BaseException):
+    """No `Exception`: it may arrive in an import or in a library that catches those."""
+
+
 class Stop:
     """Catches the two signals while it is entered.
 
@@ -30,9 +34,11 @@ class Stop:
             self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if isinstance(error, _AtOnce):
+            raise Preempted(str(error)) from None
 
     def __call__(self) -> bool:
         """Whether a stop was asked for. All processes have to ask in the same places."""
@@ -45,6 +51,6 @@ class Stop:
         again = self.requested is not None and number == signal.SIGINT
         self.requested = name
         if again:
-            raise Preempted(f"{name} again: stopped without saving; start again to go on from the last checkpoint")
+            raise _AtOnce(f"{name} again: stopped without saving; start again to go on from the last checkpoint")
         if not self.can_save:
-            raise Preempted(f"{name} before the first update: nothing to save; start again")
+            raise _AtOnce(f"{name} before the first update: nothing to save; start again")

@@ -81,4 +81,5 @@ if __name__ == "__main__":
         install(one)
     from nin_jax.main import main
 
-    main(["nin_jax", *sys.argv[2:]])
+    sys.argv = ["nin_jax", *sys.argv[2:]]
+    main()

@@ -77,11 +77,6 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(everywhere, np.asarray(x), x.shape), tree)
 
 
-def everywhere(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """A compiled function whose results lie on every device. All processes have to call it with the same arguments."""
-    return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
 def replicated_like(tree: Any, mesh: Mesh) -> Any:
     """The shapes of a tree, saying that each array lies on every device."""
     sharding = NamedSharding(mesh, PartitionSpec())

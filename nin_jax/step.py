@@ -21,7 +21,7 @@ from jax import lax
 from nin_jax import parallel
 from nin_jax.pipeline import memory, transform
 
-ORDER, AUGMENT, DROPOUT, INIT = range(4)  # streams of random numbers; memory.epoch_order uses the first
+AUGMENT, DROPOUT, INIT = 1, 2, 3  # streams of random numbers
 
 
 @flax.struct.dataclass

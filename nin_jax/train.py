@@ -80,7 +80,7 @@ class _Loop:
         self.rollbacks = multihost.from_first(lambda: rollback.read(workdir))
         scale = rollback.factor(self.rollbacks)
         self.recipe = run.recipe(self.epoch_updates, scale)
-        self.rate = optim.schedule(c, self.epoch_updates, scale)
+        self.rate = jax.jit(optim.schedule(c, self.epoch_updates, scale))  # or each of its operations is compiled alone
         self.stats = run.fitted(workdir, write=True, train=data)
         self.watchdog.beat()
         self.evaluator = Evaluator([self.recipe], self.mesh, c.mapper, run.evaluation(test), [self.stats])

@@ -104,7 +104,7 @@ def by_hand():
 
     losses = []
     for n in range(UPDATES):
-        order = np.asarray(memory.epoch_order(SEED, jnp.int32(n // 4), 64))
+        order = memory.epoch_order(int(SEED), n // 4, 64)
         rows = order[n % 4 * 16 : n % 4 * 16 + 16]
         loss, grads = gradient(params, jnp.int32(n), data.image[rows], jnp.asarray(data.label[rows]))
         updates, opt_state = r.optimizer.update(grads, opt_state, params)
@@ -229,7 +229,7 @@ def test_running_statistics_are_those_of_the_batches():
     """Of conv1's output after the first update, by NumPy from the batch: 0.9 of what they started from and 0.1 of its."""
     r, (data, stats) = recipe(modern=True), pictures("train[:64]")
     before, after = modern_run(1, "pmap")[:2]
-    rows = np.asarray(memory.epoch_order(SEED, jnp.int32(0), 64))[:16]
+    rows = memory.epoch_order(int(SEED), 0, 64)[:16]
     keys = jax.random.fold_in(step.stream(SEED, step.AUGMENT), 0)
     x = transform.apply(r.preprocess, stats, data.image[rows])
     x = np.asarray(transform.augment(r.augment, jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(16)), x))
@@ -268,8 +268,8 @@ def pipeline(order, number, image, seed):
 def test_the_batches_and_their_augmentation_are_the_same_on_any_number_of_devices(n, mapper):
     """To the last bit: shares put together are what one device draws."""
     data, _ = pictures("train[:64]")
-    order = memory.epoch_order(SEED, jnp.int32(0), 64)
-    arguments = parallel.replicate((np.asarray(order), np.int32(2), data.image, SEED), mesh(n))
+    order = memory.epoch_order(int(SEED), 0, 64)
+    arguments = parallel.replicate((order, np.int32(2), data.image, SEED), mesh(n))
     rows, x = parallel.compile_replicas(pipeline, arguments, mesh(n), mapper)(*arguments)
     np.testing.assert_array_equal(rows, order[32:48])
     keys = jax.vmap(lambda i: jax.random.fold_in(step.stream(SEED, step.AUGMENT), i))(jnp.arange(16))

@@ -168,7 +168,7 @@ class Training:
         """The records of the share. What an epoch's order has beyond its last whole batch waits for a later epoch."""
         epoch, place = divmod(step, len(self.pictures) // self.batch_size)
         first = place * self.batch_size
-        return _order(len(self.pictures), self.seed, epoch)[first + self.rows].tolist()
+        return memory.epoch_order(self.seed, epoch, len(self.pictures))[first + self.rows].tolist()
 
     def __getitem__(self, step: int) -> memory.Batch:
         luck = np.random.default_rng((self.seed, int(step))).random((self.batch_size, 2))[self.rows]
@@ -181,12 +181,6 @@ class Training:
 
         list(_pool().map(fill, range(len(self.rows)), self.indices(int(step))))
         return memory.Batch(images, labels)
-
-
-@functools.lru_cache(2)
-def _order(examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation drawn from (seed, epoch)."""
-    return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
 class Group(NamedTuple):

@@ -20,7 +20,11 @@ from tests.faults import harness
     ("at", "call"),
     [
         ("nin_jax.train:_Loop._absorb", 15),
-        *([("nin_jax.evaluate:parallel.host", 17), ("nin_jax.checkpoint:ocp.CheckpointManager.save", 2)] if harness.FULL else []),
+        *(
+            [("nin_jax.evaluate:parallel.host", 17), ("nin_jax.checkpoint:ocp.CheckpointManager.save", 2)]
+            if harness.FULL
+            else []
+        ),
     ],
 )
 def test_a_run_that_hangs(at: str, call: int, tmp_path: Path, calm: Path, tally: Counter[str]) -> None:

@@ -28,7 +28,7 @@ from nin_jax.datasets import imagenet
 from nin_jax.pipeline import pack, stream, views
 from nin_jax.report import say
 
-DIFFERENT, BATCH, BATCHES = 60, 64, 10  # pictures; and those of one turn
+DIFFERENT, BATCH, BATCHES = 60, 64, 40  # pictures; and those of one turn
 LONG = 20_000  # pictures that memory is watched over
 
 
@@ -95,7 +95,7 @@ def workers(pictures: stream.Pictures, what: str) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     for _ in range(3):
         for count in (0, 1, 2):
-            marks = run_through(pictures, 3 * BATCHES, count)
+            marks = run_through(pictures, BATCHES, count)
             rate = BATCH * (len(marks) - 8) / (marks[-1][0] - marks[7][0])  # by then what waited is gone
             rates.setdefault(str(count), []).append(round(rate, 1))
     return {"what": "workers", "pictures": what, "images_per_s": rates}

@@ -8,13 +8,9 @@ rows after the checkpoint that a run goes on from are dropped, so each row stand
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import math
-import os
 import time
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nin_jax import config as config_lib
-from nin_jax import multihost, optim, parallel, report, rollback, step, storage, transfer
+from nin_jax import multihost, optim, parallel, report, rollback, step, storage, transfer, workdirs
 from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.config import Config
@@ -45,9 +41,9 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     with Stop() as stop, Watchdog(config.watchdog_seconds) as watchdog:
         run = Run(config)
         with contextlib.ExitStack() as held:
-            multihost.from_first(lambda: held.enter_context(claim(workdir, config)))
+            multihost.from_first(lambda: held.enter_context(workdirs.claim(workdir, config)))
             multihost.check_shared(workdir)
-            done = multihost.from_first(lambda: _finished(workdir, config))
+            done = multihost.from_first(lambda: workdirs.finished(workdir, config))
             if done:
                 say(f"{workdir} is done: test error {done['test_error_pct']:.2f} %")
                 return done
@@ -98,7 +94,7 @@ class _Loop:
         found = self.checkpoints.restore(self.shapes)
         if found:
             self.step, self.state, notes = found
-            _check_config(notes.get("config"), self.config, f"checkpoint {self.step} in {workdir}")
+            workdirs.check_config(notes.get("config"), self.config, f"checkpoint {self.step} in {workdir}")
             if notes.get("data", self.identity) != self.identity:
                 raise Mistake(
                     f"--workdir={workdir} holds a run on other training examples ({notes['data']}; now "
@@ -351,55 +347,3 @@ def eval_name(split: str) -> str:
     """What the rows of an evaluation split are called: "test" for "test[:1000]", "validation" for a part of "train"."""
     name = split.split("[")[0]
     return "validation" if name == "train" else name
-
-
-@contextlib.contextmanager
-def claim(workdir: Path, config: Config) -> Iterator[None]:
-    """Holds the directory for this process and this config while it is entered.
-
-    The lock is the kernel's, so it goes with the process however that ends. Raises `Mistake` if another process
-    holds the directory, or if it belongs to another config.
-    """
-    try:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            # Nothing behind a link is touched; and a lock file needs no content.
-            lock = os.fdopen(os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC), "w")
-        except (FileExistsError, NotADirectoryError) as error:
-            raise Mistake(f"--workdir={workdir} is not a directory") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Mistake(f"--workdir={workdir} is in use by a live process; choose another") from error
-            path = workdir / "config.json"
-            if path.exists():
-                _check_config(config_lib.to_dict(config_lib.read(path)), config, f"--workdir={workdir}")
-            storage.write_json(path, config_lib.to_dict(config))
-            yield
-    except OSError as error:
-        raise StorageFailed(f"--workdir={workdir}: {error}") from error
-
-
-def _check_config(plain: dict[str, Any] | None, config: Config, what: str) -> None:
-    """Raises `Mistake` where `what` is of a run of another config than this."""
-    if plain is not None:
-        theirs = config_lib.to_dict(config_lib.from_dict(plain))
-        differing = [
-            line
-            for line in config_lib.differences(theirs, config_lib.to_dict(config))
-            if line.split(":")[0] not in config_lib.NOT_THE_RUN
-        ]
-        if differing:
-            raise Mistake(
-                f"{what} holds a run of another config ({'; '.join(differing[:5])}); choose another --workdir, or remove it"
-            )
-
-
-def _finished(workdir: Path, config: Config) -> dict[str, Any] | None:
-    """The summary of a run that is done."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        summary = json.loads((workdir / "summary.json").read_text())
-        if summary["status"] == "done" and summary["fingerprint"] == config_lib.fingerprint(config):
-            return summary
-    return None

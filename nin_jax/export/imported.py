@@ -21,7 +21,7 @@ from nin_jax.errors import Ending, Mistake
 from nin_jax.pipeline import transform
 from nin_jax.report import fail, say
 from nin_jax.storage import write_json
-from nin_jax.train import claim
+from nin_jax.workdirs import claim
 
 # Of a file and what `shapes` gives: the variables, and the "file", "bytes" and "sha256" they come from.
 Reader = Callable[[Path, dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]

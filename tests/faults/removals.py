@@ -39,8 +39,8 @@ REMOVALS = (
     Removal(
         "a checkpoint says which config it is of",
         "train.py",
-        '_check_config(notes.get("config"), self.config,',
-        "_check_config(None, self.config,",
+        'workdirs.check_config(notes.get("config"), self.config,',
+        "workdirs.check_config(None, self.config,",
         "tests/faults/test_checkpoints.py::test_a_checkpoint_of_another_run",
     ),
     Removal(

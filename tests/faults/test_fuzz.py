@@ -21,7 +21,7 @@ import pytest
 import scipy.io
 from hypothesis import HealthCheck, given, settings
 
-from nin_jax import build, config, parallel, report, rollback, train
+from nin_jax import build, config, parallel, report, rollback, workdirs
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.errors import Mistake
 from nin_jax.pipeline import archives, arrays
@@ -88,7 +88,7 @@ def test_any_summary(content: bytes) -> None:
     """It is that of a run that is done, or as good as none."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "summary.json").write_bytes(content)
-        assert train._finished(Path(folder), config.check(config.experiment("digits"))) is None
+        assert workdirs.finished(Path(folder), config.check(config.experiment("digits"))) is None
 
 
 @many

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import nin_jax
-from nin_jax import config, main, train
+from nin_jax import config, main, storage, workdirs
 from nin_jax.errors import Mistake, StorageFailed
 from nin_jax.pipeline import pictures
 from tests.faults import harness
@@ -93,7 +93,7 @@ def test_a_lock_that_is_a_link(tmp_path: Path) -> None:
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
     with (
         pytest.raises(StorageFailed),
-        train.claim(tmp_path / "run", main.parse(["nin_jax", *harness.words(tmp_path / "run")]).config),
+        workdirs.claim(tmp_path / "run", main.parse(["nin_jax", *harness.words(tmp_path / "run")]).config),
     ):
         pass
     assert (tmp_path / "precious").read_text() == "mine"
@@ -104,7 +104,7 @@ def test_files_that_are_links_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("{}")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").symlink_to(tmp_path / "precious")
-    train.storage.write_json(tmp_path / "run" / "summary.json", {"a": 1})
+    storage.write_json(tmp_path / "run" / "summary.json", {"a": 1})
     assert (tmp_path / "precious").read_text() == "{}"
     assert not (tmp_path / "run" / "summary.json").is_symlink()
 

@@ -43,7 +43,7 @@ def test_a_full_disk(tmp_path: Path, calm: Path, luck: random.Random, tally: Cou
     whole = sum(f.stat().st_size for f in calm.rglob("*") if f.is_file()) // 1024
     for case in range(10 if harness.FULL else 1):
         (tmp_path / str(case)).mkdir()
-        kib = luck.randrange(20, 3 * whole) if harness.FULL else whole
+        kib = luck.randrange(20, whole) if harness.FULL else whole
         prefix, workdir, copy = small_disk(kib, tmp_path / str(case))
         ended = harness.run(harness.words(workdir), prefix=prefix)
         assert ended.code in (0, 74), ended.err

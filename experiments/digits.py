@@ -10,18 +10,18 @@ def get_config(arg=None):
     config.dataset = "digits"
     config.preprocess = ("scale(divisor=255)",)
     config.model.name = "nin"
-    config.model.kernels = (3, 3, 3)
-    config.model.widths = ((32, 32, 32), (64, 64, 64), (64, 64))
-    config.model.pools = ("max", "max")
+    config.model.kernels = (3, 3)
+    config.model.widths = ((32, 32, 32), (64, 64))
+    config.model.pools = ("max",)
     config.model.deviations = ("he",)
     config.model.dropout = 0.3
     config.model.dropout_kind = "inverted"
-    config.model.relu_on_class_maps = True
+    config.model.relu_on_class_maps = False  # with it a digit died in 2 of 10 seeds, and 11.5 % were wrong
     config.model.head = "gap"
     config.batch_size = 64
     config.epochs = 60
     config.optimizer.learning_rate = 0.1
-    config.optimizer.learning_rate_factors = ("cccp6/=0.1",)
+    config.optimizer.learning_rate_factors = ("cccp4/=0.1",)
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 0.5

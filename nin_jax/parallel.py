@@ -170,6 +170,11 @@ def compile_replicas(
     return functools.partial(mapped.lower(shape, *arguments).compile(), replicas)
 
 
+def compile_for_once(lowered: jax.stages.Lowered) -> Callable[..., Any]:
+    """Compiles what is called one time: on a CPU roughly, since to do it well takes longer than it saves."""
+    return lowered.compile({"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None)
+
+
 def shard_of_batch(indices: jax.Array) -> jax.Array:
     """Inside a replica: its own part of a `[global batch]` array."""
     size = indices.shape[0] // jax.lax.axis_size(AXIS)

@@ -76,13 +76,12 @@ class _Loop:
         self.rollbacks = multihost.from_first(lambda: rollback.read(workdir))
         scale = rollback.factor(self.rollbacks)
         self.recipe = run.recipe(self.epoch_updates, scale)
-        self.rate = jax.jit(optim.schedule(c, self.epoch_updates, scale))  # or each of its operations is compiled alone
         self.stats = run.fitted(workdir, write=True, train=data)
         self.watchdog.beat()
         self.evaluator = Evaluator([self.recipe], self.mesh, c.mapper, run.evaluation(test), [self.stats])
         self.seed = parallel.replicate(jnp.uint32(c.seed), self.mesh)
-        make = jax.jit(lambda seed: step.init_state(self.recipe, seed, run.info.image_shape))
-        self.shapes = parallel.replicated_like(jax.eval_shape(make, self.seed), self.mesh)
+        make = jax.jit(lambda seed: step.init_state(self.recipe, seed, run.info.image_shape)).trace(np.uint32(c.seed))
+        self.shapes = parallel.replicated_like(make.out_info, self.mesh)
         self.stop.can_save = True  # a signal that cut a restore short would make a good checkpoint look broken
         # One thread compiles, the update first and then the evaluation, while this one restores or makes the state.
         self.compiler = ThreadPoolExecutor(1)
@@ -102,8 +101,11 @@ class _Loop:
                 )
             say(f"going on from step {self.step} of {self.last} in {workdir}")
         else:
-            first = self._started(make(np.uint32(c.seed)))
+            first = self._started(parallel.compile_for_once(make.lower())(np.uint32(c.seed)))
             self.step, self.state, notes = 0, multihost.placed_like(first, self.shapes), {}
+        schedule = optim.schedule(c, self.epoch_updates, scale)
+        rate = jax.jit(lambda step, opt_state: schedule(step) * optim.plateau_scale(opt_state))
+        self.rate = rate.lower(np.int32(0), self.shapes.opt_state).compile()  # now, while the other thread compiles
         self.batches.start(self.step)
         self.params = sum(p.size for p in jax.tree.leaves(self.state.params))
         self.clock = report.Clock(notes.get("seconds", {}))
@@ -252,7 +254,7 @@ class _Loop:
     def _events(self) -> None:
         """What is due at the end of an epoch: row, evaluation, checkpoint."""
         c, epoch = self.config, self.step // self.epoch_updates
-        rate = float(self.rate(self.step - 1) * optim.plateau_scale(self.state.opt_state))
+        rate = float(self.rate(np.int32(self.step - 1), self.state.opt_state))
         common = {"step": self.step, "epoch": epoch, "learning_rate": rate}
         if self.meter["updates"]:
             means = {"loss": self.meter["loss"] / self.meter["updates"]}

@@ -45,13 +45,13 @@ def test_pytorchs_network_is_ours():
     torch = pytest.importorskip("torch", reason="PyTorch is the other side")
     from benchmarks.torch_nin import Setting, Trainer, network
 
-    small = {"widths": ((8, 6), (8, 6), (8,)), "kernels": (3, 3, 3), "dropout": 0.0}
+    small = {"widths": ((8, 6), (8,)), "dropout": 0.0, "relu_on_class_maps": True}
     ours = Ours(
         "digits",
         32,
         examples=32,
         **{f"model.{k}": v for k, v in small.items()},
-        **{"optimizer.learning_rate_factors": ("cccp3/=0.1", "bias=2")},
+        **{"optimizer.learning_rate_factors": ("cccp2/=0.1", "bias=2")},
     )
     shape, params = ours.run.info.image_shape, jax.tree.map(np.asarray, ours.state.params)
     image = np.array(transform.apply(ours.recipe.preprocess, ours.stats, ours.data.image))

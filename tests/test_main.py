@@ -247,7 +247,7 @@ def test_help(clean_env: dict[str, str], tmp_path: Path) -> None:
         ("--config=broken.py", "broken.py, line 2: ZeroDivisionError: division by zero"),
         ("--config=digits --config.epohcs=3", "did you mean 'epochs'?"),
         ("--config=digits --config.dataset=digit", "unknown dataset 'digit': did you mean 'digits'?"),
-        ("--config=digits --config.model.kernels=(3,3)", "3 widths want as many kernels"),
+        ("--config=digits --config.model.kernels=(3,3,3)", "2 widths want as many kernels"),
         ("--config=digits --config.batch_size=30", "cannot be shared by 4 devices; the nearest that can is 32"),
         ("--config=digits --config.train_split=train[:9999] --config.seed=1", "split 'train[:9999]' of digits"),
         ("--config=cifar10 --config.data_dir=nothing", "run `python -m nin_jax.pipeline.prepare cifar10 --data_dir="),

@@ -434,7 +434,8 @@ def test_five_hundred_damaged_files(clean_env: dict[str, str]) -> None:
 # The command.
 
 WORDS = [
-    "--config=digits", f"--config.model.widths={SMALL}", "--config.epochs=1", "--config.optimizer.learning_rate=0.001",
+    "--config=digits", f"--config.model.widths={SMALL}", "--config.model.kernels=(3, 3, 3)",
+    "--config.model.pools=('max', 'max')", "--config.epochs=1", "--config.optimizer.learning_rate=0.001",
     "--config.optimizer.learning_rate_factors=()",
 ]  # fmt: skip
 
@@ -497,7 +498,7 @@ def test_a_step_at_rate_0_changes_nothing(file: Path, tmp_path: Path) -> None:
         (["FILE", "FILE", "--config=digits"], "is not a flag"),
         (["FILE", "--config=digitz"], "did you mean 'digits'"),
         (["FILE", "--config=digits"], "small.caffemodel does not fit: it has no layer 'cccp4'; it has 'conv1', "),
-        (["FILE", "--config=digits", "--config.model.widths=((4, 3), (5, 2), (9,))"],
+        (["FILE", *(word.replace(f"{SMALL}", "((4, 3), (5, 2), (9,))") for word in WORDS)],
          "small.caffemodel does not fit: layer 'conv3': the kernel is 3x2x3x3, but 9x2x3x3 in the network"),
         (["FILE", "--config=mnist", "--config.data_dir=nowhere", "--config.model.kernels=(3, 3, 3)",
           f"--config.model.widths={SMALL}"], "is not prepared in nowhere"),

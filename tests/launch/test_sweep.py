@@ -19,7 +19,7 @@ from tests.launch import slurm_cluster
 from tests.launch.runs import ROOT
 
 SHORT = ["--config=experiments/digits.py", "--config.epochs=4", "--config.eval_every_epochs=1"]
-TINY = [*SHORT, "--config.model.widths=((8,),(8,),(8,))", "--config.optimizer.learning_rate_factors=()"]
+TINY = [*SHORT, "--config.model.widths=((8,),(8,))", "--config.optimizer.learning_rate_factors=()"]
 
 
 def start(directory, env, *own, common=TINY):

@@ -13,7 +13,7 @@ from nin_jax import main
 from nin_jax.errors import Mistake
 from nin_jax.paper import figures
 
-WORDS = ["nin_jax", "--config=digits", "--config.model.widths=((8,8,8),(8,8,8),(8,8))", "--config.eval_every_epochs=1"]
+WORDS = ["nin_jax", "--config=digits", "--config.model.widths=((8,8,8),(8,8))", "--config.eval_every_epochs=1"]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from nin_jax.errors import Mistake
 from nin_jax.paper import reported, tables
 
 ROOT = Path(__file__).parents[2]
-DIGITS = "--config.epochs=1", "--config.train_split=train[:256]", "--config.model.widths=((8, 8, 8), (8, 8, 8), (8, 4))"
+DIGITS = "--config.epochs=1", "--config.train_split=train[:256]", "--config.model.widths=((8, 8, 8), (8, 4))"
 
 
 def row(config: str, value: float, overrides: str = "", **columns: Any) -> dict[str, str]:

@@ -8,13 +8,17 @@ preprocessed floats in memory.
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from flax.traverse_util import flatten_dict
 from torch import nn
+
+from nin_jax import stages
 
 
 class Setting(NamedTuple):
@@ -30,24 +34,58 @@ class Setting(NamedTuple):
         return ", ".join(parts)
 
 
-class NIN(nn.Module):
-    """Network In Network with the layers of an experiment's `model` section."""
+class Convolution(NamedTuple):
+    """A convolution with ReLU, and the path of our parameters of it."""
 
-    def __init__(self, config: Any, channels: int, classes: int):
+    path: tuple[str, str]
+    maps: int
+    size: int = 1
+    stride: int = 1
+    pad: int = 0
+
+
+def layers(model: Any) -> Iterator[Convolution | nn.Module]:
+    """The layers of a model of ours, in order: of "nin", or of one that is a list of stages."""
+    cccp = itertools.count(1)
+    if hasattr(model, "kernels"):
+        widths = [*model.widths[:-1], (*model.widths[-1], model.num_classes)]
+        for block, (size, (first, *others)) in enumerate(zip(model.kernels, widths, strict=True), 1):
+            yield Convolution((f"mlpconv{block}", f"conv{block}"), first, size, pad=size // 2)
+            yield from (Convolution((f"mlpconv{block}", f"cccp{next(cccp)}"), maps) for maps in others)
+            if block < len(widths):
+                yield nn.MaxPool2d(3, 2, ceil_mode=True)
+                yield nn.Dropout(model.dropout)
+        return
+    block = itertools.count(1)
+    for stage in map(stages.parse, model.layers):
+        if isinstance(stage, stages.Mlpconv):
+            n, (first, *others) = next(block), stage.maps
+            pad = stage.size // 2 if stage.pad is None else stage.pad
+            yield Convolution((f"mlpconv{n}", f"conv{n}"), first, stage.size, stage.stride, pad)
+            yield from (Convolution((f"mlpconv{n}", f"cccp{next(cccp)}"), maps) for maps in others)
+        elif isinstance(stage, stages.MaxPool):
+            yield nn.MaxPool2d(stage.size, stage.stride, ceil_mode=True)
+        elif isinstance(stage, stages.Drop):
+            yield nn.Dropout(stage.rate)
+        else:
+            raise TypeError(f"not written for PyTorch: {stage}")
+    yield Convolution(("class_maps", f"cccp{next(cccp)}"), model.num_classes)
+
+
+class NIN(nn.Module):
+    """Network In Network with the layers of a model of ours."""
+
+    def __init__(self, model: Any, channels: int):
         super().__init__()
-        widths = [*config.widths[:-1], (*config.widths[-1], classes)]
         parts: list[nn.Module] = []
         self.names = []  # paths of our parameters, in the order of the convolutions here
-        cccp = 0
-        for block, (size, width) in enumerate(zip(config.kernels, widths, strict=True), 1):
-            for i, features in enumerate(width):
-                conv = nn.Conv2d(channels, features, size if i == 0 else 1, padding=size // 2 if i == 0 else 0)
-                parts += [conv, nn.ReLU(inplace=True)]
-                cccp += i > 0
-                self.names.append((f"mlpconv{block}", f"cccp{cccp}" if i else f"conv{block}"))
-                channels = features
-            if block < len(widths):
-                parts += [nn.MaxPool2d(3, 2, ceil_mode=True), nn.Dropout(config.dropout)]
+        for layer in layers(model):
+            if isinstance(layer, Convolution):
+                parts += [nn.Conv2d(channels, layer.maps, layer.size, layer.stride, layer.pad), nn.ReLU(inplace=True)]
+                self.names.append(layer.path)
+                channels = layer.maps
+            else:
+                parts.append(layer)
         self.layers = nn.Sequential(*parts)
 
     def convolutions(self) -> list[nn.Conv2d]:
@@ -58,15 +96,15 @@ class NIN(nn.Module):
         return self.layers(x).mean((2, 3))
 
 
-def network(config: Any, params: Any, channels: int, classes: int, setting: Setting) -> NIN:
-    """The network with our parameters."""
-    model = NIN(config, channels, classes)
-    ours = flatten_dict(params)
+def network(ours: Any, params: Any, channels: int, setting: Setting) -> NIN:
+    """A model of ours with these parameters."""
+    model = NIN(ours, channels)
+    params = flatten_dict(params)
     with torch.no_grad():
         for name, conv in zip(model.names, model.convolutions(), strict=True):
-            conv.weight.copy_(torch.from_numpy(np.array(ours[*name, "kernel"]).transpose(3, 2, 0, 1).copy()))
+            conv.weight.copy_(torch.from_numpy(np.array(params[*name, "kernel"]).transpose(3, 2, 0, 1).copy()))
             assert conv.bias is not None
-            conv.bias.copy_(torch.from_numpy(np.array(ours[*name, "bias"])))
+            conv.bias.copy_(torch.from_numpy(np.array(params[*name, "bias"])))
     if setting.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - missing in its stubs
     return model

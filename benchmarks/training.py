@@ -7,8 +7,8 @@ was fastest in a trial before: all settings are tried on the first workload, its
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,26 +17,49 @@ import torch
 from benchmarks import measure
 from benchmarks.runs import Ours, noise
 from benchmarks.torch_nin import Setting, Trainer, network
+from nin_jax import config as config_lib
 from nin_jax.pipeline import transform
 from nin_jax.report import say
 
-# experiment, batch, precision, rounds, updates a turn
+
+class Workload(NamedTuple):
+    """What is trained and evaluated: an experiment on noise.
+
+    Attributes:
+      name: of the experiment.
+      batch: images an update.
+      examples: images an evaluation.
+      rounds: turns of each side.
+      updates: of a turn.
+      changes: other keys of the config.
+    """
+
+    name: str
+    batch: int
+    examples: int
+    rounds: int = 7
+    updates: int = 1
+    precision: str = "float32"
+    changes: Mapping[str, Any] = {}
+
+
 WORKLOADS = (
-    ("cifar10", 128, "float32", 7, 2),
-    ("mnist", 128, "float32", 7, 5),
-    ("cifar10", 1024, "float32", 5, 1),
-    ("cifar10", 32, "bfloat16", 5, 1),  # where the processor has none, PyTorch takes 20 s for 128 pictures
+    Workload("cifar10", 128, 1024, updates=2),
+    Workload("mnist", 128, 1024, updates=5),
+    Workload("cifar10", 1024, 1024, rounds=5),
+    Workload("imagenet", 32, 64, rounds=5, changes={"dataset": "synthetic(size=224,classes=1000)"}),
+    # Few pictures: where the processor has no bfloat16, PyTorch takes 20 s for 128.
+    Workload("cifar10", 32, 32, rounds=5, precision="bfloat16"),
 )
 
 
-def workload(
-    name: str, batch: int, precision: str, rounds: int, updates: int, settings: Sequence[Setting]
-) -> list[dict[str, Any]]:
+def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """The rows of one workload: training, and where it is float32 evaluation."""
-    # Inverted dropout, since that is the one that PyTorch has.
+    name, batch, examples, rounds, updates, precision, changes = workload
     low = precision == "bfloat16"
-    examples = batch if low else max(1024, batch)
-    ours = Ours(name, batch, precision, examples, **{"model.dropout_kind": "inverted"})
+    if "dropout_kind" in config_lib.experiment(name).model:
+        changes = {"model.dropout_kind": "inverted", **changes}  # since that is the one that PyTorch has
+    ours = Ours(name, batch, precision, examples, **changes)
     images, labels = noise(ours.run, len(ours.data.label))
     prepared = np.array(transform.apply(ours.recipe.preprocess, ours.stats, jax.numpy.asarray(images)))
     image, label = torch.from_numpy(prepared.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.astype(np.int64))
@@ -47,7 +70,7 @@ def workload(
     trial: dict[str, float] = {}
     for setting in (s._replace(bfloat16=low) for s in settings):
         trainer = Trainer(
-            network(ours.config.model, params, shape[-1], ours.run.info.classes, setting),
+            network(ours.recipe.model, params, shape[-1], setting),
             ours.config.optimizer,
             setting,
         )
@@ -95,7 +118,7 @@ def main() -> None:
     settings.append(Setting(True, "max-autotune"))
     rows: list[dict[str, Any]] = []
     for each in WORKLOADS:
-        rows += workload(*each, settings)
+        rows += compare(each, settings)
         measure.save("training", rows)
         if len(settings) > 2:
             trial = rows[0]["trials"]

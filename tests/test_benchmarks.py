@@ -40,24 +40,40 @@ def test_operations_and_bytes_are_those_of_the_network():
     assert 4 * sum(size**2 * a * b + b for _, size, a, b in layers) == scaling.BYTES
 
 
-def test_pytorchs_network_is_ours():
+NETWORKS = {
+    "digits": {
+        "model.widths": ((8, 6), (8,)),
+        "model.dropout": 0.0,
+        "model.relu_on_class_maps": True,
+        "optimizer.learning_rate_factors": ("cccp2/=0.1", "bias=2"),
+    },
+    "imagenet": {
+        "dataset": "synthetic(size=64,classes=10)",
+        "augment": (),
+        "model.layers": (
+            "mlpconv(maps=(8, 6), size=11, stride=4, pad=0)",
+            "max_pool()",
+            "mlpconv(maps=(8,), size=5)",
+            "max_pool()",
+            "dropout(rate=0.0)",
+            "mlpconv(maps=(8, 6), size=3)",
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pytorchs_network_is_ours(name: str):
     """Same loss with the same weights, and after one update, dropout aside, the same parameters."""
     torch = pytest.importorskip("torch", reason="PyTorch is the other side")
     from benchmarks.torch_nin import Setting, Trainer, network
 
-    small = {"widths": ((8, 6), (8,)), "dropout": 0.0, "relu_on_class_maps": True}
-    ours = Ours(
-        "digits",
-        32,
-        examples=32,
-        **{f"model.{k}": v for k, v in small.items()},
-        **{"optimizer.learning_rate_factors": ("cccp2/=0.1", "bias=2")},
-    )
+    ours = Ours(name, 32, examples=32, **NETWORKS[name])
     shape, params = ours.run.info.image_shape, jax.tree.map(np.asarray, ours.state.params)
     image = np.array(transform.apply(ours.recipe.preprocess, ours.stats, ours.data.image))
     image, label = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(np.int64(ours.data.label))
     for setting in (Setting(), Setting(channels_last=True)):
-        theirs = Trainer(network(ours.config.model, params, shape[-1], 10, setting), ours.config.optimizer, setting)
+        theirs = Trainer(network(ours.recipe.model, params, shape[-1], setting), ours.config.optimizer, setting)
         assert theirs.evaluate(image, label) == pytest.approx(ours.evaluate()["loss"], rel=1e-5)
         theirs.update(image, label)
     ours.update()

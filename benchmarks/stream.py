@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks import measure
 from nin_jax import parallel
 from nin_jax.datasets import imagenet
-from nin_jax.pipeline import pack, stream, views
+from nin_jax.pipeline import encoded, pack, stream, views
 from nin_jax.report import say
 
 DIFFERENT, BATCH, BATCHES = 60, 64, 40  # pictures; and those of one turn
@@ -45,7 +45,7 @@ class Again(Sequence[Any]):
         return self.records[index % min(DIFFERENT, len(self.records))]
 
 
-def run_through(pictures: stream.Pictures, batches: int, workers: int = 0) -> list[tuple[float, int]]:
+def run_through(pictures: encoded.Pictures, batches: int, workers: int = 0) -> list[tuple[float, int]]:
     """Takes so many batches as the loop does; returns seconds and this process' size in bytes after each."""
     source = stream.TrainStream(pictures, parallel.mesh(), BATCH, 0, 1, workers)
     source.source = dataclasses.replace(source.source, updates=batches)
@@ -58,7 +58,7 @@ def run_through(pictures: stream.Pictures, batches: int, workers: int = 0) -> li
     return marks
 
 
-def rates(pictures: stream.Pictures, what: str) -> dict[str, Any]:
+def rates(pictures: encoded.Pictures, what: str) -> dict[str, Any]:
     """Everything against its parts, on all cores, in turns; and the parts on one core."""
     units = BATCH * BATCHES
     data = [pictures.records[i]["image"] for i in range(DIFFERENT)]
@@ -69,7 +69,7 @@ def rates(pictures: stream.Pictures, what: str) -> dict[str, Any]:
 
     def cut(i: int) -> np.ndarray:
         picture, to, _ = pictures.decode(i)
-        return stream.cut(picture, to, views.somewhere(luck[i % DIFFERENT].tolist(), *to, pictures.size))
+        return encoded.cut(picture, to, views.somewhere(luck[i % DIFFERENT].tolist(), *to, pictures.size))
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         row = measure.alternate(
@@ -90,7 +90,7 @@ def rates(pictures: stream.Pictures, what: str) -> dict[str, Any]:
     return {"what": "rate", "pictures": what, "one core": one} | row
 
 
-def workers(pictures: stream.Pictures, what: str) -> dict[str, Any]:
+def workers(pictures: encoded.Pictures, what: str) -> dict[str, Any]:
     """Pictures a second in threads of one process and in two processes, from the first batch to the last."""
     rates: dict[str, list[float]] = {}
     for _ in range(3):
@@ -101,13 +101,13 @@ def workers(pictures: stream.Pictures, what: str) -> dict[str, Any]:
     return {"what": "workers", "pictures": what, "images_per_s": rates}
 
 
-def watch(pictures: stream.Pictures, what: str) -> dict[str, Any]:
+def watch(pictures: encoded.Pictures, what: str) -> dict[str, Any]:
     """The process' size over many pictures, every 1,000 or so."""
     marks = run_through(pictures, LONG // BATCH)
     return {"what": "memory", "pictures": what, "images": LONG, "bytes": [size for _, size in marks[15::16]]}
 
 
-def decoders(pictures: stream.Pictures) -> dict[str, Any]:
+def decoders(pictures: encoded.Pictures) -> dict[str, Any]:
     """Pillow and simplejpeg, each from bytes to an array of the window, on one core."""
     data = [pictures.records[i]["image"] for i in range(DIFFERENT)]
 
@@ -122,7 +122,7 @@ def decoders(pictures: stream.Pictures) -> dict[str, Any]:
     return {"what": "decoders"} | measure.alternate({"Pillow": pillow, "simplejpeg": other}, 9, DIFFERENT)
 
 
-def packing(pictures: stream.Pictures, folder: Path) -> dict[str, Any]:
+def packing(pictures: encoded.Pictures, folder: Path) -> dict[str, Any]:
     """Seconds a picture to make it smaller, on one core, and what is left of it."""
     data = [pictures.records[i]["image"] for i in range(DIFFERENT)]
     packed: list[bytes] = []

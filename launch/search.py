@@ -7,16 +7,16 @@ at a rung of successive halving, it is not among the best of those that have com
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch import trial as trials
 from launch.trial import Row, Trial
+from nin_jax import storage
 from nin_jax.errors import Diverged, Ending, Mistake, Preempted
 from nin_jax.report import say
 
@@ -74,10 +74,10 @@ def study(directory: Path, spec: Spec) -> Any:
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal = optuna.storages.journal
-    storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(directory / "optuna.journal")))
+    shared = optuna.storages.JournalStorage(journal.JournalFileBackend(str(directory / "optuna.journal")))
     rungs = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
     return optuna.create_study(
-        storage=storage,
+        storage=shared,
         study_name="sweep",
         load_if_exists=True,
         pruner=rungs if spec.prune else optuna.pruners.NopPruner(),
@@ -130,25 +130,18 @@ def named(chosen: Any, spec: Spec) -> Trial:
 def _claim(directory: Path, shared: Any, spec: Spec, claims: contextlib.ExitStack) -> Any:
     """A trial that nobody works on, or a new one; None when there are enough."""
     optuna = _optuna()
-    with _lock(directory / ".ask", wait=True):
+    with storage.lock(directory / ".ask", wait=True):
         known = shared.get_trials(deepcopy=False)
         for left in (t for t in known if t.state == optuna.trial.TrialState.RUNNING):
             with contextlib.suppress(BlockingIOError):
-                claims.enter_context(_lock(directory / f".trial-{left.number:03d}"))
+                claims.enter_context(storage.lock(directory / f".trial-{left.number:03d}"))
                 return optuna.trial.Trial(shared, left._trial_id)
         if len(known) >= spec.trials:
             return None
         shared.sampler = optuna.samplers.TPESampler(seed=spec.seed + len(known))
         chosen = shared.ask(distributions(spec.space))
-        claims.enter_context(_lock(directory / f".trial-{chosen.number:03d}"))
+        claims.enter_context(storage.lock(directory / f".trial-{chosen.number:03d}"))
         return chosen
-
-
-@contextlib.contextmanager
-def _lock(path: Path, wait: bool = False) -> Iterator[None]:
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
 
 
 def _optuna() -> Any:

@@ -26,7 +26,8 @@ from nin_jax.pipeline.arrays import Info, Split, usable
 from nin_jax.report import one_line, say
 
 if TYPE_CHECKING:  # what it imports takes a second, and most data sets fit in memory
-    from nin_jax.pipeline.stream import EvalStream, Pictures, TrainStream
+    from nin_jax.pipeline.encoded import Pictures
+    from nin_jax.pipeline.stream import EvalStream, TrainStream
 
 SAMPLE = 2048  # pictures of a streamed data set that its preprocessing is fitted on
 

@@ -133,6 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             command = parse(arguments)
             # absl.app wants its own flags parsed; ours are done. -1: warnings, without the remarks of jax and TFDS.
             flags.FLAGS([*arguments[:1], "--verbosity=-1"])
+            if command.mode != "describe":
+                from nin_jax.pipeline.arrays import check_prepared
+
+                check_prepared(command.config)  # now, and not after seconds of imports
             commands.append(command)
         except Ending as ending:
             _leave(ending)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,15 @@ from nin_jax.errors import Mistake, StorageFailed
 def claim(workdir: Path, config: Config) -> Iterator[None]:
     """Holds the directory for this process and this config while it is entered.
 
-    The lock is the kernel's, so it goes with the process however that ends. Raises `Mistake` if another process
-    holds the directory, or if it belongs to another config.
+    Raises `Mistake` if another process holds the directory, or if it belongs to another config.
     """
     try:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            # Nothing behind a link is touched; and a lock file needs no content.
-            lock = os.fdopen(os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC), "w")
-        except (FileExistsError, NotADirectoryError) as error:
-            raise Mistake(f"--workdir={workdir} is not a directory") from error
-        with lock:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                workdir.mkdir(parents=True, exist_ok=True)
+                held.enter_context(storage.lock(workdir / ".lock"))
+            except (FileExistsError, NotADirectoryError) as error:
+                raise Mistake(f"--workdir={workdir} is not a directory") from error
             except BlockingIOError as error:
                 raise Mistake(f"--workdir={workdir} is in use by a live process; choose another") from error
             path = workdir / "config.json"

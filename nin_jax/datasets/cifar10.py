@@ -13,6 +13,7 @@ INFO = Info(
     splits={"train": 50_000, "test": 10_000},
     source="https://www.cs.toronto.edu/~kriz/cifar.html",
     version="3.0.2",
+    prepared=True,
     class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
 

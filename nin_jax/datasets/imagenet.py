@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from nin_jax.errors import Mistake
 from nin_jax.pipeline.arrays import Info, tfds_records
-from nin_jax.pipeline.stream import Pictures
+from nin_jax.pipeline.encoded import Pictures
 
 INFO = Info(
     name="imagenet2012",
@@ -17,6 +17,7 @@ INFO = Info(
     splits={"train": 1_281_167, "validation": 50_000},
     source="https://image-net.org/challenges/LSVRC/2012/",
     version="5.1.0",
+    prepared=True,
     streamed=True,
 )
 

@@ -13,6 +13,7 @@ INFO = Info(
     splits={"train": 60_000, "test": 10_000},
     source="http://yann.lecun.com/exdb/mnist/",
     version="3.0.1",
+    prepared=True,
 )
 
 load = functools.partial(from_tfds, INFO)

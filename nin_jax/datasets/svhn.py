@@ -29,6 +29,7 @@ INFO = Info(
     splits={"train": 73_257, "test": 26_032, "extra": 531_131},
     source="http://ufldl.stanford.edu/housenumbers/",
     version="3.1.0",
+    prepared=True,
 )
 
 HELD_OUT = {"train": 400, "extra": 200}  # examples of each digit

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from nin_jax import registry
+from nin_jax.config import Config
 from nin_jax.errors import Ending, Mistake, StorageFailed, nearest
 from nin_jax.report import one_line, say, track
 
@@ -41,6 +43,7 @@ class Info(NamedTuple):
       version: of the TFDS preparation, or of the rule that makes it.
       class_names: by label; empty where they have none but their numbers.
       streamed: whether it does not fit in memory, so that its pictures are decoded while the network computes.
+      prepared: whether it is read from where it lies prepared in TFDS's layout.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Info(NamedTuple):
     version: str = "1"
     class_names: tuple[str, ...] = ()
     streamed: bool = False
+    prepared: bool = False
 
 
 def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dataset: str) -> Split:
@@ -188,6 +192,13 @@ class _Examples(Sequence[Mapping[str, Any]]):
         example = tf_example_pb2.Example.FromString(self.source[index])  # pyright: ignore[reportAttributeAccessIssue]
         features = example.features.feature
         return {"image": features["image"].bytes_list.value[0], "label": features["label"].int64_list.value[0]}
+
+
+def check_prepared(config: Config) -> None:
+    """Raises `Mistake` that says how to prepare a data set in TFDS's layout if nothing of it is there."""
+    info = getattr(registry.find("datasets", registry.parse_call(config.dataset)[0]), "INFO", None)
+    if info and info.prepared:
+        prepared_files(info, tfds_folder(info, config.data_dir), "*")
 
 
 def prepared_files(info: Info, folder: Path, name: str) -> list[Path]:

@@ -12,7 +12,6 @@ are unpacked in memory, those of SVHN one after the other: svhn_cropped takes 2.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -29,6 +28,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from nin_jax import storage
 from nin_jax.errors import Ending, Mistake, Preempted, StorageFailed, nearest
 from nin_jax.pipeline.archives import DATASETS, Archive, Dataset, Splits, official, read
 
@@ -98,16 +98,14 @@ def prepare_imagenet(data_dir: Path, given: Path | None, short: int, processes: 
 def _exclusive(name: str, data_dir: Path) -> Iterator[Path]:
     """Create and lock the folder for downloads: two preparations would delete each other's unfinished files."""
     downloads = data_dir / "downloads" / name
-    try:
-        downloads.mkdir(parents=True, exist_ok=True)
-        lock = (downloads / "lock").open("w")
-    except OSError as error:
-        raise Mistake(f"--data_dir={data_dir} is not writable: {error}") from error
-    with lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            downloads.mkdir(parents=True, exist_ok=True)
+            held.enter_context(storage.lock(downloads / "lock"))
         except BlockingIOError as error:
             raise Mistake(f"--data_dir={data_dir}: another process is preparing {name} there") from error
+        except OSError as error:
+            raise Mistake(f"--data_dir={data_dir} is not writable: {error}") from error
         yield downloads
 
 

@@ -24,7 +24,7 @@ from nin_jax import config, evaluate, optim, parallel, step, train
 from nin_jax.datasets import imagenet
 from nin_jax.errors import Mistake, Preempted
 from nin_jax.models.nin import Model
-from nin_jax.pipeline import memory, stream, transform, views
+from nin_jax.pipeline import encoded, memory, stream, transform, views
 from nin_jax.tasks import classify
 from tests.datasets.test_folder import bomb
 
@@ -43,9 +43,9 @@ def jpeg(number: int, width: int = 0, height: int = 0) -> bytes:
     return file.getvalue()
 
 
-def pictures(number: int, classes: int = 10, **changes) -> stream.Pictures:
+def pictures(number: int, classes: int = 10, **changes) -> encoded.Pictures:
     records = [{"image": jpeg(i), "label": i % classes, "file_name": b"a.JPEG"} for i in range(number)]
-    return dataclasses.replace(stream.Pictures("some train", records, classes, 20, 16), **changes)
+    return dataclasses.replace(encoded.Pictures("some train", records, classes, 20, 16), **changes)
 
 
 def training(number: int = 23, batch_size: int = 8, rows=None, seed: int = 3) -> stream.Training:
@@ -110,7 +110,7 @@ def test_a_window_is_that_of_the_whole_scaled_picture(width, height):
     pillows = Image.open(io.BytesIO(jpeg(1, width, height))) if width < 80 else decoded
     whole = np.asarray(pillows.resize(to[::-1], Image.Resampling.BILINEAR), int)
     for y, x, h, w in [(0, 0, 16, 16), (to[0] - 16, to[1] - 16, 16, 16), (0, 0, *to)]:
-        assert np.abs(stream.cut(decoded, to, (y, x, h, w)).astype(int) - whole[y : y + h, x : x + w]).max() <= 1
+        assert np.abs(encoded.cut(decoded, to, (y, x, h, w)).astype(int) - whole[y : y + h, x : x + w]).max() <= 1
 
 
 def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
@@ -118,7 +118,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
     decoded, to, _ = large.decode(0)
     assert decoded.size == (80, 60)  # an eighth; more than twice 27 x 20
     exact = Image.open(io.BytesIO(jpeg(1, 640, 480))).resize(to[::-1], Image.Resampling.BILINEAR)
-    assert np.abs(stream.cut(decoded, to, (0, 0, *to)).astype(int) - np.asarray(exact, int)).mean() < 1
+    assert np.abs(encoded.cut(decoded, to, (0, 0, *to)).astype(int) - np.asarray(exact, int)).mean() < 1
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as nin_jax does
@@ -210,7 +210,7 @@ def test_an_evaluation_averages_the_softmax_of_all_views_of_two_networks(protoco
     losses, wrong = [], []
     for i in range(11):
         decoded, to, label = split.decode(i)
-        seen = [stream.cut(decoded, to, w) for w in views.windows(protocol, *to, 16)]
+        seen = [encoded.cut(decoded, to, w) for w in views.windows(protocol, *to, 16)]
         seen += [v[:, ::-1] for v in seen] if protocol == "10-crop" else []
         logits = np.concatenate([predict(n, STATS, np.stack(seen))[0] for n in networks])
         mean = scipy.special.softmax(logits.astype(np.float64), axis=1).mean(0)

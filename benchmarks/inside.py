@@ -28,7 +28,7 @@ def input_cost() -> dict[str, Any]:
     with mock.patch.object(memory, "batch_indices", lambda order, step, size: jnp.arange(size)):
         same = Ours("cifar10", 128, examples=EXAMPLES)
     sides = {"drawn batches": lambda: drawn.update(3), "the same batch": lambda: same.update(3)}
-    return {"what": "input"} | measure.alternate(sides, rounds=9, units=3 * drawn.length)
+    return {"what": "input"} | measure.alternate(sides, rounds=7, units=3 * drawn.length)
 
 
 def checkpoint_cost() -> dict[str, Any]:

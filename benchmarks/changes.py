@@ -116,7 +116,7 @@ def dropout() -> dict[str, Callable[[], Any]]:
 
 
 def freed_memory() -> dict[str, Any]:
-    """A whole update, in processes that take turns: with what `parallel.keep_freed_memory` sets, and without."""
+    """A whole update of MNIST's network, in processes that take turns: with what `parallel.keep_freed_memory` sets, and without."""
     seconds: dict[str, list[float]] = {"given back": [], "kept": []}
     with tempfile.TemporaryDirectory() as cache:  # of what is compiled: all these processes run the same
         for turn in range(ROUNDS):
@@ -164,12 +164,12 @@ def main() -> None:
         row: dict[str, Any] = {"what": what, "used": used} | measure.alternate(make(), ROUNDS)
         say(f"{what}: " + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in row["median"].items()))
         rows.append(row)
-    rows.append({"what": "freed memory, CIFAR-10's update", "used": "kept"} | freed_memory())
+    rows.append({"what": "freed memory, MNIST's update", "used": "kept"} | freed_memory())
     measure.save("changes", rows)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "kept":
         parallel.keep_freed_memory()
-    update = Ours("cifar10", 128, examples=256, preprocess=("scale(divisor=255)",)).update
-    print(json.dumps(measure.alternate({"update": update}, 3)["median"]["update"]))
+    update = Ours("mnist", 128, examples=256).update
+    print(json.dumps(measure.alternate({"update": update}, 5)["median"]["update"]))

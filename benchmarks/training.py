@@ -6,6 +6,9 @@ was fastest in a trial before: all settings are tried on the first workload, its
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +21,7 @@ from benchmarks import measure
 from benchmarks.runs import Ours, noise
 from benchmarks.torch_nin import Setting, Trainer, network
 from nin_jax import config as config_lib
+from nin_jax import parallel
 from nin_jax.pipeline import transform
 from nin_jax.report import say
 
@@ -53,6 +57,8 @@ WORKLOADS = (
     # Few pictures: where the processor has no bfloat16, PyTorch takes 20 s for 128.
     Workload("cifar10", 16, 16, precision="bfloat16", evaluation=False),
 )
+
+SETTINGS = (Setting(False), *(Setting(True, mode) for mode in ("", "default", "max-autotune")))
 
 
 def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, Any]]:
@@ -115,12 +121,19 @@ def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, A
 
 
 def main() -> None:
-    """All workloads: every setting of PyTorch in the first, its two fastest in the others."""
-    settings = [Setting(False), *(Setting(True, mode) for mode in ("", "default", "max-autotune"))]
+    """All workloads, each in a process of its own: every setting of PyTorch in the first, its two fastest in the others."""
+    settings = [str(s) for s in SETTINGS]
     rows: list[dict[str, Any]] = []
-    for each in WORKLOADS:
-        rows += compare(each, settings)
+    for i in range(len(WORKLOADS)):
+        command = [sys.executable, "-m", "benchmarks.training", str(i), *settings]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+        rows += json.loads(done.stdout.splitlines()[-1])
         measure.save("training", rows)
-        if len(settings) > 2:
-            trial = rows[0]["trials"]
-            settings = sorted(settings, key=lambda s: trial[str(s)])[:2]
+        trial = rows[0]["trials"]
+        settings = sorted(trial, key=lambda name: trial[name])[:2]
+
+
+if __name__ == "__main__":
+    parallel.keep_freed_memory()
+    chosen = [s for s in SETTINGS if str(s) in sys.argv[2:]]
+    print(json.dumps(compare(WORKLOADS[int(sys.argv[1])], chosen)))

@@ -108,7 +108,8 @@ def run(command: Command) -> None:
     multihost.join()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # of a second, which is the default
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # JAX's default is a second
     if command.mode == "train":
         from nin_jax.train import train
 

@@ -37,6 +37,7 @@ TINY = {
     "model.pools": ("max",),
     "model.deviations": ("he",),
     "model.dropout": 0.2,
+    "model.relu_on_class_maps": True,
     "optimizer.learning_rate": 0.05,
     "optimizer.learning_rate_factors": (),
     "optimizer.clip_norm": 0.0,

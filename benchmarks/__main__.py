@@ -37,5 +37,5 @@ if __name__ == "__main__":
     # What PyTorch compiles is compiled anew, as what XLA compiles is.
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", scratch)
-        parallel.keep_freed_memory()
+        parallel.reuse_memory()
         main(sys.argv[1:])

@@ -5,12 +5,9 @@ Sizes are those of CIFAR-10's network at batch 128. Unless a row says otherwise 
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
+import contextlib
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +22,7 @@ from nin_jax import convolution, layers, parallel
 from nin_jax.report import say
 
 ROUNDS = 5
+UPDATES = 5  # a turn, of memory
 
 
 def normal(*shape: int) -> jax.Array:
@@ -115,17 +113,27 @@ def dropout() -> dict[str, Callable[[], Any]]:
     return {name: lambda f=f: jax.block_until_ready(f(x)) for name, f in compiled.items()}
 
 
-def freed_memory() -> dict[str, Any]:
-    """A whole update of MNIST's network, in processes that take turns: with what `parallel.keep_freed_memory` sets, and without."""
-    seconds: dict[str, list[float]] = {"given back": [], "kept": []}
-    with tempfile.TemporaryDirectory() as cache:  # of what is compiled: all these processes run the same
-        for turn in range(ROUNDS):
-            for name in list(seconds)[:: 1 if turn % 2 == 0 else -1]:
-                command = [sys.executable, "-m", "benchmarks.changes", name]
-                environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
-                done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
-                seconds[name].append(json.loads(done.stdout.splitlines()[-1]))
-    return {"seconds": seconds, "median": {name: statistics.median(s) for name, s in seconds.items()}}
+def memory() -> dict[str, Any]:
+    """A whole update of MNIST's network in two processes that take turns, with `parallel.reuse_memory` and without."""
+    with contextlib.ExitStack() as stack:
+
+        def side(name: str) -> Callable[[], Any]:
+            command = [sys.executable, "-m", "benchmarks.changes", name]
+            child = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            asked, told = child.stdin, child.stdout
+            assert asked is not None
+            assert told is not None
+
+            def updates() -> None:
+                print(file=asked, flush=True)
+                if not told.readline():
+                    raise AssertionError(f"{command} ended with {child.wait()}")
+
+            return updates
+
+        return measure.alternate({name: side(name) for name in ("given back", "reused")}, ROUNDS, UPDATES)
 
 
 def dispatches() -> dict[str, Callable[[], Any]]:
@@ -164,12 +172,15 @@ def main() -> None:
         row: dict[str, Any] = {"what": what, "used": used} | measure.alternate(make(), ROUNDS)
         say(f"{what}: " + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in row["median"].items()))
         rows.append(row)
-    rows.append({"what": "freed memory, MNIST's update", "used": "kept"} | freed_memory())
+    rows.append({"what": "a step's memory, MNIST's update", "used": "reused"} | memory())
     measure.save("changes", rows)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "kept":
-        parallel.keep_freed_memory()
+    if sys.argv[1] == "reused":
+        parallel.reuse_memory()
     update = Ours("mnist", 128, examples=256).update
-    print(json.dumps(measure.alternate({"update": update}, 5)["median"]["update"]))
+    for _ in sys.stdin:  # each line asks for so many
+        for _ in range(UPDATES):
+            update()
+        print("done", flush=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,9 @@ import jax.numpy as jnp
 
 from benchmarks import measure
 from benchmarks.runs import Ours
+from nin_jax import config as config_lib
+from nin_jax import step
+from nin_jax.build import Run
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.pipeline import memory
 
@@ -49,50 +53,43 @@ def checkpoint_cost() -> dict[str, Any]:
     return row | {"seconds": kept, "median": {name: sorted(v)[len(v) // 2] for name, v in kept.items()}}
 
 
-def largest() -> int:
-    """Bytes of memory that this process has had at most, as Linux counts them."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) * 1024
+def peak(name: str, batch: int, size: int) -> dict[str, Any]:
+    """Largest size of the process of a run with evaluations and checkpoints, and what the formula of docs/performance.md is made of."""
+    keys = {
+        "dataset": f"synthetic(size={size})",
+        "train_split": f"train[:{4 * batch}]",
+        "batch_size": batch,
+        "epochs": 2,
+    }
+    config = config_lib.experiment(name)
+    config.update_from_flattened_dict(keys)
+    run = Run(config_lib.check(config))
+    recipe = run.recipe(4)
 
+    def maps(variables: Any) -> Any:
+        return recipe.model.apply(variables, jnp.zeros((batch, *run.info.image_shape)), train=False)[1]
 
-def peak(name: str, batch: int) -> dict[str, Any]:
-    """A process' largest size after three updates, what XLA planned for it, and the formula of docs/performance.md."""
-    before = largest()
-    ours = Ours(name, batch)  # few examples: fitting the preprocessing is not what is looked at
-    ours.update(3)
-    compiled = getattr(ours.compiled, "func", ours.compiled)
-    variables = jax.eval_shape(
-        lambda: ours.recipe.model.init(jax.random.key(0), jnp.zeros((1, *ours.run.info.image_shape)), train=False)
-    )
-    _, maps = jax.eval_shape(
-        lambda v: ours.recipe.model.apply(v, jnp.zeros((batch, *ours.run.info.image_shape)), train=False), variables
-    )
+    state = jax.eval_shape(lambda: step.init_state(recipe, jnp.uint32(0), run.info.image_shape))
+    activations = jax.eval_shape(maps, state.variables)
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "nin_jax.main", f"--config=experiments/{name}.py", f"--workdir={scratch}/run"]
+        command += [f"--config.{key}={value}" for key, value in keys.items()]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise AssertionError(f"{' '.join(command)}: {os.waitstatus_to_exitcode(status)}")
     return {
         "what": "memory",
         "network": name,
         "batch": batch,
-        "imports": before,
-        "peak": largest(),
-        "planned": compiled.memory_analysis().temp_size_in_bytes,
-        "data": ours.data.image.nbytes + ours.data.label.nbytes,
-        "state": sum(a.nbytes for a in jax.tree.leaves(ours.state)),
-        "activations": sum(m.size * 4 for m in jax.tree.leaves(maps)),
+        "peak": usage.ru_maxrss * 1024,
+        "data": sum(math.prod((n, *run.info.image_shape)) for n in (4 * batch, run.info.splits["test"])),
+        "state": sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state)),
+        "maps": sum(m.size * 4 for m in jax.tree.leaves(activations)),
     }
 
 
 def main() -> None:
-    """All of them; each peak in a process of its own."""
-    rows = [input_cost(), checkpoint_cost()]
-    for name, batch in (("cifar10", 128), ("cifar10", 512), ("mnist", 128)):
-        command = [sys.executable, "-m", "benchmarks.inside", name, str(batch)]
-        rows.append(
-            json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()[-1])
-        )
-    measure.save("inside", rows)
-
-
-if __name__ == "__main__":
-    from nin_jax import parallel
-
-    parallel.keep_freed_memory()
-    print(json.dumps(peak(sys.argv[1], int(sys.argv[2]))))
+    """All of them."""
+    memory = [peak(*case) for case in (("cifar10", 128, 32), ("cifar10", 256, 32), ("mnist", 128, 28))]
+    measure.save("inside", [input_cost(), checkpoint_cost(), *memory])

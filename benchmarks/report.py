@@ -111,20 +111,10 @@ def memory() -> str:
     rows = []
     for r in measure.read("inside")["rows"]:
         if r["what"] == "memory":
-            formula = r["imports"] + 2**29 + r["data"] + 2 * r["state"] + 2.5 * r["activations"]
-            sizes = [r["imports"], r["data"], r["state"], r["activations"], r["planned"], formula, r["peak"]]
+            formula = 3 * 2**28 + r["data"] + 2 * r["state"] + 3.25 * r["maps"]
+            sizes = [r["data"], r["state"], r["maps"], formula, r["peak"]]
             rows.append([r["network"], r["batch"], *(f"{size / 2**20:,.0f}" for size in sizes)])
-    head = [
-        "network",
-        "batch",
-        "imports and making the run",
-        "data set",
-        "state",
-        "maps of the batch",
-        "XLA's plan",
-        "formula",
-        "peak",
-    ]
+    head = ["network", "batch", "data set", "state", "maps of the batch", "formula", "peak"]
     return markdown(head, rows)
 
 

@@ -64,45 +64,50 @@ def model(images: int, devices: int) -> tuple[float, float]:
     return compute, sums
 
 
-def child(devices: int, batch: int) -> dict[str, Any]:
-    """Three updates; what was sent, the loss, and a number that all parameters go into."""
+def child(devices: int) -> list[dict[str, Any]]:
+    """Three updates of the same batch (strong), and of as many images on each device (weak); what was sent, and the result."""
     import jax
 
     from benchmarks.runs import Ours
 
     assert jax.device_count() == devices
-    ours = Ours(NAME, batch)
-    timed = measure.alternate({"update": ours.update}, UPDATES - 1)
-    leaves = [np.asarray(p, np.float64) for p in jax.tree.leaves(ours.state.params)]
-    return {
-        "devices": devices,
-        "batch": batch,
-        "all_reduces": all_reduced(ours.compiled),
-        "params": sum(p.size for p in leaves),
-        "norm": math.sqrt(sum(float((p**2).sum()) for p in leaves)),
-        "median": timed["median"]["update"],
-    }
+    rows: dict[int, dict[str, Any]] = {}
+    for batch in (BATCH, BATCH // DEVICES[-1] * devices):
+        if batch in rows:
+            continue
+        ours = Ours(NAME, batch)
+        timed = measure.alternate({"update": ours.update}, UPDATES - 1)
+        leaves = [np.asarray(p, np.float64) for p in jax.tree.leaves(ours.state.params)]
+        rows[batch] = {
+            "devices": devices,
+            "batch": batch,
+            "all_reduces": all_reduced(ours.compiled),
+            "params": sum(p.size for p in leaves),
+            "norm": math.sqrt(sum(float((p**2).sum()) for p in leaves)),
+            "median": timed["median"]["update"],
+        }
+    weak = rows[BATCH // DEVICES[-1] * devices]
+    return [{"what": "strong"} | rows[BATCH], {"what": "weak"} | weak]
 
 
 def main() -> None:
-    """The same batch on more devices (strong), and as many images on each (weak)."""
+    """Each number of devices in a process of its own."""
     rows = []
     for devices in DEVICES:
-        for what, batch in (("strong", BATCH), ("weak", BATCH // DEVICES[-1] * devices)):
-            flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.scaling", str(devices), str(batch)],
-                env=os.environ | {"XLA_FLAGS": flags, "NPROC": "16"},
-                capture_output=True,
-                check=True,
-                text=True,
-            )
-            rows.append({"what": what} | json.loads(done.stdout.splitlines()[-1]))
+        flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.scaling", str(devices)],
+            env=os.environ | {"XLA_FLAGS": flags, "NPROC": "16"},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        rows += json.loads(done.stdout.splitlines()[-1])
     measure.save("scaling", rows)
 
 
 if __name__ == "__main__":
     from nin_jax import parallel
 
-    parallel.keep_freed_memory()
-    print(json.dumps(child(int(sys.argv[1]), int(sys.argv[2]))))
+    parallel.reuse_memory()
+    print(json.dumps(child(int(sys.argv[1]))))

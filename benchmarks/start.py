@@ -104,7 +104,7 @@ def measure(argv: list[str]) -> None:
     mine = {w.split("=")[0]: w.split("=", 1)[1] for w in argv[1:] if w.startswith(("--seeds=", "--updates="))}
     rest = [w for w in argv if not w.startswith(("--seeds=", "--updates="))]
     command = main.parse(rest)
-    parallel.keep_freed_memory()
+    parallel.reuse_memory()
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     run = Run(command.config)
     split = run.load(run.config.train_split)

@@ -134,6 +134,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    parallel.keep_freed_memory()
+    parallel.reuse_memory()
     chosen = [s for s in SETTINGS if str(s) in sys.argv[2:]]
     print(json.dumps(compare(WORKLOADS[int(sys.argv[1])], chosen)))

@@ -104,7 +104,7 @@ def run(command: Command) -> None:
     from nin_jax import multihost, parallel
     from nin_jax.pipeline.arrays import cache_dir
 
-    parallel.keep_freed_memory()
+    parallel.reuse_memory()
     multihost.join()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

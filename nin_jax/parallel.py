@@ -19,13 +19,16 @@ from nin_jax.errors import Mistake
 AXIS = "data"  # the name of the one mesh axis, which batches are split over
 
 
-def keep_freed_memory() -> None:
-    """Lets memory that was freed stay with the process, where the C library is glibc. To be called before jax starts.
+def reuse_memory() -> None:
+    """Lets every step on a CPU work in the memory of the step before. To be called before jax starts.
 
     On a CPU, XLA asks for a step's temporary memory, a gigabyte for CIFAR-10, at every step and frees it after. glibc
     would give it back to the kernel and get it anew page by page, which takes as long as much of the step
-    (docs/performance.md has it measured). The process stays as large as it has been at its largest.
+    (docs/performance.md has it measured): where the C library is glibc, it now stays with the process, which is as large
+    as it has been at its largest. And a step's results were there up to a millisecond before its memory was free, so
+    that the next one often took as much again: now a dispatch returns when all is done.
     """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads, since only the first can grow
@@ -38,7 +41,7 @@ def keep_freed_memory() -> None:
             [ctypes.c_size_t],
             [ctypes.c_void_p],
         )
-        for piece in [(libc.malloc(2**20), libc.malloc(64))[0] for _ in range(256)]:
+        for piece in [(libc.malloc(2**20), libc.malloc(64))[0] for _ in range(1024)]:
             libc.free(piece)
 
 
@@ -190,14 +193,6 @@ def steps_per_dispatch(steps: int) -> int:
     if jax.default_backend() == "cpu":
         return 1
     return -(-steps // -(-steps // 100))
-
-
-def runs_ahead() -> bool:
-    """Whether to dispatch before the dispatch before is done, so that the device never waits for the host.
-
-    Not on a CPU, where it saves nothing and takes the temporary memory of two steps at a time.
-    """
-    return jax.default_backend() != "cpu"
 
 
 def host(tree: Any) -> Any:

@@ -195,13 +195,11 @@ class _Loop:
                 n = min(length, end - self.step)
                 self.state, metrics = compiled[n](self.state, self.batches.at(self.step), self.stats, self.seed)
                 self.step += n
-                # Where the host runs ahead, the metrics of the dispatch before are read while this one runs.
-                if waiting is not None:
+                if (
+                    waiting is not None
+                ):  # read while this dispatch runs, so that an accelerator never waits for the host
                     self._absorb(*waiting)
                 waiting = self.step, metrics
-                if not parallel.runs_ahead():
-                    self._absorb(*waiting)
-                    waiting = None
                 seconds = time.perf_counter() - start
                 self.images_per_s = (self.step - begin) * self.config.batch_size / seconds
                 bar.update(task, completed=self.step, images_per_s=self.images_per_s)

@@ -29,7 +29,7 @@ BYTES = 4 * 966_986  # of the gradients, float32
 HOST = 8  # accelerators a host
 INSIDE, BETWEEN = 300e9, 50e9  # bytes a second an accelerator, inside a host and between hosts
 LATENCY = 5e-6  # seconds a hop
-NAME, BATCH, UPDATES = "mnist", 128, 3
+NAME, BATCH, UPDATES = "digits", 128, 3
 
 
 def all_reduced(compiled: Any) -> list[int]:

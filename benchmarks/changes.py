@@ -1,6 +1,6 @@
 """Every change made for speed, before and after, side by side; and those that did not pay.
 
-Sizes are those of CIFAR-10's network at batch 128. Unless a row says otherwise it times the operation and its gradients.
+Sizes are those of CIFAR-10's network, pictures 64. Unless a row says otherwise it times the operation and its gradients.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def pools() -> dict[str, Callable[[], Any]]:
         edges = ((0, 0), (0, 1), (0, 1), (0, 0))
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), edges)
 
-    x = normal(128, 32, 32, 96)
+    x = normal(64, 32, 32, 96)
     return {"XLA's window": gradients(by_window, x), "slices": gradients(lambda x: layers.max_pool(x), x)}
 
 
 def pointwise() -> dict[str, Callable[[], Any]]:
-    """The dearest 1x1 convolution; of 32 pictures, since XLA's takes so long."""
-    x, kernel = normal(32, 32, 32, 192), normal(1, 1, 192, 160)
+    """The dearest 1x1 convolution."""
+    x, kernel = normal(64, 32, 32, 192), normal(1, 1, 192, 160)
 
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return (x.reshape(-1, 192) @ kernel[0, 0]).reshape(*x.shape[:-1], 160)
@@ -100,10 +100,10 @@ def pointwise() -> dict[str, Callable[[], Any]]:
 
 def dropout() -> dict[str, Callable[[], Any]]:
     """The mask of the first pool's output, by example; without gradients."""
-    key, x = jax.random.key(0), normal(128, 16, 16, 96)
+    key, x = jax.random.key(0), normal(64, 16, 16, 96)
     draw: dict[str, Callable[[jax.Array], Any]] = {
         "floats": lambda x: jnp.where(
-            jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 0.5, x.shape[1:]))(jnp.arange(128)),
+            jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 0.5, x.shape[1:]))(jnp.arange(64)),
             x,
             0.0,
         ),
@@ -151,21 +151,21 @@ def dispatches() -> dict[str, Callable[[], Any]]:
 def main() -> None:
     """All of them. The first side of each is before, the last that `layers.py` uses is after."""
     cases: list[tuple[str, str, Callable[[], dict[str, Callable[[], Any]]]]] = [
-        ("1x1 convolution, 192 to 160 maps of 32x32, 32 pictures", "one product", pointwise),
-        ("5x5 convolution, 3 to 192 maps of 32x32", "patches", lambda: convolutions(128, 32, 3, 192, 5)),
+        ("1x1 convolution, 192 to 160 maps of 32x32", "one product", pointwise),
+        ("5x5 convolution, 3 to 192 maps of 32x32", "patches", lambda: convolutions(64, 32, 3, 192, 5)),
         (
             "5x5 convolution, 96 to 192 maps of 16x16",
             "the convolution theorem",
-            lambda: convolutions(128, 16, 96, 192, 5),
+            lambda: convolutions(64, 16, 96, 192, 5),
         ),
         (
             "3x3 convolution, 192 to 192 maps of 8x8",
             "the convolution theorem",
-            lambda: convolutions(128, 8, 192, 192, 3),
+            lambda: convolutions(64, 8, 192, 192, 3),
         ),
         ("3x3 max pool, 96 maps of 32x32", "slices", pools),
         ("dropout's mask, 96 maps of 16x16", "16 bits", dropout),
-        ("several updates a dispatch, the digits' network, 64 pictures", "one a dispatch (four updates)", dispatches),
+        ("several updates a dispatch, the digits' network", "one a dispatch (four updates)", dispatches),
     ]
     rows = []
     for what, used, make in cases:

@@ -31,7 +31,7 @@ def input_cost(drawn: Ours) -> dict[str, Any]:
     with mock.patch.object(memory, "batch_indices", lambda order, step, size: jnp.arange(size)):
         same = Ours("cifar10", 128, examples=EXAMPLES)
     sides = {"drawn batches": drawn.update, "the same batch": same.update}
-    return {"what": "input"} | measure.alternate(sides, rounds=21, units=drawn.length)
+    return {"what": "input"} | measure.alternate(sides, rounds=15, units=drawn.length)
 
 
 def checkpoint_cost(ours: Ours) -> dict[str, Any]:

@@ -26,6 +26,13 @@ def answer(words: list[str], code: int) -> float:
     return time.perf_counter() - begin
 
 
+def imported() -> float:
+    """Seconds that Python takes to start and to import jax."""
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import jax"], check=True)
+    return round(time.perf_counter() - begin, 3)
+
+
 def first_row(cache: Path) -> float:
     """Seconds until the first row, of 22 updates, stands in metrics.jsonl; then the command is ended."""
     with tempfile.TemporaryDirectory() as run:
@@ -49,7 +56,9 @@ def first_row(cache: Path) -> float:
 
 def main() -> None:
     """All of them."""
-    rows = []
+    rows = [
+        {"what": "`import jax` by itself, as a measure of the machine", "seconds": [imported() for _ in range(ROUNDS)]}
+    ]
     for what, words, code in (
         ("`--help`", ["--help"], 0),
         ("a mistyped config key", ["--config=experiments/digits.py", "--config.epoch=3"], 2),

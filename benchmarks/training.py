@@ -53,11 +53,11 @@ class Workload(NamedTuple):
 
 WORKLOADS = (
     Workload("cifar10", 128, 512, rounds=7),
-    Workload("mnist", 128, 512, updates=3),
+    Workload("mnist", 128, 512, updates=2),
     Workload("cifar10", 1024, 1024, evaluation=False),
     Workload("imagenet", 32, 32, changes={"dataset": "synthetic(size=224,classes=1000)"}),
     # Few pictures: where the processor has no bfloat16, PyTorch takes 20 s for 128.
-    Workload("cifar10", 16, 16, precision="bfloat16", evaluation=False),
+    Workload("cifar10", 8, 8, precision="bfloat16", evaluation=False),
 )
 
 SETTINGS = (Setting(False), *(Setting(True, mode) for mode in ("", "default", "max-autotune")))

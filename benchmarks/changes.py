@@ -1,6 +1,6 @@
 """Every change made for speed, before and after, side by side; and those that did not pay.
 
-Sizes are those of CIFAR-10's network, pictures 64. Unless a row says otherwise it times the operation and its gradients.
+Sizes are those of CIFAR-10's network with 64 pictures. Unless a row says otherwise it times the operation and its gradients.
 """
 
 from __future__ import annotations

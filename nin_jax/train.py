@@ -195,9 +195,8 @@ class _Loop:
                 n = min(length, end - self.step)
                 self.state, metrics = compiled[n](self.state, self.batches.at(self.step), self.stats, self.seed)
                 self.step += n
-                if (
-                    waiting is not None
-                ):  # read while this dispatch runs, so that an accelerator never waits for the host
+                # The metrics of the dispatch before are read while this one runs: an accelerator never waits for the host.
+                if waiting is not None:
                     self._absorb(*waiting)
                 waiting = self.step, metrics
                 seconds = time.perf_counter() - start

@@ -18,8 +18,8 @@ import pytest  # noqa: E402
 
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # also where there is an accelerator
-# Many tests train the same small networks: each program is compiled once a session.
 jax.config.update("jax_cpu_enable_async_dispatch", False)  # as in a run
+# Many tests train the same small networks: each program is compiled once a session.
 jax.config.update("jax_compilation_cache_dir", os.path.join(CACHE.name, "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -197,18 +197,18 @@ def test_every_flipped_bit_of_a_header_is_noticed_or_harmless(cache: Path) -> No
     cached("name", [], lambda: (IMAGES, LABELS))
     (path,) = cache.glob("*/images.npy")
     content = path.read_bytes()
-    noticed = 0
+    made = []
+
+    def again() -> Split:
+        made.append(1)
+        return IMAGES, LABELS
+
     for i in range(128 * 8):
         damaged = bytearray(content)
         damaged[i // 8] ^= 1 << i % 8
         path.write_bytes(damaged)
-        try:
-            check(arrays._read(path.parent))
-        except AssertionError:
-            raise
-        except Exception:
-            noticed += 1  # `cached` takes anything for damage
-    assert noticed > 900
+        check(cached("name", [], again))
+    assert len(made) > 900
 
 
 def test_a_file_in_the_place_of_an_entry_does_no_harm(cache: Path) -> None:

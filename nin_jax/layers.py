@@ -89,8 +89,9 @@ class Conv(nn.Module):
             y: Any = convolve(x, kernel, pad, self.stride)
         if self.bias is None:
             return y
-        bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,)).astype(self.dtype)
-        return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+        bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
+        y = _exact(y)  # and so is the sum over all positions that is the bias' gradient
+        return (y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + bias.shape)).astype(self.dtype)
 
 
 def _windows(x: jax.Array, size: int, stride: int, fill: float) -> list[jax.Array]:
@@ -119,22 +120,29 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 2) -> jax.Array:
     The gradient goes to the first largest element of a window in reading order, as in PyTorch, so it is the same on
     every device and in every run (XLA's own scatter is not deterministic on a GPU).
     """
-    return functools.reduce(jnp.maximum, _windows(x, size, stride, -jnp.inf))
+    return functools.reduce(jnp.maximum, _windows(_exact(x), size, stride, -jnp.inf)).astype(x.dtype)
+
+
+def _exact(x: jax.Array) -> jax.Array:
+    """x in float32 if it is in bfloat16, where a CPU rounds after each maximum and each sum, and takes many times as long."""
+    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
 
 def _max_pool_forward(x: jax.Array, size: int, stride: int):
-    best, *others = _windows(x, size, stride, -jnp.inf)
+    best, *others = _windows(_exact(x), size, stride, -jnp.inf)
     winner = jnp.zeros(best.shape, jnp.uint8)
     for k, other in enumerate(others, 1):
         larger = other > best
         winner = jnp.where(larger, jnp.uint8(k), winner)
         # maximum, not where: a NaN must show in the result, as it does without a gradient.
         best = jnp.maximum(best, other)
-    return best, (winner, x.shape)
+    return best.astype(x.dtype), (winner, x.shape)
 
 
 def _max_pool_backward(size: int, stride: int, residual, cotangent: jax.Array):
     winner, (batch, height, width, maps) = residual
+    dtype = cotangent.dtype
+    cotangent = _exact(cotangent)
     zero = jnp.zeros((), cotangent.dtype)
     reach = -(-size // stride)  # windows that an element may lie in, along an axis
     outs = [n + reach - 1 for n in winner.shape[1:3]]
@@ -154,7 +162,7 @@ def _max_pool_backward(size: int, stride: int, residual, cotangent: jax.Array):
     whole = jnp.pad(
         whole, ((0, 0), *((0, max(0, n - w)) for n, w in zip((height, width), whole.shape[1:3], strict=True)), (0, 0))
     )
-    return (whole[:, :height, :width],)
+    return (whole[:, :height, :width].astype(dtype),)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -166,10 +174,10 @@ def avg_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0) -> ja
     At the edges the sum is divided by the real count (6 or 4, not 9), as cuda-convnet does. `start` is 0, or negative
     where the first window hangs over the upper and left edge.
     """
-    total = functools.reduce(jnp.add, _windows(_shifted(x, start, 0.0), size, stride, 0.0))
+    total = functools.reduce(jnp.add, _windows(_shifted(_exact(x), start, 0.0), size, stride, 0.0))
     first = [start + np.arange(out) * stride for out in total.shape[1:3]]
     counts = [np.minimum(f + size, n) - np.maximum(f, 0) for n, f in zip(x.shape[1:3], first, strict=True)]
-    return total / jnp.asarray(np.outer(*counts)[None, :, :, None], total.dtype)
+    return (total / jnp.asarray(np.outer(*counts)[None, :, :, None], total.dtype)).astype(x.dtype)
 
 
 def _shifted(x: jax.Array, start: int, fill: float) -> jax.Array:

@@ -154,7 +154,7 @@ def compile_replicas(
         # check_vma=False: gradients are per replica until the step itself takes their mean, as under pmap.
         specs = tuple(PartitionSpec(AXIS) if s else everywhere for s in shared)
         mapped = jax.shard_map(of_one, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
-        return _compile(jax.jit(mapped, donate_argnums=donate).lower(*arguments))
+        return jax.jit(mapped, donate_argnums=donate).lower(*arguments).compile()
     # pmap wants one argument that is split, so the replicas' numbers come along.
     mapped = jax.pmap(
         lambda _, *args: f(*args),
@@ -170,18 +170,7 @@ def compile_replicas(
     # Called, what pmap makes takes and returns the arrays of one process. What it is compiled to takes those of the run,
     # as shard_map's does; given the shape of its first argument, it leaves all of them as they are.
     shape = ShapedArray(replicas.shape, replicas.dtype)
-    return functools.partial(_compile(mapped.lower(shape, *arguments)), replicas)
-
-
-def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles what is called again and again. On a CPU, oneDNN computes those products that it does faster than XLA."""
-    if jax.default_backend() == "cpu":
-        try:
-            return lowered.compile({"xla_cpu_experimental_onednn_custom_call": True})
-        except jax.errors.JaxRuntimeError as e:
-            if "No such compile option" not in str(e):  # as it may be of a later XLA
-                raise
-    return lowered.compile()
+    return functools.partial(mapped.lower(shape, *arguments).compile(), replicas)
 
 
 def compile_for_once(lowered: jax.stages.Lowered) -> Callable[..., Any]:

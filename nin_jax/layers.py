@@ -45,6 +45,11 @@ def uniform(limit: float) -> Initializer:
     return init
 
 
+def exact(x: jax.Array) -> jax.Array:
+    """x, in float32 if it was in bfloat16: for sums and pools, since a CPU takes many times as long if each step is rounded."""
+    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+
+
 class Conv(nn.Module):
     """Convolution with bias and zero padding: y = x * W + b.
 
@@ -90,7 +95,7 @@ class Conv(nn.Module):
         if self.bias is None:
             return y
         bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
-        y = _exact(y)  # and so is the sum over all positions that is the bias' gradient
+        y = exact(y)  # and so is the sum over all positions that is the bias' gradient
         return (y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + bias.shape)).astype(self.dtype)
 
 
@@ -120,29 +125,22 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 2) -> jax.Array:
     The gradient goes to the first largest element of a window in reading order, as in PyTorch, so it is the same on
     every device and in every run (XLA's own scatter is not deterministic on a GPU).
     """
-    return functools.reduce(jnp.maximum, _windows(_exact(x), size, stride, -jnp.inf)).astype(x.dtype)
-
-
-def _exact(x: jax.Array) -> jax.Array:
-    """x in float32 if it is in bfloat16, where a CPU rounds after each maximum and each sum, and takes many times as long."""
-    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+    return functools.reduce(jnp.maximum, _windows(x, size, stride, -jnp.inf))
 
 
 def _max_pool_forward(x: jax.Array, size: int, stride: int):
-    best, *others = _windows(_exact(x), size, stride, -jnp.inf)
+    best, *others = _windows(x, size, stride, -jnp.inf)
     winner = jnp.zeros(best.shape, jnp.uint8)
     for k, other in enumerate(others, 1):
         larger = other > best
         winner = jnp.where(larger, jnp.uint8(k), winner)
         # maximum, not where: a NaN must show in the result, as it does without a gradient.
         best = jnp.maximum(best, other)
-    return best.astype(x.dtype), (winner, x.shape)
+    return best, (winner, x.shape)
 
 
 def _max_pool_backward(size: int, stride: int, residual, cotangent: jax.Array):
     winner, (batch, height, width, maps) = residual
-    dtype = cotangent.dtype
-    cotangent = _exact(cotangent)
     zero = jnp.zeros((), cotangent.dtype)
     reach = -(-size // stride)  # windows that an element may lie in, along an axis
     outs = [n + reach - 1 for n in winner.shape[1:3]]
@@ -162,7 +160,7 @@ def _max_pool_backward(size: int, stride: int, residual, cotangent: jax.Array):
     whole = jnp.pad(
         whole, ((0, 0), *((0, max(0, n - w)) for n, w in zip((height, width), whole.shape[1:3], strict=True)), (0, 0))
     )
-    return (whole[:, :height, :width].astype(dtype),)
+    return (whole[:, :height, :width],)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -174,10 +172,10 @@ def avg_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0) -> ja
     At the edges the sum is divided by the real count (6 or 4, not 9), as cuda-convnet does. `start` is 0, or negative
     where the first window hangs over the upper and left edge.
     """
-    total = functools.reduce(jnp.add, _windows(_shifted(_exact(x), start, 0.0), size, stride, 0.0))
+    total = functools.reduce(jnp.add, _windows(_shifted(x, start, 0.0), size, stride, 0.0))
     first = [start + np.arange(out) * stride for out in total.shape[1:3]]
     counts = [np.minimum(f + size, n) - np.maximum(f, 0) for n, f in zip(x.shape[1:3], first, strict=True)]
-    return (total / jnp.asarray(np.outer(*counts)[None, :, :, None], total.dtype)).astype(x.dtype)
+    return total / jnp.asarray(np.outer(*counts)[None, :, :, None], total.dtype)
 
 
 def _shifted(x: jax.Array, start: int, fill: float) -> jax.Array:

@@ -165,7 +165,7 @@ class Stages(nn.Module):
                 x = maps[named("norm")] = layers.response_normalisation(x, *stage)
             else:
                 x = maps[named("pool")] = (layers.max_pool if isinstance(stage, MaxPool) else layers.avg_pool)(
-                    x, *stage
+                    layers.exact(x), *stage
                 )
 
         if self.head == "gap" or not self.hidden:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nin_jax.layers import POOLS, Conv, Dropout, LocalConv, gaussian, global_average_pool, response_normalisation
+from nin_jax.layers import POOLS, Conv, Dropout, LocalConv, exact, gaussian, global_average_pool, response_normalisation
 
 
 class Model(nn.Module):
@@ -74,7 +74,7 @@ class Model(nn.Module):
         for i, (width, pool) in enumerate(zip(self.widths, self.pools, strict=True), 1):
             x = nn.relu(Conv(width, 5, gaussian(deviations[i - 1]), self.dtype, name=f"conv{i}")(x))
             maps[f"conv{i}"] = x
-            x = maps[f"pool{i}"] = POOLS[pool](x, 0)
+            x = maps[f"pool{i}"] = POOLS[pool](exact(x), 0)
             if i <= 2:
                 x = maps[f"norm{i}"] = response_normalisation(x)
         init = gaussian(deviations[len(self.widths)])

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nin_jax.layers import Conv, Dropout, max_pool, maxout, uniform
+from nin_jax.layers import Conv, Dropout, exact, max_pool, maxout, uniform
 
 
 class Model(nn.Module):
@@ -77,7 +77,7 @@ class Model(nn.Module):
         for i, (width, pieces, size, pad, pool) in enumerate(zip(*tables, strict=True)):
             x = Conv(width * pieces, size, uniform(self.limit), self.dtype, pad, name=f"h{i}")(drop(x, i))
             x = maps[f"h{i}"] = maxout(x, pieces)
-            x = maps[f"pool{i}"] = max_pool(x, pool, 2)
+            x = maps[f"pool{i}"] = max_pool(exact(x), pool, 2)
         depth = len(self.widths)
         x = x.reshape(x.shape[0], -1)
         if self.dense_width:

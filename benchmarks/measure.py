@@ -57,7 +57,7 @@ def environment() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "device": f"{jax.device_count()} x {device.device_kind}",
         },
@@ -68,7 +68,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name and its widest vector instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -17,25 +17,29 @@ from jax import lax
 FEWEST_IMAGES, FEWEST_MAPS = 8, 16  # from which on the theorem was faster than patches on two AVX2 cores
 
 
-def convolve(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1, dtype: Any = None) -> jax.Array:
     """Convolution of `[B, H, W, C_in]` with `[size, size, C, F]`, `pad` rows and columns of zeros a side.
 
         y[b, i, j, f] = sum over k, l, c of x[b, stride i + k - pad, stride j + l - pad, c] * kernel[k, l, c, f]
 
     Where the kernel has C_in / groups maps, the maps of x and those of y are cut into as many groups, and each group of
-    y sees its own of x alone.
+    y sees its own of x alone. Computed in `dtype` (None: that of x), on a CPU at least in float32.
 
-    Returns `[B, H', W', F]`, H' = floor((H + 2 * pad - size) / stride) + 1.
+    Returns `[B, H', W', F]` in `dtype`, H' = floor((H + 2 * pad - size) / stride) + 1.
     """
+    dtype = x.dtype if dtype is None else dtype
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         # bfloat16 is for storage here: transforms in it would be wrong by per cents, and few CPUs multiply in it.
-        exact = jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
+        exact = jnp.float32 if dtype == jnp.bfloat16 else dtype
         groups = x.shape[-1] // kernel.shape[2]
         parts = zip(jnp.split(x.astype(exact), groups, -1), jnp.split(kernel.astype(exact), groups, -1), strict=True)
-        return jnp.concatenate([_by_products(p, k, pad, stride) for p, k in parts], -1).astype(x.dtype)
+        return jnp.concatenate([_by_products(p, k, pad, stride) for p, k in parts], -1).astype(dtype)
 
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=functools.partial(_by_xla, pad=pad, stride=stride))
+    def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _by_xla(x.astype(dtype), kernel.astype(dtype), pad, stride)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
 
 def _by_xla(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1) -> jax.Array:

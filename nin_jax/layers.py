@@ -87,11 +87,11 @@ class Conv(nn.Module):
         kernel = self.param(
             "kernel", self.kernel_init, (self.size, self.size, x.shape[-1] // self.groups, self.features)
         )
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.size == 1 and pad == 0 and self.stride == self.groups == 1:
-            y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
+            y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel[0, 0].astype(self.dtype)
+            y = y.reshape(*x.shape[:-1], self.features)
         else:
-            y: Any = convolve(x, kernel, pad, self.stride)
+            y: Any = convolve(x, kernel, pad, self.stride, self.dtype)
         if self.bias is None:
             return y
         bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))

@@ -35,9 +35,15 @@ def where(name: str) -> str:
 
 
 def training() -> str:
-    """Ours and PyTorch's."""
+    """Ours and PyTorch's, of the last run and of those that were kept beside it as training_NAME.json."""
+    kept = sorted(file.stem for file in measure.RESULTS.glob("training*.json"))
+    return "\n\n".join(f"{where(name)}\n\n{against_pytorch(name)}" for name in kept)
+
+
+def against_pytorch(name: str) -> str:
+    """One run's ratios."""
     rows = []
-    for row in measure.read("training")["rows"]:
+    for row in measure.read(name)["rows"]:
         middle, low, high = measure.ratio(row, "PyTorch", "nin_jax")
         rate = {name: row["images"] / seconds for name, seconds in row["median"].items()}
         cells = [row["what"], row["network"], row["batch"], row["precision"], row["setting"]]
@@ -209,7 +215,7 @@ def render(text: str) -> str:
     """The page with every table, and every line of where it was measured, as the recorded measurements have them."""
     for name, make in TABLES.items():
         text = _between(text, f"table: {name}", make())
-    for name in ("training", "changes", "startup", "inside", "scaling", "stream"):
+    for name in ("changes", "startup", "inside", "scaling", "stream"):
         text = _between(text, f"where: {name}", where(name))
     return text
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jax import lax
 
 from benchmarks import measure
@@ -32,7 +33,8 @@ def normal(*shape: int) -> jax.Array:
 
 def gradients(f: Callable[..., jax.Array], *arguments: jax.Array) -> Callable[[], Any]:
     """Runs f and its gradients by all arguments."""
-    cotangent = normal(*jax.eval_shape(f, *arguments).shape)
+    y = jax.eval_shape(f, *arguments)
+    cotangent = normal(*y.shape).astype(y.dtype)
 
     def both(cotangent: jax.Array, *arguments: jax.Array) -> Any:
         y, back = jax.vjp(f, *arguments)
@@ -93,6 +95,35 @@ def pointwise() -> dict[str, Callable[[], Any]]:
 
     by_xla = gradients(lambda x, k: convolution._by_xla(x, k, 0), x, kernel)
     return {"XLA's convolution": by_xla, "one product": gradients(product, x, kernel)}
+
+
+def low_precision() -> dict[str, Callable[[], Any]]:
+    """The dearest 1x1 convolution in bfloat16, by XLA and by PyTorch, and in float32."""
+    x, kernel = normal(64 * 32 * 32, 192), normal(192, 160)
+    sides = {f"XLA, {x.dtype}": gradients(jnp.matmul, x, kernel) for x, kernel in both_precisions(x, kernel)}
+    theirs = [torch.from_numpy(np.array(a)).bfloat16().requires_grad_() for a in (x, kernel)]
+    cotangent = torch.ones(x.shape[0], kernel.shape[1], dtype=torch.bfloat16)
+
+    def product() -> None:
+        torch.autograd.grad(theirs[0] @ theirs[1], theirs, cotangent)
+
+    return sides | {"PyTorch, bfloat16": product}
+
+
+def both_precisions(*arrays: jax.Array) -> list[tuple[jax.Array, ...]]:
+    """The arrays in float32 and in bfloat16."""
+    return [tuple(a.astype(dtype) for a in arrays) for dtype in (jnp.float32, jnp.bfloat16)]
+
+
+def low_precision_pool() -> dict[str, Callable[[], Any]]:
+    """The first pool with the ReLU before it and, as the next convolution has it, its output's axes in another order."""
+
+    def pool(x: jax.Array, prepare: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return layers.max_pool(prepare(jax.nn.relu(x))).astype(jnp.float32).transpose(1, 2, 0, 3)
+
+    x = normal(64, 32, 32, 96).astype(jnp.bfloat16)
+    ways = {"in bfloat16": lambda x: x, "in float32": layers.exact}
+    return {name: gradients(lambda x, way=way: pool(x, way), x) for name, way in ways.items()}
 
 
 def dropout() -> dict[str, Callable[[], Any]]:
@@ -161,6 +192,8 @@ def main() -> None:
             lambda: convolutions(64, 8, 192, 192, 3),
         ),
         ("3x3 max pool, 96 maps of 32x32", "slices", pools),
+        ("3x3 max pool of bfloat16, 96 maps of 32x32, and what is around it", "in float32", low_precision_pool),
+        ("1x1 convolution in bfloat16, 192 to 160 maps of 32x32", "XLA, bfloat16", low_precision),
         ("dropout's mask, 96 maps of 16x16", "16 bits", dropout),
         ("several updates a dispatch, the digits' network", "one a dispatch (four updates)", dispatches),
     ]

@@ -34,10 +34,15 @@ def where(name: str) -> str:
     )
 
 
+def each(name: str, table: Callable[[str], str]) -> str:
+    """The table of the last run, and of those that were kept beside it as NAME_SUFFIX.json, each with where it was."""
+    kept = sorted(file.stem for file in measure.RESULTS.glob(f"{name}*.json"))
+    return "\n\n".join(f"{where(one)}\n\n{table(one)}" for one in kept)
+
+
 def training() -> str:
-    """Ours and PyTorch's, of the last run and of those that were kept beside it as training_NAME.json."""
-    kept = sorted(file.stem for file in measure.RESULTS.glob("training*.json"))
-    return "\n\n".join(f"{where(name)}\n\n{against_pytorch(name)}" for name in kept)
+    """Ours and PyTorch's."""
+    return each("training", against_pytorch)
 
 
 def against_pytorch(name: str) -> str:
@@ -64,8 +69,13 @@ def trials() -> str:
 
 def changes() -> str:
     """Every way of doing a thing, against the one that is used."""
+    return each("changes", against_used)
+
+
+def against_used(name: str) -> str:
+    """One run's ratios."""
     rows = []
-    for row in measure.read("changes")["rows"]:
+    for row in measure.read(name)["rows"]:
         for name in row["median"]:
             if name != row["used"]:
                 middle, low, high = measure.ratio(row, name, row["used"])
@@ -215,7 +225,7 @@ def render(text: str) -> str:
     """The page with every table, and every line of where it was measured, as the recorded measurements have them."""
     for name, make in TABLES.items():
         text = _between(text, f"table: {name}", make())
-    for name in ("changes", "startup", "inside", "scaling", "stream"):
+    for name in ("startup", "inside", "scaling", "stream"):
         text = _between(text, f"where: {name}", where(name))
     return text
 

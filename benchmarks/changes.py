@@ -100,7 +100,8 @@ def pointwise() -> dict[str, Callable[[], Any]]:
 def low_precision() -> dict[str, Callable[[], Any]]:
     """The dearest 1x1 convolution in bfloat16, by XLA and by PyTorch, and in float32."""
     x, kernel = normal(64 * 32 * 32, 192), normal(192, 160)
-    sides = {f"XLA, {x.dtype}": gradients(jnp.matmul, x, kernel) for x, kernel in both_precisions(x, kernel)}
+    types = jnp.float32, jnp.bfloat16
+    sides = {f"XLA, {jnp.dtype(t)}": gradients(jnp.matmul, x.astype(t), kernel.astype(t)) for t in types}
     theirs = [torch.from_numpy(np.array(a)).bfloat16().requires_grad_() for a in (x, kernel)]
     cotangent = torch.ones(x.shape[0], kernel.shape[1], dtype=torch.bfloat16)
 
@@ -110,16 +111,12 @@ def low_precision() -> dict[str, Callable[[], Any]]:
     return sides | {"PyTorch, bfloat16": product}
 
 
-def both_precisions(*arrays: jax.Array) -> list[tuple[jax.Array, ...]]:
-    """The arrays in float32 and in bfloat16."""
-    return [tuple(a.astype(dtype) for a in arrays) for dtype in (jnp.float32, jnp.bfloat16)]
-
-
 def low_precision_pool() -> dict[str, Callable[[], Any]]:
     """The first pool with the ReLU before it and, as the next convolution has it, its output's axes in another order."""
 
     def pool(x: jax.Array, prepare: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        return layers.max_pool(prepare(jax.nn.relu(x))).astype(jnp.float32).transpose(1, 2, 0, 3)
+        y: Any = layers.max_pool(prepare(jax.nn.relu(x)))
+        return y.astype(jnp.float32).transpose(1, 2, 0, 3)
 
     x = normal(64, 32, 32, 96).astype(jnp.bfloat16)
     ways = {"in bfloat16": lambda x: x, "in float32": layers.exact}

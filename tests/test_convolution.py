@@ -109,6 +109,16 @@ def test_bfloat16_is_rounded_once(images):
     np.testing.assert_array_equal(np.float32(y), np.float32(exact.astype(jnp.bfloat16)))
 
 
+def test_computed_in_bfloat16_accelerators_round_the_input_and_a_cpu_does_not():
+    x, kernel = (jnp.asarray(a) for a in draw(FEWEST_IMAGES, 6, 6, FEWEST_MAPS, 4, 3))
+    f = jax.jit(lambda x, k: convolve(x, k, 1, dtype=jnp.bfloat16))
+    np.testing.assert_array_equal(f(x, kernel), convolve(x, kernel, 1).astype(jnp.bfloat16))
+    text = f.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
+    (line,) = (line for line in text.splitlines() if "stablehlo.convolution" in line)
+    assert "f32" not in line
+    assert line.count("bf16") == 3
+
+
 def test_a_nan_shows():
     x, kernel = draw(FEWEST_IMAGES, 6, 6, FEWEST_MAPS, 4, 3)
     x[3, 2, 1, 0] = np.nan

@@ -84,6 +84,15 @@ def test_convolution_computes_in_its_dtype_and_keeps_float32_parameters():
     assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+def test_in_bfloat16_the_gradient_of_a_bias_is_summed_in_float32():
+    """It is 33 x 33, which bfloat16 has not."""
+    gradient = jax.grad(lambda p: jnp.sum(Conv(1, dtype=jnp.bfloat16).apply({"params": p}, jnp.ones((1, 33, 33, 1)))))(
+        {"kernel": jnp.ones((1, 1, 1, 1)), "bias": jnp.zeros((1,))}
+    )
+    assert gradient["bias"].dtype == jnp.float32
+    assert gradient["bias"] == 33 * 33
+
+
 @pytest.mark.parametrize(("deviation", "expected"), [(0.05, 0.05), (0.001, 0.001), ("he", np.sqrt(2 / (25 * 30)))])
 def test_initial_weights_have_the_deviation_asked_for(deviation, expected):
     """150,000 numbers: their deviation is known to 0.2 %, their mean to 0.3 % of it. The biases start at 0."""

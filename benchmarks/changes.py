@@ -68,7 +68,7 @@ def by_fft(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
 
 def by_real_transforms(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     """As `convolution._by_theorem`, with columns transformed as the rows are: nine products for four frequencies, not six."""
-    rows, columns = (convolution._products(n, kernel.shape[0], pad, whole=False) for n in x.shape[1:3])
+    rows, columns = (convolution._products(n, kernel.shape[0], pad, complex_input=False) for n in x.shape[1:3])
     pictures = convolution._transform(rows[0], columns[0], x.transpose(1, 2, 0, 3))
     filters = convolution._transform(rows[1], columns[1], kernel)
     products = jnp.einsum("pqbc,pqcf->pqbf", pictures, filters)

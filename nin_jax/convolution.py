@@ -142,16 +142,16 @@ def _bilinear(height: int, width: int, size: int, pad: int) -> list[tuple[Matric
     alone = [f for f in range(points // 2 + 1) if f in (0, points / 2)]
     pairs = [f for f in range(points // 2 + 1) if f not in alone]
     parts = []
-    for chosen, whole in ((alone, False), (pairs, True)):
+    for chosen, paired in ((alone, False), (pairs, True)):
         if not chosen:
             continue
         matrices = []
         for sign, steps in ((-1, np.arange(height)), (1, np.arange(size) - pad), (-1, np.arange(out))):
             angles = 2 * np.pi / points * np.outer(chosen, steps)
             both = np.stack([np.cos(angles), sign * np.sin(angles)], axis=1)
-            matrices.append(both.reshape(-1, len(steps)) if whole else both[:, 0])
+            matrices.append(both.reshape(-1, len(steps)) if paired else both[:, 0])
         a, b, c = matrices
-        parts.append(((a, b, c.T * (2 if whole else 1) / points), _products(width, size, pad, whole)))
+        parts.append(((a, b, c.T * (2 if paired else 1) / points), _products(width, size, pad, paired)))
     return parts
 
 
@@ -161,7 +161,7 @@ def _points(length: int, size: int, pad: int) -> tuple[int, int]:
     return max(length + pad, out - 1 + size - pad), out
 
 
-def _products(length: int, size: int, pad: int, whole: bool) -> Matrices:
+def _products(length: int, size: int, pad: int, complex_input: bool) -> Matrices:
     """float64 A `[M, length]`, B `[M, size]` and C `[length', M]` with C ((A x) * (B k)) the correlation of x with k:
 
         y[i] = sum over t of k[t] x[i + t - pad],    i from 0 to length' = length + 2 * pad - size + 1
@@ -171,23 +171,24 @@ def _products(length: int, size: int, pad: int, whole: bool) -> Matrices:
 
         p = (a + b) c,   q = a (d - c),   r = b (c + d),   real part p - r,   imaginary part p + q
 
-    Where `whole`, x, k and y are complex: their real parts, then their imaginary parts, twice as long. Else half of the
+    Where `complex_input`, x, k and y are their real parts, then their imaginary parts, twice as long. Else half of the
     frequencies do.
     """
     points, out = _points(length, size, pad)
     a, b, c = [], [], []
-    for frequency in range(points if whole else points // 2 + 1):
+    for frequency in range(points if complex_input else points // 2 + 1):
 
         def phases(sign: int, steps: np.ndarray, frequency: int = frequency) -> tuple[np.ndarray, np.ndarray]:
             """What gives the real and the imaginary part of the sum of x[t] exp(sign i t angle)."""
             angles = 2 * np.pi * frequency / points * steps
             real, imag = np.cos(angles), sign * np.sin(angles)
-            return (np.append(real, -imag), np.append(imag, real)) if whole else (real, imag)
+            return (np.append(real, -imag), np.append(imag, real)) if complex_input else (real, imag)
 
         x_real, x_imag = phases(-1, np.arange(length))
         k_real, k_imag = phases(1, np.arange(size) - pad)  # correlation: the conjugate
-        real = not whole and frequency in (0, points / 2)  # and its own conjugate: it counts once, the others twice
-        weight = (1 if whole or real else 2) / points
+        # Its own conjugate: it counts once, the others twice.
+        real = not complex_input and frequency in (0, points / 2)
+        weight = (1 if complex_input or real else 2) / points
         y_real, y_imag = (weight * part for part in phases(-1, np.arange(out)))
         a += [x_real] if real else [x_real + x_imag, x_real, x_imag]
         b += [k_real] if real else [k_real, k_imag - k_real, k_real + k_imag]

@@ -311,9 +311,16 @@ def maxout(x: jax.Array, pieces: int) -> jax.Array:
 
         f_k = max over m of (w_km^T x + b_km)
 
-    Piece m of map k is element m * F + k of the last axis, so each column of the weights before it is one filter.
+    Piece m of map k is element m * F + k of the last axis, so each column of the weights before it is one filter. The
+    gradient goes to the first largest piece.
     """
-    return jnp.max(x.reshape(*x.shape[:-1], pieces, -1), axis=-2)
+
+    def larger(a: jax.Array, b: jax.Array) -> jax.Array:
+        # Not jnp.max: its gradient looks for the elements that equal the maximum, and finds none, which is 0 / 0, where XLA
+        # computes x a second time with other last bits. A NaN of either is passed on.
+        return jnp.where((b > a) | jnp.isnan(b), b, a)
+
+    return functools.reduce(larger, jnp.split(x, pieces, axis=-1))
 
 
 def response_normalisation(x: jax.Array, size: int = 9, alpha: float = 0.001, beta: float = 0.75) -> jax.Array:

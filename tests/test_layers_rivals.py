@@ -69,6 +69,25 @@ def test_maxout_is_the_largest_of_its_pieces():
     assert_close(maxout(jnp.asarray(x @ weight + bias), 3), expected)
 
 
+def test_the_gradient_of_maxout_goes_to_one_piece():
+    """The first of those that are equal. It divides by nothing, so that it is finite however XLA rounds x."""
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (50, 4 * 6)), jnp.float32)
+    y, backward = jax.vjp(lambda x: maxout(x, 4), x)
+    cotangent = rng(*y.shape)
+    (gradient,) = backward(jnp.asarray(cotangent))
+    winner = np.asarray(x).reshape(50, 4, 6).argmax(1)  # of NumPy: the first
+    expected = np.where(np.arange(4)[None, :, None] == winner[:, None], cotangent[:, None], 0)
+    np.testing.assert_array_equal(np.asarray(gradient).reshape(50, 4, 6), expected)
+
+
+@pytest.mark.parametrize("piece", [0, 1, 2])
+def test_a_nan_of_any_piece_shows_in_maxout(piece):
+    x = jnp.ones((2, 3, 5)).at[1, piece, 2].set(jnp.nan)
+    expected = np.zeros((2, 5), bool)
+    expected[1, 2] = True
+    np.testing.assert_array_equal(np.isnan(maxout(x.reshape(2, 15), 3)), expected)
+
+
 @pytest.mark.parametrize(("size", "pad", "pieces"), [(8, 4, 2), (8, 0, 2), (5, 3, 4), (1, 1, 2), (3, None, 3)])
 def test_convolutional_maxout_equals_pytorch(size, pad, pieces):
     """Kernels of even sizes too, which no padding keeps the size of; and its gradient."""

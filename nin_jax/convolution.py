@@ -7,6 +7,7 @@ by patches where that is little work, else by the convolution theorem.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -40,6 +41,36 @@ def convolve(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1, dtype: 
         return _by_xla(x.astype(dtype), kernel.astype(dtype), pad, stride)
 
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x [..., C] @ kernel [C, F]`, a 1x1 convolution, to `[..., F]`; over rows in their thousands."""
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        rows = math.prod(x.shape[:-1])
+        # XLA sums the gradient of the kernel over the rows faster in two halves.
+        halves = x.reshape(2 if rows % 2 == 0 else 1, -1, x.shape[-1])
+        return _in_parts(halves, kernel).reshape(*x.shape[:-1], -1)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=jnp.matmul)
+
+
+@jax.custom_vjp
+def _in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x [N, M, C] @ kernel [C, F]`, to `[N, M, F]`."""
+    # As N products, with copies of the kernel: as one, XLA would make x a second time, in another shape, for the gradient.
+    return x @ jnp.broadcast_to(kernel, (x.shape[0], *kernel.shape))
+
+
+def _gradients_in_parts(residual: tuple[jax.Array, jax.Array], y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residual
+    # XLA is faster where the result has more columns than rows.
+    a, b = (x, y) if x.shape[-1] <= y.shape[-1] else (y, x)
+    sums = jnp.einsum("nmc,nmf->ncf", a, b, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)).sum(0)
+    return _in_parts(y, kernel.T), (sums if a is x else sums.T).astype(kernel.dtype)
+
+
+_in_parts.defvjp(lambda x, kernel: (_in_parts(x, kernel), (x, kernel)), _gradients_in_parts)
 
 
 def _by_xla(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1) -> jax.Array:
@@ -87,8 +118,7 @@ def _by_patches(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     height, width = (n - size + 1 for n in x.shape[1:3])
     parts = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
     patches = jnp.concatenate(parts, axis=-1)
-    y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, maps)
-    return y.reshape(x.shape[0], height, width, maps)
+    return product(patches, kernel.reshape(-1, maps))
 
 
 def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
@@ -101,7 +131,9 @@ def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     for rows, columns in _bilinear(*x.shape[:2], kernel.shape[0], pad):
         pictures, filters = (_transform(rows[i], columns[i], z) for i, z in enumerate((x, kernel)))
         products = jnp.einsum("pqbc,pqcf->pqbf", pictures, filters)
-        y = y + _rows(rows[2], _columns(columns[2], products)).reshape(-1, width, *products.shape[2:])
+        sums = _times(columns[2], products.reshape(*products.shape[:2], -1))
+        sums = _times(rows[2], sums.reshape(rows[2].shape[1], -1))
+        y = y + sums.reshape(-1, width, *products.shape[2:])
     return y.transpose(2, 0, 1, 3)
 
 
@@ -110,19 +142,20 @@ def _transform(rows: np.ndarray, columns: np.ndarray, z: jax.Array) -> jax.Array
 
     `columns` is `[N, W]` for the M rows; or `[N, 2 W]` for the M pairs, and `rows` is `[2 M, H]`.
     """
-    return _columns(columns, _rows(rows, z).reshape(-1, columns.shape[1], *z.shape[2:]))
+    rest = z.shape[2:]
+    z = _times(rows, z.reshape(z.shape[0], -1)).reshape(-1, columns.shape[1], math.prod(rest))
+    return _times(columns, z).reshape(*z.shape[:1], -1, *rest)
 
 
-def _rows(matrix: np.ndarray, z: jax.Array) -> jax.Array:
-    """`matrix [M, H]` times the first axis of z, `[H, ...]` in any shape, to `[M, rest]`."""
-    return jnp.asarray(matrix, z.dtype) @ z.reshape(matrix.shape[1], -1)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _times(matrix: np.ndarray, z: jax.Array) -> jax.Array:
+    """`matrix [N, W]` times the last but one axis of `z [..., W, K]`, to `[..., N, K]`."""
+    # The same matrix for each is a batch of products; without the copies XLA would transpose z.
+    return jnp.broadcast_to(jnp.asarray(matrix, z.dtype), (*z.shape[:-2], *matrix.shape)) @ z
 
 
-def _columns(matrix: np.ndarray, z: jax.Array) -> jax.Array:
-    """`matrix [N, W]` times the second axis of `z [M, W, ...]`, to `[M, N, ...]`."""
-    # The same matrix M times is a batch of products; without the copies XLA would transpose z.
-    matrices = jnp.broadcast_to(jnp.asarray(matrix, z.dtype), (z.shape[0], *matrix.shape))
-    return (matrices @ z.reshape(*z.shape[:2], -1)).reshape(z.shape[0], matrix.shape[0], *z.shape[2:])
+# The transpose of a constant is a constant. That of a product as JAX makes it is one that XLA does far slower.
+_times.defvjp(lambda matrix, z: (_times(matrix, z), None), lambda matrix, _, cotangent: (_times(matrix.T, cotangent),))
 
 
 Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]

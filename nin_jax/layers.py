@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nin_jax.convolution import convolve
+from nin_jax.convolution import convolve, product
 from nin_jax.parallel import AXIS
 
 Initializer = Callable[..., jax.Array]
@@ -88,10 +88,9 @@ class Conv(nn.Module):
             "kernel", self.kernel_init, (self.size, self.size, x.shape[-1] // self.groups, self.features)
         )
         if self.size == 1 and pad == 0 and self.stride == self.groups == 1:
-            y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel[0, 0].astype(self.dtype)
-            y = y.reshape(*x.shape[:-1], self.features)
+            y: Any = product(x.astype(self.dtype), kernel[0, 0].astype(self.dtype))
         else:
-            y: Any = convolve(x, kernel, pad, self.stride, self.dtype)
+            y = convolve(x, kernel, pad, self.stride, self.dtype)
         if self.bias is None:
             return y
         bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))

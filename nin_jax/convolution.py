@@ -44,33 +44,44 @@ def convolve(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1, dtype: 
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x [..., C] @ kernel [C, F]`, a 1x1 convolution, to `[..., F]`; over rows in their thousands."""
+    """`x [..., C] @ kernel [C, F]`, a 1x1 convolution, to `[..., F]`."""
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        rows = math.prod(x.shape[:-1])
-        # XLA sums the gradient of the kernel over the rows faster in two halves.
-        halves = x.reshape(2 if rows % 2 == 0 else 1, -1, x.shape[-1])
-        return _in_parts(halves, kernel).reshape(*x.shape[:-1], -1)
+        y: Any = _over_rows(x.reshape(-1, x.shape[-1]), kernel)
+        return y.reshape(*x.shape[:-1], -1)
 
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=jnp.matmul)
 
 
 @jax.custom_vjp
-def _in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x [N, M, C] @ kernel [C, F]`, to `[N, M, F]`."""
-    # As N products, with copies of the kernel: as one, XLA would make x a second time, in another shape, for the gradient.
+def _over_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x [M, C] @ kernel [C, F]` for a large M: XLA is faster with the sums over M, the gradient of the kernel, in halves."""
+    return x @ kernel
+
+
+def _in_halves(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x [2, M / 2, C] @ kernel [C, F]`."""
+    # Halves here too, with a kernel each: else XLA would make x a second time in the other shape.
     return x @ jnp.broadcast_to(kernel, (x.shape[0], *kernel.shape))
 
 
-def _gradients_in_parts(residual: tuple[jax.Array, jax.Array], y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    halves = x.reshape(2 if len(x) % 2 == 0 else 1, -1, x.shape[1])
+    return _in_halves(halves, kernel).reshape(len(x), -1), (halves, kernel)
+
+
+def _backward(residual: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residual
+    y = cotangent.reshape(*x.shape[:2], -1)
     # XLA is faster where the result has more columns than rows.
     a, b = (x, y) if x.shape[-1] <= y.shape[-1] else (y, x)
-    sums = jnp.einsum("nmc,nmf->ncf", a, b, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)).sum(0)
-    return _in_parts(y, kernel.T), (sums if a is x else sums.T).astype(kernel.dtype)
+    exact = jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
+    sums = jnp.einsum("nmc,nmf->ncf", a, b, preferred_element_type=exact).sum(0)
+    gradient = _in_halves(y, kernel.T).reshape(-1, x.shape[-1])
+    return gradient, (sums if a is x else sums.T).astype(kernel.dtype)
 
 
-_in_parts.defvjp(lambda x, kernel: (_in_parts(x, kernel), (x, kernel)), _gradients_in_parts)
+_over_rows.defvjp(_forward, _backward)
 
 
 def _by_xla(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1) -> jax.Array:
@@ -116,8 +127,9 @@ def _by_patches(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     size, maps = kernel.shape[0], kernel.shape[-1]
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     height, width = (n - size + 1 for n in x.shape[1:3])
-    parts = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    patches = jnp.concatenate(parts, axis=-1)
+    # Row by row of the window: fewer and longer pieces than its elements are.
+    rows = jnp.concatenate([x[:, :, j : j + width] for j in range(size)], axis=-1)
+    patches = jnp.concatenate([rows[:, i : i + height] for i in range(size)], axis=-1)
     return product(patches, kernel.reshape(-1, maps))
 
 
@@ -131,7 +143,7 @@ def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     for rows, columns in _bilinear(*x.shape[:2], kernel.shape[0], pad):
         pictures, filters = (_transform(rows[i], columns[i], z) for i, z in enumerate((x, kernel)))
         products = jnp.einsum("pqbc,pqcf->pqbf", pictures, filters)
-        sums = _times(columns[2], products.reshape(*products.shape[:2], -1))
+        sums: Any = _times(columns[2], products.reshape(*products.shape[:2], -1))
         sums = _times(rows[2], sums.reshape(rows[2].shape[1], -1))
         y = y + sums.reshape(-1, width, *products.shape[2:])
     return y.transpose(2, 0, 1, 3)
@@ -143,8 +155,9 @@ def _transform(rows: np.ndarray, columns: np.ndarray, z: jax.Array) -> jax.Array
     `columns` is `[N, W]` for the M rows; or `[N, 2 W]` for the M pairs, and `rows` is `[2 M, H]`.
     """
     rest = z.shape[2:]
-    z = _times(rows, z.reshape(z.shape[0], -1)).reshape(-1, columns.shape[1], math.prod(rest))
-    return _times(columns, z).reshape(*z.shape[:1], -1, *rest)
+    both: Any = _times(rows, z.reshape(z.shape[0], -1))
+    both = _times(columns, both.reshape(-1, columns.shape[1], math.prod(rest)))
+    return both.reshape(*both.shape[:2], *rest)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -154,7 +167,7 @@ def _times(matrix: np.ndarray, z: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(matrix, z.dtype), (*z.shape[:-2], *matrix.shape)) @ z
 
 
-# The transpose of a constant is a constant. That of a product as JAX makes it is one that XLA does far slower.
+# The transpose of a constant is a constant again, and XLA does that product faster than the one that JAX would make of it.
 _times.defvjp(lambda matrix, z: (_times(matrix, z), None), lambda matrix, _, cotangent: (_times(matrix.T, cotangent),))
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nin_jax.convolution import convolve, product
+from nin_jax.convolution import FEWEST_MAPS, convolve, product
 from nin_jax.parallel import AXIS
 
 Initializer = Callable[..., jax.Array]
@@ -271,6 +271,7 @@ class MLPConv(nn.Module):
       batch_norm: normalises what each layer feeds to its ReLU (Ioffe and Szegedy 2015), in place of a bias before it.
       norm_last: False leaves the last layer without.
       dtype: what is computed in; the normalisation in float32.
+      pool: name in `POOLS` of the pool that follows, "" for none; `pool_start` is where its first window starts.
     """
 
     names: Sequence[str]
@@ -285,10 +286,27 @@ class MLPConv(nn.Module):
     stride: int = 1
     pad: int | None = None
     groups: int = 1
+    pool: str = ""
+    pool_start: int = 0
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Maps `[B, H, W, C]` to every layer's output by name, in order, and "pool" last; all float32 or `dtype`."""
+        piece = math.gcd(len(x), 16)
+        large = 4 * math.prod(x.shape[:3]) * max(self.widths) > 2**25 and piece >= 8
+        # The convolution theorem, in turn, wants many pictures.
+        if train or self.is_initializing() or not large or x.shape[-1] * self.stride**2 >= FEWEST_MAPS:
+            return self._layers(x, train)
+        layers = functools.partial(self.clone(parent=None).apply, self.variables, train=False, method="_layers")
+
+        def in_pieces(x: jax.Array) -> Any:
+            """A few pictures after the other, whose maps stay in the processor's cache; nothing is kept for a gradient."""
+            maps = lax.map(layers, x.reshape(-1, piece, *x.shape[1:]))
+            return jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), maps)
+
+        return lax.platform_dependent(x, cpu=in_pieces, default=layers)
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
-        """Maps `[B, H, W, C]` to every layer's output by name, in order; the last is the mlpconv's output."""
+    def _layers(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         maps = {}
         for i, (name, width) in enumerate(zip(self.names, self.widths, strict=True)):
             last = i + 1 == len(self.widths)
@@ -305,6 +323,8 @@ class MLPConv(nn.Module):
             if self.relu_last or not last:
                 x = nn.relu(x)
             maps[name] = x
+        if self.pool:
+            maps["pool"] = POOLS[self.pool](exact(x), self.pool_start)
         return maps
 
 

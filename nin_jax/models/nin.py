@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nin_jax.layers import POOLS, Dropout, MLPConv, exact, gaussian, global_average_pool
+from nin_jax.layers import Dropout, MLPConv, gaussian, global_average_pool
 
 
 class Model(nn.Module):
@@ -102,14 +102,16 @@ class Model(nn.Module):
                 batch_norm=self.batch_norm,
                 norm_last=not last,
                 dtype=self.dtype,
+                pool="" if last else self.pools[block - 1],
+                pool_start=self.pool_start,
                 name=f"mlpconv{block}",
             )
             outputs = mlpconv(x, train=train)
-            maps |= outputs
+            maps |= {name: outputs[name] for name in names}
             x = outputs[names[-1]]
             layer, cccp = layer + len(width), cccp + len(width) - 1
             if not last:
-                x = maps[f"pool{block}"] = POOLS[self.pools[block - 1]](exact(x), self.pool_start)
+                x = maps[f"pool{block}"] = outputs["pool"]
                 x = Dropout(self.dropout, self.dropout_kind, name=f"dropout{block}")(x, train=train, example=example)
         maps["class_maps"] = x
         if self.head == "gap":

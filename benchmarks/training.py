@@ -54,7 +54,7 @@ class Workload(NamedTuple):
 BFLOAT16 = 128 if "bf16" in measure.processor() else 8  # pictures
 
 WORKLOADS = (
-    Workload("cifar10", 128, 512, rounds=7),
+    Workload("cifar10", 128, 1024, rounds=7, updates=2),
     Workload("mnist", 128, 512, updates=2),
     Workload("cifar10", 1024, 1024, evaluation=False),
     Workload("imagenet", 32, 32, changes={"dataset": "synthetic(size=224,classes=1000)"}),

@@ -52,6 +52,7 @@ def convolutions(images: int, side: int, maps: int, features: int, size: int) ->
         ways["the convolution theorem"] = convolution._by_theorem
         ways["the theorem, XLA's FFT"] = by_fft
         ways["the theorem, rows and columns as real numbers"] = by_real_transforms
+        ways["the theorem, frequencies in one group"] = lambda *arguments: convolution._by_theorem(*arguments, groups=1)
     return {name: gradients(lambda x, k, way=way: way(x, k, size // 2), x, kernel) for name, way in ways.items()}
 
 
@@ -93,8 +94,29 @@ def pointwise() -> dict[str, Callable[[], Any]]:
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return (x.reshape(-1, 192) @ kernel[0, 0]).reshape(*x.shape[:-1], 160)
 
-    by_xla = gradients(lambda x, k: convolution._by_xla(x, k, 0), x, kernel)
-    return {"XLA's convolution": by_xla, "one product": gradients(product, x, kernel)}
+    ways = {
+        "XLA's convolution": lambda x, k: convolution._by_xla(x, k, 0),
+        "one product": product,
+        "one product, the kernel's gradient in halves": lambda x, k: convolution.product(x, k[0, 0]),
+    }
+    return {name: gradients(way, x, kernel) for name, way in ways.items()}
+
+
+def pieces() -> dict[str, Callable[[], Any]]:
+    """What comes before the second block in an evaluation of 128 pictures; without gradients."""
+    layer = layers.MLPConv(("conv1", "cccp1", "cccp2"), (192, 160, 96), 5, ["he"] * 3, pool="max")
+    x = normal(128, 32, 32, 3)
+    variables = jax.jit(layer.init)(jax.random.key(0), x[:1])
+
+    def evaluation(method: str) -> Callable[[], Any]:
+        def pooled(variables: Any, x: jax.Array) -> jax.Array:
+            maps: Any = layer.apply(variables, x, train=False, method=method)
+            return maps["pool"]
+
+        f = jax.jit(pooled).lower(variables, x).compile()
+        return lambda: jax.block_until_ready(f(variables, x))
+
+    return {"all pictures at once": evaluation("_layers"), "a few after the other": evaluation("__call__")}
 
 
 def low_precision() -> dict[str, Callable[[], Any]]:
@@ -132,7 +154,13 @@ def dropout() -> dict[str, Callable[[], Any]]:
             x,
             0.0,
         ),
-        "16 bits": lambda x: jnp.where(layers._random_bits(key, x.shape, None) < 32768, x, 0.0),
+        "numbers of 16 bits": lambda x: jnp.where(
+            jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), x.shape[1:], jnp.uint16))(jnp.arange(64))
+            < 32768,
+            x,
+            0.0,
+        ),
+        "all bits of the generator": lambda x: jnp.where(layers._random_bits(key, x.shape, None) < 32768, x, 0.0),
     }
     compiled = {name: jax.jit(f).lower(x).compile() for name, f in draw.items()}
     return {name: lambda f=f: jax.block_until_ready(f(x)) for name, f in compiled.items()}
@@ -176,7 +204,11 @@ def dispatches() -> dict[str, Callable[[], Any]]:
 def main() -> None:
     """All of them. The first side of each is before, the last that `layers.py` uses is after."""
     cases: list[tuple[str, str, Callable[[], dict[str, Callable[[], Any]]]]] = [
-        ("1x1 convolution, 192 to 160 maps of 32x32", "one product", pointwise),
+        (
+            "1x1 convolution, 192 to 160 maps of 32x32",
+            "one product, the kernel's gradient in halves",
+            pointwise,
+        ),
         ("5x5 convolution, 3 to 192 maps of 32x32", "patches", lambda: convolutions(64, 32, 3, 192, 5)),
         (
             "5x5 convolution, 96 to 192 maps of 16x16",
@@ -189,9 +221,10 @@ def main() -> None:
             lambda: convolutions(64, 8, 192, 192, 3),
         ),
         ("3x3 max pool, 96 maps of 32x32", "slices", pools),
+        ("an evaluation's first block, 128 pictures", "a few after the other", pieces),
         ("3x3 max pool of bfloat16, 96 maps of 32x32, and what is around it", "in float32", low_precision_pool),
         ("1x1 convolution in bfloat16, 192 to 160 maps of 32x32", "XLA, bfloat16", low_precision),
-        ("dropout's mask, 96 maps of 16x16", "16 bits", dropout),
+        ("dropout's mask, 96 maps of 16x16", "all bits of the generator", dropout),
         ("several updates a dispatch, the digits' network", "one a dispatch (four updates)", dispatches),
     ]
     rows = []

@@ -134,14 +134,14 @@ def _by_patches(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     return product(patches, kernel.reshape(-1, maps))
 
 
-def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int, groups: int = GROUPS) -> jax.Array:
     """A product `[B, C_in] @ [C_in, C]` for each frequency of the picture, or three; the transforms are products too.
 
     A 5x5 convolution of 16x16 pictures takes a thirteenth of the multiplications.
     """
     x, width = x.transpose(1, 2, 0, 3), x.shape[2] + 2 * pad - kernel.shape[1] + 1
     y: Any = 0
-    for rows, columns in _bilinear(*x.shape[:2], kernel.shape[0], pad):
+    for rows, columns in _bilinear(*x.shape[:2], kernel.shape[0], pad, groups):
         pictures, filters = (_transform(rows[i], columns[i], z) for i, z in enumerate((x, kernel)))
         products = jnp.einsum("pqbc,pqcf->pqbf", pictures, filters)
         sums: Any = _times(columns[2], products.reshape(*products.shape[:2], -1))
@@ -176,20 +176,20 @@ Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @functools.cache
-def _bilinear(height: int, width: int, size: int, pad: int) -> list[tuple[Matrices, Matrices]]:
+def _bilinear(height: int, width: int, size: int, pad: int, groups: int) -> list[tuple[Matrices, Matrices]]:
     """Pairs of (A, B, C) for rows and (A', B', C') for columns, float64; the correlation of x with k is the sum over them of
 
         C (((A x A'^T) * (B k B'^T)) C'^T)
 
     The discrete Fourier transform of the rows of a real picture gives one real row where the frequency is its own conjugate,
     and pairs of rows, real and imaginary part, for half of the others, which stand for both. The columns of the first are
-    transformed as real numbers, those of the pairs as complex ones.
+    transformed as real numbers, those of the pairs, cut into `groups`, as complex ones.
     """
     points, out = _points(height, size, pad)
     alone = [f for f in range(points // 2 + 1) if f in (0, points / 2)]
     pairs = [f for f in range(points // 2 + 1) if f not in alone]
     parts = []
-    for chosen, paired in ((alone, False), *((pairs[i::GROUPS], True) for i in range(GROUPS))):
+    for chosen, paired in ((alone, False), *((pairs[i::groups], True) for i in range(groups))):
         if not chosen:
             continue
         matrices = []

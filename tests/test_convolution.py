@@ -99,6 +99,40 @@ def test_gradients_are_those_of_a_linear_map(case):
             np.testing.assert_allclose(np.vdot(np.float64(gradient), direction), truth, rtol=0, atol=1e-6 * scale)
 
 
+@pytest.mark.parametrize(
+    ("rows", "maps", "features"), [((6, 4), 3, 5), ((3, 5), 5, 3), ((7,), 4, 4), ((2, 1, 1), 1, 2)]
+)
+def test_a_product_and_its_gradients_equal_numpys(rows, maps, features):
+    """Even and odd numbers of rows, more maps and fewer than before, whether a gradient is taken or not."""
+    rng = np.random.default_rng(0)
+    shapes = (*rows, maps), (maps, features), (*rows, features)
+    x, kernel, cotangent = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    y, back = jax.vjp(jax.jit(convolution.product), x, kernel)
+    for values in (y, convolution.product(jnp.asarray(x), jnp.asarray(kernel))):
+        np.testing.assert_allclose(values, np.tensordot(x, kernel, 1), atol=1e-5)
+    axes = tuple(range(len(rows)))
+    gradients = np.tensordot(cotangent, kernel, ([-1], [1])), np.tensordot(x, cotangent, (axes, axes))
+    for mine, theirs in zip(back(cotangent), gradients, strict=True):
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_of_a_product_in_bfloat16_the_kernels_gradient_is_summed_in_float32():
+    """4096 ones: a sum in bfloat16 ends at 256."""
+    ones = jnp.ones((4096, 1), jnp.bfloat16)
+    _, back = jax.vjp(convolution.product, ones, jnp.ones((1, 1), jnp.bfloat16))
+    assert back(ones)[1].item() == 4096
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_groups_of_frequencies_give_the_same(groups):
+    """More groups than there are pairs of rows too."""
+    x, kernel = draw(FEWEST_IMAGES, 7, 6, FEWEST_MAPS, 2, 3)
+    y = jax.jit(convolution._by_theorem, static_argnums=(2, 3))(x, kernel, 1, groups)
+    truth = expected(x, kernel, 1)
+    np.testing.assert_allclose(y, truth, rtol=0, atol=3e-6 * np.abs(truth).max())
+
+
 @pytest.mark.parametrize("images", [FEWEST_IMAGES, 1])
 def test_bfloat16_is_rounded_once(images):
     """On a CPU products and sums are float32, so the result is that of float32, rounded."""

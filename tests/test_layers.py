@@ -72,6 +72,28 @@ def test_mlpconv_is_a_perceptron_slid_over_the_patches(height, width, channels, 
         np.testing.assert_allclose(maps[name], reference, rtol=1e-6, atol=1e-6 * max(1, np.abs(reference).max()))
 
 
+@pytest.mark.parametrize("pool", ["max", ""])
+def test_in_an_evaluation_a_few_pictures_at_a_time_give_what_all_at_once_do(pool):
+    """Three pieces of 16 pictures, whose maps would take 36 MiB, on a CPU; in training, and with an odd batch, all at once."""
+    layer = MLPConv(("a", "b"), (64, 4), 3, ["he"] * 2, pool=pool)
+    x = jnp.asarray(rng(48, 56, 56, 3))
+    variables = layer.init(jax.random.key(0), x[:1])
+    f = jax.jit(layer.apply, static_argnames="train")
+    maps, whole = f(variables, x), f(variables, x, train=True)
+    assert list(maps) == list(whole) == (["a", "b", "pool"] if pool else ["a", "b"])
+    for name, expected in whole.items():
+        assert maps[name].shape == expected.shape
+        np.testing.assert_allclose(maps[name], expected, atol=1e-5)
+
+    def loops(x: jax.Array, train: bool, platform: str = "cpu") -> bool:
+        return "stablehlo.while" in f.trace(variables, x, train=train).lower(lowering_platforms=(platform,)).as_text()
+
+    assert loops(x, train=False)
+    assert not loops(x, train=True)
+    assert not loops(x[:-1], train=False)
+    assert not loops(x, train=False, platform="cuda")
+
+
 def test_a_1x1_convolution_is_a_matrix_product():
     x, kernel, bias = rng(2, 3, 5, 7), rng(1, 1, 7, 4), rng(4)
     y = Conv(4).apply({"params": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}, jnp.asarray(x))
@@ -280,6 +302,17 @@ def test_the_mask_of_an_example_does_not_depend_on_its_place_in_the_array(order,
     np.testing.assert_array_equal(drop(x, 0.5, "inverted", example=order), whole[list(order)])
     pieces = [drop(x[:parts], 0.5, "inverted", example=order[:parts]), whole[list(order[parts:])]]
     np.testing.assert_array_equal(np.concatenate(pieces), whole[list(order)])
+
+
+def test_random_bits_are_even_and_independent_within_an_example():
+    """Each of the 16 bits is set in half of 100,000 numbers, and a number says nothing about one a quarter further on."""
+    bits = np.asarray(layers._random_bits(jax.random.key(0), (1, 100_003), None))[0]
+    assert bits.dtype == np.uint16
+    shares = (bits[:, None] >> np.arange(16) & 1).mean(0)
+    np.testing.assert_allclose(shares, 0.5, atol=5 * 0.5 / np.sqrt(bits.size))
+    quarter = -(-bits.size // 4)
+    for step in (1, quarter, 2 * quarter, 3 * quarter):
+        assert abs(np.corrcoef(bits[step:], bits[:-step])[0, 1]) < 5 / np.sqrt(bits.size - step)
 
 
 def test_dropout_of_zero_needs_no_random_key_and_wrong_rates_are_refused():

@@ -290,7 +290,7 @@ class MLPConv(nn.Module):
     pool_start: int = 0
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
-        """Maps `[B, H, W, C]` to every layer's output by name, in order, and "pool" last; all float32 or `dtype`."""
+        """Maps `[B, H, W, C]` to every layer's output by name, in order; last, where there is one, that of the pool, "pool"."""
         piece = math.gcd(len(x), 16)
         large = 4 * math.prod(x.shape[:3]) * max(self.widths) > 2**25 and piece >= 8
         # The convolution theorem, in turn, wants many pictures.

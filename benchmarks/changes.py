@@ -6,6 +6,7 @@ Sizes are those of CIFAR-10's network with 64 pictures. Unless a row says otherw
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,7 +53,10 @@ def convolutions(images: int, side: int, maps: int, features: int, size: int) ->
         ways["the convolution theorem"] = convolution._by_theorem
         ways["the theorem, XLA's FFT"] = by_fft
         ways["the theorem, rows and columns as real numbers"] = by_real_transforms
-        ways["the theorem, frequencies in one group"] = lambda *arguments: convolution._by_theorem(*arguments, groups=1)
+        groups = 4 - convolution.GROUPS  # one in place of three, or three in place of one
+        ways[f"the theorem, frequencies in groups: {groups}"] = functools.partial(
+            convolution._by_theorem, groups=groups
+        )
     return {name: gradients(lambda x, k, way=way: way(x, k, size // 2), x, kernel) for name, way in ways.items()}
 
 

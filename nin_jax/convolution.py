@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 
 FEWEST_IMAGES, FEWEST_MAPS = 8, 16  # from which on the theorem was faster than patches on two AVX2 cores
-GROUPS = 3  # of frequencies: XLA of jax 0.10 does the products of a group on one core, and groups side by side
+# Of frequencies. XLA of jax 0.10 does the products of a group on one core, and groups side by side.
+GROUPS = 1 if jax.__version_info__ >= (0, 12) else 3
 
 
 def convolve(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1, dtype: Any = None) -> jax.Array:

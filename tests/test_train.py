@@ -210,6 +210,7 @@ def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path, mon
     """Stopped in the middle of an epoch, twice. The rows show the rate in force: a tenth after an epoch without progress."""
     changes = {
         "epochs": 6,
+        "seed": 1,  # with which some epochs make progress and some do not
         "model.dropout": 0.5,
         "optimizer.momentum": 0.5,
         "optimizer.momentum_epochs": 4.5,

@@ -118,10 +118,10 @@ def test_a_product_and_its_gradients_equal_numpys(rows, maps, features):
 
 
 def test_of_a_product_in_bfloat16_the_kernels_gradient_is_summed_in_float32():
-    """4096 ones: a sum in bfloat16 ends at 256."""
-    ones = jnp.ones((4096, 1), jnp.bfloat16)
-    _, back = jax.vjp(convolution.product, ones, jnp.ones((1, 1), jnp.bfloat16))
-    assert back(ones)[1].item() == 4096
+    """257 and 258 are 515, which is 516 in bfloat16; each rounded first they would be 256 and 258, and their sum 512."""
+    x = jnp.ones((514, 1), jnp.bfloat16).at[-1].set(2)
+    _, back = jax.vjp(convolution.product, x, jnp.ones((1, 1), jnp.bfloat16))
+    assert back(jnp.ones_like(x))[1].item() == 516
 
 
 @pytest.mark.parametrize("groups", [1, 2, 5])

@@ -53,7 +53,7 @@ def convolutions(images: int, side: int, maps: int, features: int, size: int) ->
         ways["the convolution theorem"] = convolution._by_theorem
         ways["the theorem, XLA's FFT"] = by_fft
         ways["the theorem, rows and columns as real numbers"] = by_real_transforms
-        groups = 4 - convolution.GROUPS  # one in place of three, or three in place of one
+        groups = 3 if jax.__version_info__ >= (0, 12) else 1  # in place of one, or of three
         ways[f"the theorem, frequencies in groups: {groups}"] = functools.partial(
             convolution._by_theorem, groups=groups
         )
@@ -106,10 +106,10 @@ def pointwise() -> dict[str, Callable[[], Any]]:
     return {name: gradients(way, x, kernel) for name, way in ways.items()}
 
 
-def pieces() -> dict[str, Callable[[], Any]]:
-    """What comes before the second block in an evaluation of 128 pictures; without gradients."""
-    layer = layers.MLPConv(("conv1", "cccp1", "cccp2"), (192, 160, 96), 5, ["he"] * 3, pool="max")
-    x = normal(128, 32, 32, 3)
+def pieces(widths: tuple[int, ...], *shape: int) -> dict[str, Callable[[], Any]]:
+    """A block and its pool in an evaluation; without gradients."""
+    layer = layers.MLPConv(("conv", "cccp1", "cccp2"), widths, 5, ["he"] * 3, pool="max")
+    x = normal(*shape)
     variables = jax.jit(layer.init)(jax.random.key(0), x[:1])
 
     def evaluation(method: str) -> Callable[[], Any]:
@@ -121,6 +121,12 @@ def pieces() -> dict[str, Callable[[], Any]]:
         return lambda: jax.block_until_ready(f(variables, x))
 
     return {"all pictures at once": evaluation("_layers"), "a few after the other": evaluation("__call__")}
+
+
+def evaluations() -> dict[str, Callable[[], Any]]:
+    """By batches as large as an update's, and by one."""
+    sides = {f"{size:,} at a time": Ours("cifar10", 128, examples=1024, eval_batch_size=size) for size in (128, 1024)}
+    return {name: ours.evaluate for name, ours in sides.items()}
 
 
 def low_precision() -> dict[str, Callable[[], Any]]:
@@ -225,7 +231,17 @@ def main() -> None:
             lambda: convolutions(64, 8, 192, 192, 3),
         ),
         ("3x3 max pool, 96 maps of 32x32", "slices", pools),
-        ("an evaluation's first block, 128 pictures", "a few after the other", pieces),
+        (
+            "an evaluation's first block, 128 pictures",
+            "a few after the other",
+            lambda: pieces((192, 160, 96), 128, 32, 32, 3),
+        ),
+        (
+            "an evaluation's second block, 1,024 pictures",
+            "a few after the other",
+            lambda: pieces((192, 192, 192), 1024, 16, 16, 96),
+        ),
+        ("an evaluation of CIFAR-10's network, 1,024 pictures", "1,024 at a time", evaluations),
         ("3x3 max pool of bfloat16, 96 maps of 32x32, and what is around it", "in float32", low_precision_pool),
         ("1x1 convolution in bfloat16, 192 to 160 maps of 32x32", "XLA, bfloat16", low_precision),
         ("dropout's mask, 96 maps of 16x16", "all bits of the generator", dropout),

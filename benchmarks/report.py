@@ -59,11 +59,15 @@ def against_pytorch(name: str) -> str:
 
 
 def trials() -> str:
-    """All settings of PyTorch that were tried."""
-    rows = [r for r in measure.read("training")["rows"] if "trials" in r]
+    """All settings of PyTorch that were tried, and sizes of an evaluation's batches."""
+    rows = [r for r in measure.read("training")["rows"] if r.get("trials")]
     return markdown(
-        ["network", "batch", "setting", "seconds an update"],
-        [[r["network"], r["batch"], name, f"{seconds:.3f}"] for r in rows for name, seconds in r["trials"].items()],
+        ["what", "network", "setting", "images/s"],
+        [
+            [r["what"], r["network"], name, f"{r['images'] / seconds:,.1f}"]
+            for r in rows
+            for name, seconds in r["trials"].items()
+        ],
     )
 
 

@@ -55,6 +55,7 @@ def get_config(arg=None):
     config.model.head = "gap"
 
     config.batch_size = 128
+    config.eval_batch_size = 1024
     config.epochs = 260
     config.optimizer.learning_rate = 0.1
     config.optimizer.learning_rate_factors = ("cccp6/kernel=0.1", "cccp6/bias=0.2", "bias=2")

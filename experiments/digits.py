@@ -19,6 +19,7 @@ def get_config(arg=None):
     config.model.relu_on_class_maps = False  # with it a digit is lost in some seeds
     config.model.head = "gap"
     config.batch_size = 64
+    config.eval_batch_size = 1024
     config.epochs = 60
     config.optimizer.learning_rate = 0.1
     config.optimizer.learning_rate_factors = ("cccp4/=0.1",)

@@ -17,6 +17,7 @@ def get_config(arg=None):
     config.model.widths = ((192, 160, 96), (192, 192, 192), (192, 192))
     config.model.dropout = 0.3
     config.batch_size = 32
+    config.eval_batch_size = 0
     config.optimizer.learning_rate = 0.02
     config.epochs = 30
     config.schedule.boundaries_epochs = (20, 26)

@@ -117,11 +117,12 @@ class Run:
     def evaluation(self, data: Split | Pictures) -> memory.Resident | EvalStream:
         """What an evaluation is made from."""
         c = self.config
+        size = c.eval_batch_size or c.batch_size
         if isinstance(data, tuple):
-            return memory.Resident(self.on_devices(data), c.batch_size)
+            return memory.Resident(self.on_devices(data), memory.even_batches(len(data[1]), size, self.mesh.size))
         from nin_jax.pipeline import stream
 
-        return stream.EvalStream(data, self.mesh, c.batch_size, c.eval.views, stream.workers_here(c.workers))
+        return stream.EvalStream(data, self.mesh, size, c.eval.views, stream.workers_here(c.workers))
 
     def on_devices(self, split: Split) -> memory.Arrays:
         """A copy of the split on every device."""

@@ -44,6 +44,7 @@ AT_LEAST_1 = (
     "schedule.plateau_drops",
 )
 AT_LEAST_0 = (
+    "eval_batch_size",
     "rollbacks",
     "watchdog_seconds",
     *(f"optimizer.{k}" for k in ("learning_rate", "momentum", "momentum_final", "momentum_epochs")),
@@ -53,7 +54,7 @@ AT_LEAST_0 = (
 
 # What may change between two starts of the same run: where things lie, how the work is shared out, what faults lead to.
 NOT_THE_RUN = (
-    *("data_dir", "mapper", "keep", "checkpoint_every_epochs", "accumulate", "workers"),
+    *("data_dir", "mapper", "keep", "checkpoint_every_epochs", "accumulate", "eval_batch_size", "workers"),
     *("bad_records", "rollbacks", "rollback_factor", "watchdog_seconds"),
 )
 
@@ -102,6 +103,7 @@ def default() -> Config:
         }
     )
     c.eval = ConfigDict({"views": "center"})  # protocol of pipeline/views.py: "center", "10-crop", "3-view", "dense"
+    c.eval_batch_size = 0  # pictures at a time in an evaluation, at most; 0: batch_size
     c.eval_every_epochs = 1
     c.checkpoint_every_epochs = 1
     c.workers = -1  # processes that decode pictures which do not fit in memory; 0: threads alone; -1: by the cores

@@ -16,8 +16,6 @@ import numpy as np
 from jax import lax
 
 FEWEST_IMAGES, FEWEST_MAPS = 8, 16  # from which on the theorem was faster than patches on two AVX2 cores
-# Of frequencies. XLA of jax 0.10 does the products of a group on one core, and groups side by side.
-GROUPS = 1 if jax.__version_info__ >= (0, 12) else 3
 
 
 def convolve(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1, dtype: Any = None) -> jax.Array:
@@ -135,11 +133,14 @@ def _by_patches(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     return product(patches, kernel.reshape(-1, maps))
 
 
-def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int, groups: int = GROUPS) -> jax.Array:
+def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int, groups: int | None = None) -> jax.Array:
     """A product `[B, C_in] @ [C_in, C]` for each frequency of the picture, or three; the transforms are products too.
 
     A 5x5 convolution of 16x16 pictures takes a thirteenth of the multiplications.
     """
+    if groups is None:
+        # Of frequencies. XLA of jax 0.10 does the smaller products of a group on one core, and groups side by side.
+        groups = 3 if len(x) < 256 and jax.__version_info__ < (0, 12) else 1
     x, width = x.transpose(1, 2, 0, 3), x.shape[2] + 2 * pad - kernel.shape[1] + 1
     y: Any = 0
     for rows, columns in _bilinear(*x.shape[:2], kernel.shape[0], pad, groups):

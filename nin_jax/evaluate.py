@@ -52,7 +52,7 @@ class Evaluator:
         key = length, jax.tree.structure(data), tuple(a.shape for a in jax.tree.leaves(data))
         if key not in self.compiled:
             arguments = tuple(variables), data, self.stats, np.int32(0)
-            steps = step.eval_steps(self.recipes, length, mirrored=self.source.mirrored)
+            steps = step.eval_steps(self.recipes, length, self.source.batch_size, mirrored=self.source.mirrored)
             self.compiled[key] = parallel.compile_replicas(steps, arguments, self.mesh, self.mapper)
         return self.compiled[key]
 

@@ -291,39 +291,45 @@ class MLPConv(nn.Module):
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Maps `[B, H, W, C]` to every layer's output by name, in order; last, where there is one, that of the pool, "pool"."""
-        piece = math.gcd(len(x), 16)
-        large = 4 * math.prod(x.shape[:3]) * max(self.widths) > 2**25 and piece >= 8
-        # The convolution theorem, in turn, wants many pictures.
-        if train or self.is_initializing() or not large or x.shape[-1] * self.stride**2 >= FEWEST_MAPS:
+        if train or self.is_initializing() or not self.pool:
             return self._layers(x, train)
-        layers = functools.partial(self.clone(parent=None).apply, self.variables, train=False, method="_layers")
+        # All pictures at once where the convolution theorem does it, which wants many.
+        maps = self._layers(x, train, stop=1) if x.shape[-1] * self.stride**2 >= FEWEST_MAPS else {}
+        x = maps.get(self.names[0], x)
+        positions = math.prod(x.shape[1:3])
+        piece = max((n for n in range(1, 2**14 // positions + 1) if len(x) % n == 0), default=0)
+        layers = self.clone(parent=None).apply
+        rest = functools.partial(layers, self.variables, train=False, start=len(maps), method="_layers")
 
         def in_pieces(x: jax.Array) -> Any:
             """A few pictures after the other, whose maps stay in the processor's cache; nothing is kept for a gradient."""
-            maps = lax.map(layers, x.reshape(-1, piece, *x.shape[1:]))
+            maps = lax.map(rest, x.reshape(-1, piece, *x.shape[1:]))
             return jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), maps)
 
-        return lax.platform_dependent(x, cpu=in_pieces, default=layers)
+        if piece * positions < 2**13 or 4 * len(x) * positions * max(self.widths) <= 2**25:
+            return maps | rest(x)
+        return maps | lax.platform_dependent(x, cpu=in_pieces, default=rest)
 
     @nn.compact
-    def _layers(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def _layers(self, x: jax.Array, train: bool, start: int = 0, stop: int | None = None) -> dict[str, jax.Array]:
+        """Those from number `start` on, before `stop`; None: to the end, with the pool."""
         maps = {}
-        for i, (name, width) in enumerate(zip(self.names, self.widths, strict=True)):
+        for i, (name, width) in list(enumerate(zip(self.names, self.widths, strict=True)))[start:stop]:
             last = i + 1 == len(self.widths)
             bias = self.bias_last if last else 0.0
             init = gaussian(self.deviations[i])
             normalised = self.batch_norm and (self.norm_last or not last)
-            first = (self.size, self.stride, self.pad, self.groups) if i == 0 else (1, 1, None, 1)
-            size, stride, pad, groups = first
-            start = None if normalised else bias
-            x = Conv(width, size, init, self.dtype, pad, start, stride, groups, name=name)(x)
+            geometry = (self.size, self.stride, self.pad, self.groups) if i == 0 else (1, 1, None, 1)
+            size, stride, pad, groups = geometry
+            shift = None if normalised else bias
+            x = Conv(width, size, init, self.dtype, pad, shift, stride, groups, name=name)(x)
             if normalised:
                 norm = nn.BatchNorm(not train, momentum=0.9, axis_name=_replicas(), name=f"{name}_norm")
                 x = norm(x.astype(jnp.float32)).astype(self.dtype)
             if self.relu_last or not last:
                 x = nn.relu(x)
             maps[name] = x
-        if self.pool:
+        if self.pool and stop is None:
             maps["pool"] = POOLS[self.pool](exact(x), self.pool_start)
         return maps
 

@@ -171,12 +171,13 @@ def predict(recipe: Recipe, variables, stats, image: jax.Array) -> tuple[jax.Arr
     return output
 
 
-def eval_steps(recipes: Sequence[Recipe], length: int, *, mirrored: bool = False):
+def eval_steps(recipes: Sequence[Recipe], length: int, batch_size: int, *, mirrored: bool = False):
     """Makes the per-replica function that evaluates `length` batches by networks that vote.
 
     Args:
-      recipes: of each network; the first one's batch size and task count.
+      recipes: of each network; the first one's task counts.
       length: number of batches.
+      batch_size: pictures of each, over all replicas.
       mirrored: whether the mirror image of each view is seen too.
 
     Returns:
@@ -185,7 +186,7 @@ def eval_steps(recipes: Sequence[Recipe], length: int, *, mirrored: bool = False
       with those of each network. `data` is the split, `memory.Arrays`, of which batches past the end have no examples, or,
       where `length` is 1, the `memory.Batch` to be evaluated.
     """
-    size, task = recipes[0].batch_size, recipes[0].task
+    task = recipes[0].task
 
     def evaluate(variables, stats, batch: memory.Batch):
         """Sums over the batch, whose pictures have one view or more."""
@@ -203,7 +204,7 @@ def eval_steps(recipes: Sequence[Recipe], length: int, *, mirrored: bool = False
             return jax.tree.map(lambda a: a[None], evaluate(variables, stats, data))
 
         def draw(number: jax.Array) -> memory.Batch:
-            index, weight = memory.eval_indices(number, data.label.shape[0], size)
+            index, weight = memory.eval_indices(number, data.label.shape[0], batch_size)
             index, weight = parallel.shard_of_batch(index), parallel.shard_of_batch(weight)
             return memory.Batch(data.image[index][:, None], data.label[index], weight)
 

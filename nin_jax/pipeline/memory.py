@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class Resident:
     """How a split that lies on every device is gone through, in training and in evaluation.
 
     Attributes:
+      batch_size: pictures of a batch, over all devices.
       examples: how many there are.
       like: what a dispatch is made from, or its shapes.
       mirrored: whether an evaluation sees each view's mirror image too.
@@ -49,7 +51,7 @@ class Resident:
     mirrored, exact = False, True
 
     def __init__(self, arrays: Arrays, batch_size: int):
-        self.like, self.examples = arrays, arrays.label.shape[0]
+        self.like, self.examples, self.batch_size = arrays, arrays.label.shape[0], batch_size
         self.batches, self.updates = -(-self.examples // batch_size), self.examples // batch_size
 
     def dispatch(self, steps: int) -> int:
@@ -109,6 +111,17 @@ def batch_indices(order: jax.Array, step: jax.Array, batch_size: int) -> jax.Arr
     """
     place = step % (order.shape[0] // batch_size)
     return jax.lax.dynamic_slice_in_dim(order, place * batch_size, batch_size)
+
+
+def even_batches(examples: int, batch_size: int, devices: int) -> int:
+    """Size of an evaluation's batches: as few as can be of at most `batch_size`, all as large, so that few places are empty.
+
+    Returns a multiple of `devices`, and where `batch_size` allows it of 8 for each; at least `devices`.
+    """
+    most = max(1, batch_size // devices)
+    batches = math.ceil(examples / (most * devices))
+    unit = math.gcd(most, 8)
+    return math.ceil(examples / (batches * devices * unit)) * unit * devices
 
 
 def eval_indices(batch: jax.Array, examples: int, batch_size: int) -> tuple[jax.Array, jax.Array]:

@@ -254,6 +254,7 @@ class EvalStream:
         rows = {len(g.rows): parallel.rows_here(len(g.rows), mesh) for g in groups}
         self.source, self.mesh = Evaluation(pictures, protocol, groups, rows), mesh
         self.workers, self.batches = min(workers, len(groups)), len(groups)
+        self.batch_size = batch_size
         self.examples, self.mirrored, self.exact = len(pictures), protocol in views.MIRRORED, not pictures.skip
         n, windows, height, width = len(groups[0].rows), *groups[0][1:]
         shapes = ((n, windows, height, width, 3), np.uint8), ((n,), np.int32), ((n,), np.float32)

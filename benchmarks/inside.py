@@ -56,6 +56,7 @@ def peak(name: str, batch: int, size: int) -> dict[str, Any]:
     keys = {
         "dataset": f"synthetic(size={size})",
         "train_split": f"train[:{2 * batch}]",
+        "eval_split": "train",  # of which there are more than of others
         "batch_size": batch,
         "epochs": 2,
     }
@@ -63,6 +64,8 @@ def peak(name: str, batch: int, size: int) -> dict[str, Any]:
     config.update_from_flattened_dict(keys)
     run = Run(config_lib.check(config))
     recipe = run.recipe(2)
+    examples = run.info.splits["train"]
+    evaluated = memory.even_batches(examples, config.eval_batch_size, 1)
 
     def maps(variables: Any) -> Any:
         return recipe.model.apply(variables, jnp.zeros((batch, *run.info.image_shape)), train=False)[1]
@@ -81,14 +84,16 @@ def peak(name: str, batch: int, size: int) -> dict[str, Any]:
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise AssertionError(f"{' '.join(command)}: {os.waitstatus_to_exitcode(status)}")
+    kept = sum(m.size * 4 for m in jax.tree.leaves(activations))
     return {
         "what": "memory",
         "network": name,
         "batch": batch,
         "peak": usage.ru_maxrss * 1024,
-        "data": sum(math.prod((n, *run.info.image_shape)) for n in (2 * batch, run.info.splits["test"])),
+        "data": math.prod((2 * batch + examples, *run.info.image_shape)),
         "state": sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state)),
-        "maps": sum(m.size * 4 for m in jax.tree.leaves(activations)),
+        "maps": kept,
+        "evaluated": kept * evaluated // batch,
     }
 
 

@@ -131,10 +131,10 @@ def memory() -> str:
     rows = []
     for r in measure.read("inside")["rows"]:
         if r["what"] == "memory":
-            formula = 3 * 2**28 + r["data"] + 2 * r["state"] + 3.25 * r["maps"]
-            sizes = [r["data"], r["state"], r["maps"], formula, r["peak"]]
+            formula = 3 * 2**28 + r["data"] + 2 * r["state"] + 2.5 * r["maps"] + 0.4 * r["evaluated"]
+            sizes = [r["data"], r["state"], r["maps"], r["evaluated"], formula, r["peak"]]
             rows.append([r["network"], r["batch"], *(f"{size / 2**20:,.0f}" for size in sizes)])
-    head = ["network", "batch", "data set", "state", "maps of the batch", "formula", "peak"]
+    head = ["network", "batch", "data set", "state", "maps of the batch", "of an evaluation's", "formula", "peak"]
     return markdown(head, rows)
 
 

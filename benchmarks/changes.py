@@ -80,6 +80,20 @@ def by_real_transforms(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     return convolution._transform(rows[2], columns[2], products).transpose(2, 0, 1, 3)
 
 
+def bias() -> dict[str, Callable[[], Any]]:
+    """The first convolution and its bias, of which no gradient by the picture is asked."""
+    x, kernel, shift = normal(64, 32, 32, 3), normal(5, 5, 3, 192), normal(192)
+
+    def added(kernel: jax.Array, shift: jax.Array) -> jax.Array:
+        return convolution.biased(convolution._by_patches(x, kernel, 2), shift, x.dtype)
+
+    def a_map(kernel: jax.Array, shift: jax.Array) -> jax.Array:
+        return convolution._by_patches(x, kernel, 2, shift)
+
+    ways = {"added": added, "the weight of a map of ones": a_map}
+    return {name: gradients(way, kernel, shift) for name, way in ways.items()}
+
+
 def pools() -> dict[str, Callable[[], Any]]:
     """The first pool's input."""
 
@@ -230,6 +244,7 @@ def main() -> None:
             "the convolution theorem",
             lambda: convolutions(64, 8, 192, 192, 3),
         ),
+        ("bias of a 5x5 convolution, 3 to 192 maps of 32x32", "the weight of a map of ones", bias),
         ("3x3 max pool, 96 maps of 32x32", "slices", pools),
         (
             "an evaluation's first block, 128 pictures",

@@ -18,10 +18,25 @@ from jax import lax
 FEWEST_IMAGES, FEWEST_MAPS = 8, 16  # from which on the theorem was faster than patches on two AVX2 cores
 
 
-def convolve(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1, dtype: Any = None) -> jax.Array:
-    """Convolution of `[B, H, W, C_in]` with `[size, size, C, F]`, `pad` rows and columns of zeros a side.
+def exact(x: jax.Array) -> jax.Array:
+    """x, in float32 if it was in bfloat16: for sums and pools, since a CPU takes many times as long if each step is rounded."""
+    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
-        y[b, i, j, f] = sum over k, l, c of x[b, stride i + k - pad, stride j + l - pad, c] * kernel[k, l, c, f]
+
+def biased(y: jax.Array, bias: jax.Array | None, dtype: Any) -> jax.Array:
+    """`y [..., F] + bias [F]` in `dtype`; None adds nothing."""
+    if bias is not None:
+        y = exact(y)  # and so is the sum over all positions that is the bias' gradient
+        y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + bias.shape)
+    return y.astype(dtype)
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1, dtype: Any = None, bias: jax.Array | None = None
+) -> jax.Array:
+    """Convolution of `[B, H, W, C_in]` with `[size, size, C, F]`, `pad` rows and columns of zeros a side, and `bias [F]`.
+
+        y[b, i, j, f] = bias[f] + sum over k, l, c of x[b, stride i + k - pad, stride j + l - pad, c] * kernel[k, l, c, f]
 
     Where the kernel has C_in / groups maps, the maps of x and those of y are cut into as many groups, and each group of
     y sees its own of x alone. Computed in `dtype` (None: that of x), on a CPU at least in float32.
@@ -32,13 +47,16 @@ def convolve(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1, dtype: 
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         # bfloat16 is for storage here: transforms in it would be wrong by per cents, and few CPUs multiply in it.
-        exact = jnp.float32 if dtype == jnp.bfloat16 else dtype
+        wide = jnp.float32 if dtype == jnp.bfloat16 else dtype
         groups = x.shape[-1] // kernel.shape[2]
-        parts = zip(jnp.split(x.astype(exact), groups, -1), jnp.split(kernel.astype(exact), groups, -1), strict=True)
-        return jnp.concatenate([_by_products(p, k, pad, stride) for p, k in parts], -1).astype(dtype)
+        biases = [None] * groups if bias is None else jnp.split(bias.astype(wide), groups)
+        parts = zip(
+            jnp.split(x.astype(wide), groups, -1), jnp.split(kernel.astype(wide), groups, -1), biases, strict=True
+        )
+        return jnp.concatenate([_by_products(*part, pad, stride) for part in parts], -1).astype(dtype)
 
     def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _by_xla(x.astype(dtype), kernel.astype(dtype), pad, stride)
+        return biased(_by_xla(x.astype(dtype), kernel.astype(dtype), pad, stride), bias, dtype)
 
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
@@ -75,8 +93,8 @@ def _backward(residual: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tu
     y = cotangent.reshape(*x.shape[:2], -1)
     # XLA is faster where the result has more columns than rows.
     a, b = (x, y) if x.shape[-1] <= y.shape[-1] else (y, x)
-    exact = jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
-    sums = jnp.einsum("nmc,nmf->ncf", a, b, preferred_element_type=exact).sum(0)
+    wide = jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
+    sums = jnp.einsum("nmc,nmf->ncf", a, b, preferred_element_type=wide).sum(0)
     gradient = _in_halves(y, kernel.T).reshape(-1, x.shape[-1])
     return gradient, (sums if a is x else sums.T).astype(kernel.dtype)
 
@@ -95,13 +113,14 @@ def _by_xla(x: jax.Array, kernel: jax.Array, pad: int, stride: int = 1) -> jax.A
     )
 
 
-def _by_products(x: jax.Array, kernel: jax.Array, pad: int, stride: int) -> jax.Array:
+def _by_products(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, pad: int, stride: int) -> jax.Array:
     """Of one group, in the cheaper way."""
     if stride > 1:
         x, kernel = _folded(x, kernel, pad, stride)
         pad = 0
-    many = x.shape[0] >= FEWEST_IMAGES and x.shape[-1] >= FEWEST_MAPS
-    return (_by_theorem if many else _by_patches)(x, kernel, pad)
+    if x.shape[0] >= FEWEST_IMAGES and x.shape[-1] >= FEWEST_MAPS:
+        return biased(_by_theorem(x, kernel, pad), bias, x.dtype)
+    return _by_patches(x, kernel, pad, bias)
 
 
 def _folded(x: jax.Array, kernel: jax.Array, pad: int, stride: int) -> tuple[jax.Array, jax.Array]:
@@ -122,14 +141,19 @@ def _folded(x: jax.Array, kernel: jax.Array, pad: int, stride: int) -> tuple[jax
     return x.reshape(*x.shape[:3], -1), kernel.reshape(folded, folded, -1, maps)
 
 
-def _by_patches(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+def _by_patches(x: jax.Array, kernel: jax.Array, pad: int, bias: jax.Array | None = None) -> jax.Array:
     """One product: all patches `[B H' W', size^2 C_in]` times the kernel."""
-    size, maps = kernel.shape[0], kernel.shape[-1]
+    size, _, channels, maps = kernel.shape
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     height, width = (n - size + 1 for n in x.shape[1:3])
     # Row by row of the window: fewer and longer pieces than its elements are.
-    rows = jnp.concatenate([x[:, :, j : j + width] for j in range(size)], axis=-1)
-    patches = jnp.concatenate([rows[:, i : i + height] for i in range(size)], axis=-1)
+    rows, kernel = [x[:, :, j : j + width] for j in range(size)], kernel.reshape(size, size * channels, maps)
+    if bias is not None:
+        # As the weight of a map of ones, whose gradient needs no sum of its own. Each row has that map, the first its weight.
+        rows.append(jnp.ones((*x.shape[:2], width, 1), x.dtype))
+        kernel = jnp.concatenate([kernel, jnp.pad(bias.reshape(1, 1, maps), ((0, size - 1), (0, 0), (0, 0)))], axis=1)
+    row = jnp.concatenate(rows, axis=-1)
+    patches = jnp.concatenate([row[:, i : i + height] for i in range(size)], axis=-1)
     return product(patches, kernel.reshape(-1, maps))
 
 

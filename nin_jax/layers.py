@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nin_jax.convolution import FEWEST_MAPS, convolve, product
+from nin_jax.convolution import FEWEST_MAPS, biased, convolve, exact, product
 from nin_jax.parallel import AXIS
 
 Initializer = Callable[..., jax.Array]
@@ -43,11 +43,6 @@ def uniform(limit: float) -> Initializer:
         return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
 
     return init
-
-
-def exact(x: jax.Array) -> jax.Array:
-    """x, in float32 if it was in bfloat16: for sums and pools, since a CPU takes many times as long if each step is rounded."""
-    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
 
 class Conv(nn.Module):
@@ -87,15 +82,12 @@ class Conv(nn.Module):
         kernel = self.param(
             "kernel", self.kernel_init, (self.size, self.size, x.shape[-1] // self.groups, self.features)
         )
+        bias: Any = None
+        if self.bias is not None:
+            bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
         if self.size == 1 and pad == 0 and self.stride == self.groups == 1:
-            y: Any = product(x.astype(self.dtype), kernel[0, 0].astype(self.dtype))
-        else:
-            y = convolve(x, kernel, pad, self.stride, self.dtype)
-        if self.bias is None:
-            return y
-        bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
-        y = exact(y)  # and so is the sum over all positions that is the bias' gradient
-        return (y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + bias.shape)).astype(self.dtype)
+            return biased(product(x.astype(self.dtype), kernel[0, 0].astype(self.dtype)), bias, self.dtype)
+        return convolve(x, kernel, pad, self.stride, self.dtype, bias)
 
 
 def _windows(x: jax.Array, size: int, stride: int, fill: float) -> list[jax.Array]:

@@ -83,6 +83,22 @@ def test_strides_and_groups_equal_scipys_correlation(way, case):
         np.testing.assert_allclose(np.vdot(gradient, at), np.vdot(truth, truth), rtol=1e-5)
 
 
+@pytest.mark.parametrize("case", [*STRIDED, (3, 7, 6, 5, 4, 3, 1, 1, 1)], ids=str)
+def test_a_bias_is_added_to_each_position(case):
+    """Its gradient is the sum over them, that of the rest is as without, in whichever way the convolution is done."""
+    batch, height, width, maps, features, size, pad, stride, groups = case
+    x, kernel = draw(batch, height, width, maps // groups, features, size)
+    x, bias = np.concatenate([x] * groups, -1), np.linspace(-2, 1, features, dtype=np.float32)
+    y, pull = jax.vjp(lambda x, k, b: convolve(x, k, pad, stride, bias=b), x, kernel, bias)
+    plain, pull_plain = jax.vjp(lambda x, k: convolve(x, k, pad, stride), x, kernel)
+    np.testing.assert_allclose(y, plain + bias.reshape(1, 1, 1, -1), rtol=0, atol=1e-6 * np.abs(plain).max())
+    g = np.random.default_rng(2).standard_normal(y.shape, np.float32)
+    *gradients, by_bias = pull(g)
+    np.testing.assert_allclose(by_bias, g.sum((0, 1, 2)), rtol=0, atol=1e-6 * np.abs(g).sum((0, 1, 2)).max())
+    for gradient, reference in zip(gradients, pull_plain(g), strict=True):
+        np.testing.assert_allclose(gradient, reference, rtol=0, atol=1e-6 * np.abs(reference).max())
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_are_those_of_a_linear_map(case):
     """<g, conv(x, k)> is linear in each, so its gradient by x in direction e is <g, conv(e, k)>, and so for k."""

@@ -291,7 +291,7 @@ class MLPConv(nn.Module):
         positions = math.prod(x.shape[1:3])
         piece = max((n for n in range(1, 2**14 // positions + 1) if len(x) % n == 0), default=0)
         layers = self.clone(parent=None).apply
-        rest = functools.partial(layers, self.variables, train=False, start=len(maps), method="_layers")
+        rest: Any = functools.partial(layers, self.variables, train=False, start=len(maps), method="_layers")
 
         def in_pieces(x: jax.Array) -> Any:
             """A few pictures after the other, whose maps stay in the processor's cache; nothing is kept for a gradient."""

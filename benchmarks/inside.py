@@ -65,7 +65,7 @@ def peak(name: str, batch: int, size: int) -> dict[str, Any]:
     run = Run(config_lib.check(config))
     recipe = run.recipe(2)
     examples = run.info.splits["train"]
-    evaluated = memory.even_batches(examples, config.eval_batch_size, 1)
+    evaluated = memory.even_batches(examples, config.eval_batch_size or batch, 1)
 
     def maps(variables: Any) -> Any:
         return recipe.model.apply(variables, jnp.zeros((batch, *run.info.image_shape)), train=False)[1]

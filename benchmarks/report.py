@@ -62,9 +62,9 @@ def trials() -> str:
     """All settings of PyTorch that were tried, and sizes of an evaluation's batches."""
     rows = [r for r in measure.read("training")["rows"] if r.get("trials")]
     return markdown(
-        ["what", "network", "setting", "images/s"],
+        ["what", "network", "precision", "setting", "images/s"],
         [
-            [r["what"], r["network"], name, f"{r['images'] / seconds:,.1f}"]
+            [r["what"], r["network"], r["precision"], name, f"{r['images'] / seconds:,.1f}"]
             for r in rows
             for name, seconds in r["trials"].items()
         ],

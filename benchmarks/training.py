@@ -74,7 +74,7 @@ def evaluate(trainer: Trainer, image: torch.Tensor, label: torch.Tensor, size: i
 
 def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """The rows of one workload: training, and evaluation."""
-    name, batch, examples, rounds, updates, precision, evaluated, changes = workload
+    name, batch, examples, rounds, updates, precision, evaluation, changes = workload
     low = precision == "bfloat16"
     if "dropout_kind" in config_lib.experiment(name).model:
         changes = {"model.dropout_kind": "inverted", **changes}  # since that is the one that PyTorch has
@@ -119,15 +119,15 @@ def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, A
     training = known | {"what": "training", "batch": batch, "setting": best, "trials": trial, "images": batch}
     row = measure.alternate({"PyTorch": update, "nin_jax": lambda: ours.update(updates)}, rounds, updates * ours.length)
     rows = [training | row]
-    if evaluated:
+    if evaluation:
         own = ours.evaluator.source.batch_size
         ways = {size: functools.partial(evaluate, theirs, image, label, size) for size in {batch, own}}
         row = measure.alternate({str(size): way for size, way in ways.items()}, 3)
         size = min(ways, key=lambda size: row["median"][str(size)])
-        evaluation = known | {"what": "evaluation", "batch": own, "setting": f"{best}, batch {size}"}
-        trial = {f"batch {size}": seconds for size, seconds in row["median"].items()}
+        trial = {f"{best}, batch {size}": seconds for size, seconds in row["median"].items()}
+        known |= {"what": "evaluation", "batch": own, "setting": f"{best}, batch {size}", "trials": trial}
         row = measure.alternate({"PyTorch": ways[size], "nin_jax": ours.evaluate}, rounds)
-        rows.append(evaluation | {"trials": trial, "images": len(label)} | row)
+        rows.append(known | {"images": len(label)} | row)
     for row in rows:
         say(
             f"{name}, batch {row['batch']}, {precision}, {row['what']}: "

@@ -103,7 +103,7 @@ def default() -> Config:
         }
     )
     c.eval = ConfigDict({"views": "center"})  # protocol of pipeline/views.py: "center", "10-crop", "3-view", "dense"
-    c.eval_batch_size = 0  # pictures at a time in an evaluation, at most; 0: batch_size
+    c.eval_batch_size = 0  # inputs at a time in an evaluation, at most; 0: batch_size
     c.eval_every_epochs = 1
     c.checkpoint_every_epochs = 1
     c.workers = -1  # processes that decode pictures which do not fit in memory; 0: threads alone; -1: by the cores

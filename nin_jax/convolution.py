@@ -45,7 +45,7 @@ def convolve(
     """
     dtype = x.dtype if dtype is None else dtype
 
-    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def on_cpu(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         # bfloat16 is for storage here: transforms in it would be wrong by per cents, and few CPUs multiply in it.
         wide = jnp.float32 if dtype == jnp.bfloat16 else dtype
         groups = x.shape[-1] // kernel.shape[2]
@@ -55,10 +55,10 @@ def convolve(
         )
         return jnp.concatenate([_by_products(*part, pad, stride) for part in parts], -1).astype(dtype)
 
-    def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def elsewhere(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         return biased(_by_xla(x.astype(dtype), kernel.astype(dtype), pad, stride), bias, dtype)
 
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+    return lax.platform_dependent(x, kernel, bias, cpu=on_cpu, default=elsewhere)
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:

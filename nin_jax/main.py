@@ -158,8 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 os._exit(Preempted.exit_code)  # to part from it in order would be to wait for it
             if not out_of_memory(error):
                 raise
-            size = commands[0].config.batch_size
-            _leave(Mistake(f"out of memory with batch_size={size}; a smaller one needs less: {one_line(error)[:300]}"))
+            c = commands[0].config
+            sizes = f"batch_size={c.batch_size} and eval_batch_size={c.eval_batch_size or c.batch_size}"
+            _leave(Mistake(f"out of memory with {sizes}; smaller ones need less: {one_line(error)[:300]}"))
         finally:
             multihost.leave()
 

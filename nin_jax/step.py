@@ -177,7 +177,7 @@ def eval_steps(recipes: Sequence[Recipe], length: int, batch_size: int, *, mirro
     Args:
       recipes: of each network; the first one's task counts.
       length: number of batches.
-      batch_size: pictures of each, over all replicas.
+      batch_size: pictures of each, over all replicas; not looked at where `data` is a `memory.Batch`.
       mirrored: whether the mirror image of each view is seen too.
 
     Returns:

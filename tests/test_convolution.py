@@ -83,9 +83,11 @@ def test_strides_and_groups_equal_scipys_correlation(way, case):
         np.testing.assert_allclose(np.vdot(gradient, at), np.vdot(truth, truth), rtol=1e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "default"])
 @pytest.mark.parametrize("case", [*STRIDED, (3, 7, 6, 5, 4, 3, 1, 1, 1)], ids=str)
-def test_a_bias_is_added_to_each_position(case):
+def test_a_bias_is_added_to_each_position(case, platform, monkeypatch):
     """Its gradient is the sum over them, that of the rest is as without, in whichever way the convolution is done."""
+    monkeypatch.setattr(convolution.lax, "platform_dependent", lambda *arrays, **ways: ways[platform](*arrays))
     batch, height, width, maps, features, size, pad, stride, groups = case
     x, kernel = draw(batch, height, width, maps // groups, features, size)
     x, bias = np.concatenate([x] * groups, -1), np.linspace(-2, 1, features, dtype=np.float32)
@@ -149,12 +151,14 @@ def test_groups_of_frequencies_give_the_same(groups):
     np.testing.assert_allclose(y, truth, rtol=0, atol=3e-6 * np.abs(truth).max())
 
 
+@pytest.mark.parametrize("bias", [None, (0.1, -2.0, 30.0, 0.0)])
 @pytest.mark.parametrize("images", [FEWEST_IMAGES, 1])
-def test_bfloat16_is_rounded_once(images):
+def test_bfloat16_is_rounded_once(images, bias):
     """On a CPU products and sums are float32, so the result is that of float32, rounded."""
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in draw(images, 6, 6, FEWEST_MAPS, 4, 3))
-    y = convolve(x, kernel, 1)
-    exact = convolve(x.astype(jnp.float32), kernel.astype(jnp.float32), 1)
+    bias = None if bias is None else jnp.asarray(bias, jnp.float32)
+    y = convolve(x, kernel, 1, bias=bias)
+    exact = convolve(x.astype(jnp.float32), kernel.astype(jnp.float32), 1, bias=bias)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.float32(y), np.float32(exact.astype(jnp.bfloat16)))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -72,15 +75,20 @@ def test_mlpconv_is_a_perceptron_slid_over_the_patches(height, width, channels, 
         np.testing.assert_allclose(maps[name], reference, rtol=1e-6, atol=1e-6 * max(1, np.abs(reference).max()))
 
 
-@pytest.mark.parametrize("channels", [3, 20])
-def test_in_an_evaluation_a_few_pictures_at_a_time_give_what_all_at_once_do(channels):
-    """Twelve pieces of 4 pictures, whose maps would take 36 MiB, on a CPU; in training, and with an odd batch, all at once."""
-    layer = MLPConv(("a", "b"), (64, 4), 3, ["he"] * 2, pool="max")
+@pytest.mark.parametrize("names", [("z", "b"), ("z",)])
+@pytest.mark.parametrize(("channels", "batch_norm"), [(3, False), (20, True)])
+def test_in_an_evaluation_a_few_pictures_at_a_time_give_what_all_at_once_do(channels, batch_norm, names):
+    """Twelve pieces of 4 pictures, whose maps would take 36 MiB, on a CPU; in training, and with 47 pictures, all at once.
+
+    The first convolution sees all pictures where it is done by the theorem.
+    """
+    layer = MLPConv(names, (64, 4)[: len(names)], 3, ["he"] * len(names), pool="max", batch_norm=batch_norm)
     x = jnp.asarray(rng(48, 56, 56, channels))
     variables = layer.init(jax.random.key(0), x[:1])
-    f = jax.jit(layer.apply, static_argnames="train")
-    maps, whole = f(variables, x), f(variables, x, train=True)
-    assert list(maps) == list(whole) == ["a", "b", "pool"]
+    f = jax.jit(functools.partial(layer.apply, mutable=["batch_stats"]), static_argnames="train")
+    maps, _ = f(variables, x)
+    whole: Any = layer.apply(variables, x, train=False, method="_layers")
+    assert maps.keys() == whole.keys() == {*names, "pool"}
     for name, expected in whole.items():
         assert maps[name].shape == expected.shape
         np.testing.assert_allclose(maps[name], expected, atol=1e-5)
@@ -89,6 +97,8 @@ def test_in_an_evaluation_a_few_pictures_at_a_time_give_what_all_at_once_do(chan
         return "stablehlo.while" in f.trace(variables, x, train=train).lower(lowering_platforms=(platform,)).as_text()
 
     assert loops(x, train=False)
+    piece = f"f32[12,4,56,56,{64 if channels == 20 else 3}]"
+    assert piece in str(jax.make_jaxpr(functools.partial(layer.apply, train=False))(variables, x))
     assert not loops(x[:4], train=False)
     assert not loops(x, train=True)
     assert not loops(x[:-1], train=False)

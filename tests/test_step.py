@@ -293,7 +293,7 @@ def test_evaluation_counts_every_example_once(n, mapper, batch_size):
     }
     m = mesh(n)
     data, stats = parallel.replicate((data, stats), m)
-    evaluator = Evaluator([recipe(batch_size)], m, mapper, memory.Resident(data, batch_size), [stats])
+    evaluator = Evaluator([recipe()], m, mapper, memory.Resident(data, batch_size), [stats])
     assert evaluator([parallel.replicate(variables, m)]) == pytest.approx(expected, rel=1e-6)
 
 

@@ -116,11 +116,13 @@ def batch_indices(order: jax.Array, step: jax.Array, batch_size: int) -> jax.Arr
 def even_batches(examples: int, batch_size: int, devices: int) -> int:
     """Size of an evaluation's batches: as few as can be of at most `batch_size`, all as large, so that few places are empty.
 
-    Returns a multiple of `devices`, and where `batch_size` allows it of 8 for each; at least `devices`.
+    Returns a multiple of `devices`, and where `batch_size` allows it of 8 for each, so that a few pictures at a time can be a
+    part of them (`layers.MLPConv`); at least `devices`.
     """
     most = max(1, batch_size // devices)
+    unit = 8 if most >= 8 else 1
+    most -= most % unit
     batches = math.ceil(examples / (most * devices))
-    unit = math.gcd(most, 8)
     return math.ceil(examples / (batches * devices * unit)) * unit * devices
 
 

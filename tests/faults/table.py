@@ -186,7 +186,7 @@ ROWS = (
     ),
     Row(
         "out of memory",
-        "exit 2, the batch size named; no checkpoint is taken for broken",
+        "exit 2, the batch sizes named; no checkpoint is taken for broken",
         (
             "tests/test_main.py::test_what_a_machine_lacks_is_one_line",
             "tests/test_train.py::test_a_machine_without_memory_breaks_no_checkpoint",

@@ -67,13 +67,13 @@ def test_evaluation_covers_every_example_exactly_once(examples, batch_size):
 def test_batches_of_an_evaluation_are_even(examples, batch_size, devices):
     """As few as can be of at most `batch_size`, shared alike by the devices; less than a step of theirs is empty in each."""
     size = memory.even_batches(examples, batch_size, devices)
-    batches, most = -(-examples // size), max(1, batch_size // devices) * devices
-    assert size % devices == 0
+    step = (8 if batch_size >= 8 * devices else 1) * devices
+    batches, most = -(-examples // size), max(step, batch_size - batch_size % step)
+    assert size % step == 0
     assert size <= most
     assert batches == -(-examples // most)
-    assert size - examples / batches < 8 * devices
+    assert size - examples / batches < step
 
 
 def test_an_evaluation_of_ten_thousand_has_no_empty_place():
     assert memory.even_batches(10_000, 1024, 1) == 1000
-    assert memory.even_batches(10_000, 1024, 8) == 1024

@@ -21,6 +21,7 @@ from jax.sharding import AxisType
 from PIL import Image
 
 from nin_jax import config, evaluate, optim, parallel, step, train
+from nin_jax.build import Run
 from nin_jax.datasets import imagenet
 from nin_jax.errors import Mistake, Preempted
 from nin_jax.models.nin import Model
@@ -257,6 +258,14 @@ def made_up(monkeypatch):
     monkeypatch.setattr(parallel, "mesh", lambda: mesh(1))
 
 
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize(("size", "batches"), [(0, 2), (4, 3), (16, 1)])
+def test_an_evaluation_has_batches_of_its_own_size(size, batches):
+    """Of 11 pictures; 0: as large as an update's, 8."""
+    run = Run(small(eval_batch_size=size))
+    assert run.evaluation(run.load("validation")).batches == batches
+
+
 def rows(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in lines]
@@ -401,6 +410,7 @@ ENDLESS = """
 import os, sys
 import jax
 from jax.sharding import AxisType
+from nin_jax.build import Run
 from nin_jax.datasets import imagenet
 from nin_jax.pipeline import stream
 if __name__ == "__main__":

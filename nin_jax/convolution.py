@@ -143,18 +143,17 @@ def _folded(x: jax.Array, kernel: jax.Array, pad: int, stride: int) -> tuple[jax
 
 def _by_patches(x: jax.Array, kernel: jax.Array, pad: int, bias: jax.Array | None = None) -> jax.Array:
     """One product: all patches `[B H' W', size^2 C_in]` times the kernel."""
-    size, _, channels, maps = kernel.shape
+    size, maps = kernel.shape[0], kernel.shape[-1]
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     height, width = (n - size + 1 for n in x.shape[1:3])
     # Row by row of the window: fewer and longer pieces than its elements are.
-    rows, kernel = [x[:, :, j : j + width] for j in range(size)], kernel.reshape(size, size * channels, maps)
+    rows = jnp.concatenate([x[:, :, j : j + width] for j in range(size)], axis=-1)
+    parts, kernel = [rows[:, i : i + height] for i in range(size)], kernel.reshape(-1, maps)
     if bias is not None:
-        # As the weight of a map of ones, whose gradient needs no sum of its own. Each row has that map, the first its weight.
-        rows.append(jnp.ones((*x.shape[:2], width, 1), x.dtype))
-        kernel = jnp.concatenate([kernel, jnp.pad(bias.reshape(1, 1, maps), ((0, size - 1), (0, 0), (0, 0)))], axis=1)
-    row = jnp.concatenate(rows, axis=-1)
-    patches = jnp.concatenate([row[:, i : i + height] for i in range(size)], axis=-1)
-    return product(patches, kernel.reshape(-1, maps))
+        # As the weight of a map of ones: its gradient comes with the kernel's, and needs no sum of its own.
+        parts.append(jnp.ones((len(x), height, width, 1), x.dtype))
+        kernel = jnp.concatenate([kernel, bias.reshape(1, maps)])
+    return product(jnp.concatenate(parts, axis=-1), kernel)
 
 
 def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int, groups: int | None = None) -> jax.Array:

@@ -273,7 +273,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     [
         (OSError(5, "Input/output error"), 74, "Input/output error"),
         (MemoryError("no 9 GiB"), 2, "out of memory with batch_size=32"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 2, "a smaller one needs less"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 2, "smaller ones need less"),
     ],
 )
 def test_what_a_machine_lacks_is_one_line(

@@ -162,7 +162,7 @@ def _by_theorem(x: jax.Array, kernel: jax.Array, pad: int, groups: int | None = 
     A 5x5 convolution of 16x16 pictures takes a thirteenth of the multiplications.
     """
     if groups is None:
-        # Of frequencies. XLA of jax 0.10 does the smaller products of a group on one core, and groups side by side.
+        # XLA of jax 0.10 does the smaller products of a group of frequencies on one core, and groups side by side.
         groups = 3 if len(x) < 256 and jax.__version_info__ < (0, 12) else 1
     x, width = x.transpose(1, 2, 0, 3), x.shape[2] + 2 * pad - kernel.shape[1] + 1
     y: Any = 0

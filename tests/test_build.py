@@ -185,7 +185,7 @@ def test_eval_of_another_split(done: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(("size", "batches"), [(0, 6), (128, 3), (1024, 1)])
 def test_eval_by_batches_of_its_own_size(size: int, batches: int, done: Path) -> None:
-    """All 360 digits of the test; how many at a time changes nothing but the last bits."""
+    """All 355 digits of the test; how many at a time changes nothing but the last bits."""
     run = Run(config(eval_split="test", eval_batch_size=size))
     assert run.evaluation(run.load("test")).batches == batches
     result = evaluate_run(run.config, done)

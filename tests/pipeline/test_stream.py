@@ -410,7 +410,6 @@ ENDLESS = """
 import os, sys
 import jax
 from jax.sharding import AxisType
-from nin_jax.build import Run
 from nin_jax.datasets import imagenet
 from nin_jax.pipeline import stream
 if __name__ == "__main__":

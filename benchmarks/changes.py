@@ -9,6 +9,7 @@ import contextlib
 import functools
 import subprocess
 import sys
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,9 @@ from jax import lax
 
 from benchmarks import measure
 from benchmarks.runs import Ours
-from nin_jax import convolution, layers, parallel
-from nin_jax.report import say
+from nin_jax import convolution, layers
+from nin_jax.console import say
+from nin_jax.devices.cpu_memory import reuse_memory
 
 ROUNDS = 5
 UPDATES = 5  # a turn, of memory
@@ -191,7 +193,7 @@ def dropout() -> dict[str, Callable[[], Any]]:
 
 
 def memory() -> dict[str, Any]:
-    """A whole update of MNIST's network in two processes that take turns, with `parallel.reuse_memory` and without."""
+    """A whole update of MNIST's network in two processes that take turns, with `reuse_memory` and without."""
     with contextlib.ExitStack() as stack:
 
         def side(name: str) -> Callable[[], Any]:
@@ -216,12 +218,8 @@ def memory() -> dict[str, Any]:
 def dispatches() -> dict[str, Callable[[], Any]]:
     """Four updates of a small network, in one dispatch and in four."""
     one = Ours("digits", 64, examples=256)
-    with_loop = parallel.steps_per_dispatch
-    parallel.steps_per_dispatch = lambda steps: steps
-    try:
+    with unittest.mock.patch("nin_jax.data.memory.steps_per_dispatch", lambda steps: steps):
         four = Ours("digits", 64, examples=256)
-    finally:
-        parallel.steps_per_dispatch = with_loop
     return {"one a dispatch (four updates)": lambda: one.update(4), "four a dispatch (four updates)": four.update}
 
 
@@ -273,7 +271,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "reused":
-        parallel.reuse_memory()
+        reuse_memory()
     update = Ours("mnist", 128, examples=256).update
     for _ in sys.stdin:  # each line asks for so many
         for _ in range(UPDATES):

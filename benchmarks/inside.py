@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from benchmarks import measure
 from benchmarks.runs import Ours
 from nin_jax import config as config_lib
-from nin_jax import step
-from nin_jax.build import Run
-from nin_jax.checkpoint import Checkpoints
-from nin_jax.pipeline import memory
+from nin_jax.data import memory
+from nin_jax.runs.checkpoint import Checkpoints
+from nin_jax.training import step
+from nin_jax.training.build import Run
 
 EXAMPLES = 50_000 // 128 * 128  # of CIFAR's size
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 
-from nin_jax import report, storage
+from nin_jax import storage
+from nin_jax.console import say
+from nin_jax.runs.provenance import PACKAGES, commit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,7 +53,7 @@ def ratio(row: Mapping[str, Any], slow: str, fast: str) -> tuple[float, float, f
 
 def environment() -> dict[str, Any]:
     """Machine, versions, commit, command and date of a measurement."""
-    packages = [*report.PACKAGES, "torch"]
+    packages = [*PACKAGES, "torch"]
     versions = {"python": platform.python_version()}
     versions |= {d.name: d.version for d in importlib.metadata.distributions() if d.name in packages}
     device = jax.devices()[0]
@@ -62,7 +64,7 @@ def environment() -> dict[str, Any]:
             "device": f"{jax.device_count()} x {device.device_kind}",
         },
         "versions": dict(sorted(versions.items())),
-        "commit": report.commit(),
+        "commit": commit(),
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
         "date": datetime.date.today().isoformat(),
     }
@@ -83,7 +85,7 @@ def save(name: str, rows: list[dict[str, Any]]) -> None:
     """Writes benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     storage.write_json(RESULTS / f"{name}.json", {"rows": rows} | environment())
-    report.say(f"{name}: {len(rows)} rows in benchmarks/results/{name}.json")
+    say(f"{name}: {len(rows)} rows in benchmarks/results/{name}.json")
 
 
 def read(name: str) -> dict[str, Any]:

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from nin_jax import config as config_lib
-from nin_jax import parallel, step
-from nin_jax.build import Run
-from nin_jax.evaluate import Evaluator
-from nin_jax.pipeline.arrays import Split
+from nin_jax.data.splits import Split
+from nin_jax.devices.mesh import host, replicate
+from nin_jax.devices.replicas import compile_replicas, steps_per_dispatch
+from nin_jax.training import step
+from nin_jax.training.build import Run
+from nin_jax.training.evaluate import Evaluator
 
 
 def noise(run: Run, examples: int) -> Split:
@@ -45,16 +47,16 @@ class Ours:
         self.stats = self.run.fitted(Path("/nonexistent"), write=False, train=few)
         source = self.run.training(split)
         self.source, self.data, self.step = source, source.at(0), 0
-        self.seed = parallel.replicate(jnp.uint32(0), self.run.mesh)
+        self.seed = replicate(jnp.uint32(0), self.run.mesh)
         make = jax.jit(lambda seed: step.init_state(self.recipe, seed, self.run.info.image_shape))
-        self.state = parallel.replicate(make(self.seed), self.run.mesh)
+        self.state = replicate(make(self.seed), self.run.mesh)
         self.evaluator = Evaluator(
             [self.recipe], self.run.mesh, self.config.mapper, self.run.evaluation(split), [self.stats]
         )
-        self.length = parallel.steps_per_dispatch(examples // batch)
+        self.length = steps_per_dispatch(examples // batch)
         arguments = self.state, self.data, self.stats, self.seed
         steps = step.train_steps(self.recipe, self.length)
-        self.compiled = parallel.compile_replicas(steps, arguments, self.run.mesh, self.config.mapper, donate=(0,))
+        self.compiled = compile_replicas(steps, arguments, self.run.mesh, self.config.mapper, donate=(0,))
 
     def update(self, times: int = 1) -> None:
         """So many dispatches of updates, as the loop makes them: one of them waits to be read."""
@@ -64,9 +66,9 @@ class Ours:
             self.state, metrics = self.compiled(self.state, data, self.stats, self.seed)
             self.step += self.length
             if waiting is not None:
-                parallel.host(waiting)
+                host(waiting)
             waiting = metrics
-        parallel.host(waiting)
+        host(waiting)
 
     def evaluate(self) -> dict[str, float]:
         """All examples once."""

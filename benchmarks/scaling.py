@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
+from nin_jax.devices.cpu_memory import reuse_memory
 
 DEVICES = 1, 2, 4, 8
 
@@ -107,7 +108,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from nin_jax import parallel
-
-    parallel.reuse_memory()
+    reuse_memory()
     print(json.dumps(child(int(sys.argv[1]))))

@@ -22,12 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nin_jax import main, parallel, report, step
-from nin_jax.build import Run
-from nin_jax.errors import Ending
-from nin_jax.pipeline import memory
-from nin_jax.pipeline.arrays import cache_dir
-from nin_jax.train import DEAD_AFTER
+from nin_jax import main
+from nin_jax.console import fail, say
+from nin_jax.data import memory
+from nin_jax.data.cache import cache_dir
+from nin_jax.devices.cpu_memory import reuse_memory
+from nin_jax.devices.mesh import host, replicate, replicated_like
+from nin_jax.devices.replicas import compile_replicas
+from nin_jax.errors import ExitError
+from nin_jax.runs.provenance import commit, versions
+from nin_jax.training import step
+from nin_jax.training.build import Run
+from nin_jax.training.loop import DEAD_AFTER
 
 WINDOW = 25  # updates that the loss is averaged over
 STARTED = 0.95  # of ln(classes)
@@ -53,22 +59,22 @@ def updates_to_start(run: Run, seed: int, limit: int, compiled, arrays, stats, e
     """Trains one seed until it has started, or `limit` updates; returns the row's measured part."""
     recipe = run.recipe(epoch_updates)
     make = jax.jit(lambda s: step.init_state(recipe, s, run.info.image_shape))
-    seed_array = parallel.replicate(jnp.uint32(seed), run.mesh)
-    state = parallel.replicate(make(seed_array), run.mesh)
+    seed_array = replicate(jnp.uint32(seed), run.mesh)
+    state = replicate(make(seed_array), run.mesh)
     # Each seed has an order of its own.
     source = memory.Shuffled(arrays, run.config.batch_size, seed, run.mesh)
     losses, constant_for, begin = [], np.zeros(run.info.classes), time.perf_counter()
     row = {"seed": seed, "started_at": None}
     for update in range(1, limit + 1):
         state, metrics = compiled(state, source.at(update - 1), stats, seed_array)
-        metrics = parallel.host(metrics)
+        metrics = host(metrics)
         losses.append(float(metrics["loss"][0]))
         row["loss"] = round(float(np.mean(losses[-WINDOW:])), 4)
         row["dead_classes"] = int(metrics["constant"].sum())
         constant_for = (constant_for + 1) * metrics["constant"][0]
         row["updates"] = update
         if update % 50 == 0:
-            report.say(f"seed {seed}, update {update}: loss {row['loss']}, {row['dead_classes']} dead classes")
+            say(f"seed {seed}, update {update}: loss {row['loss']}, {row['dead_classes']} dead classes")
         if update >= WINDOW and row["loss"] < STARTED * math.log(run.info.classes):
             row["started_at"] = update
             break
@@ -104,7 +110,7 @@ def measure(argv: list[str]) -> None:
     mine = {w.split("=")[0]: w.split("=", 1)[1] for w in argv[1:] if w.startswith(("--seeds=", "--updates="))}
     rest = [w for w in argv if not w.startswith(("--seeds=", "--updates="))]
     command = main.parse(rest)
-    parallel.reuse_memory()
+    reuse_memory()
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     run = Run(command.config)
     split = run.load(run.config.train_split)
@@ -114,24 +120,22 @@ def measure(argv: list[str]) -> None:
     source = memory.Shuffled(arrays, run.config.batch_size, 0, run.mesh)
     epoch_updates = source.examples // run.config.batch_size
     recipe = run.recipe(epoch_updates)
-    like = parallel.replicated_like(jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape)), run.mesh)
-    arguments = like, source.like, stats, parallel.replicate(jnp.uint32(0), run.mesh)
-    compiled = parallel.compile_replicas(
-        step.train_steps(recipe, 1), arguments, run.mesh, run.config.mapper, donate=(0,)
-    )
+    like = replicated_like(jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape)), run.mesh)
+    arguments = like, source.like, stats, replicate(jnp.uint32(0), run.mesh)
+    compiled = compile_replicas(step.train_steps(recipe, 1), arguments, run.mesh, run.config.mapper, donate=(0,))
     known = {
         "config": next(w.split("=", 1)[1] for w in rest if w.startswith("--config=")),
         "overrides": " ".join(w for w in rest[1:] if w.startswith("--config.") and "data_dir" not in w),
         "machine": f"{platform.machine()}, {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
-        "versions": json.dumps({k: v for k, v in report.versions().items() if k in ("python", "jax", "flax", "optax")}),
-        "commit": report.commit(),
+        "versions": json.dumps({k: v for k, v in versions().items() if k in ("python", "jax", "flax", "optax")}),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
     for seed in map(int, mine.get("--seeds", "0,1,2,3,4").split(",")):
         row = known | updates_to_start(
             run, seed, int(mine.get("--updates", 600)), compiled, arrays, stats, epoch_updates
         )
-        report.say(f"seed {seed}: started at update {row['started_at']}, stopped after {row['updates']}")
+        say(f"seed {seed}: started at update {row['started_at']}, stopped after {row['updates']}")
         new = not RESULTS.exists()
         with open(RESULTS, "a", newline="") as f:
             writer = csv.DictWriter(f, FIELDS)
@@ -143,6 +147,6 @@ def measure(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         write_table() if "--table" in sys.argv else measure(sys.argv)
-    except Ending as ending:
-        report.fail(str(ending))
+    except ExitError as ending:
+        fail(str(ending))
         raise SystemExit(ending.exit_code) from None

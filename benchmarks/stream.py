@@ -23,10 +23,11 @@ import simplejpeg
 from PIL import Image
 
 from benchmarks import measure
-from nin_jax import parallel
-from nin_jax.datasets import imagenet
-from nin_jax.pipeline import encoded, pack, stream, views
-from nin_jax.report import say
+from nin_jax.console import say
+from nin_jax.data import encoded, stream, views
+from nin_jax.data.datasets import imagenet
+from nin_jax.data.prepare import pack
+from nin_jax.devices.mesh import host, make_mesh
 
 DIFFERENT, BATCH, BATCHES = 60, 64, 40  # pictures; and those of one turn
 LONG = 20_000  # pictures that memory is watched over
@@ -47,11 +48,11 @@ class Again(Sequence[Any]):
 
 def run_through(pictures: encoded.Pictures, batches: int, workers: int = 0) -> list[tuple[float, int]]:
     """Takes so many batches as the loop does; returns seconds and this process' size in bytes after each."""
-    source = stream.TrainStream(pictures, parallel.mesh(), BATCH, 0, 1, workers)
+    source = stream.TrainStream(pictures, make_mesh(), BATCH, 0, 1, workers)
     source.source = dataclasses.replace(source.source, updates=batches)
     begin, marks = time.perf_counter(), []
     for number in range(batches):
-        parallel.host(source.at(number).label)
+        host(source.at(number).label)
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
         marks.append((time.perf_counter() - begin, resident))
     source.close()

@@ -25,9 +25,9 @@ from benchmarks import measure
 from benchmarks.runs import Ours, noise
 from benchmarks.torch_nin import Setting, Trainer, network
 from nin_jax import config as config_lib
-from nin_jax import parallel
-from nin_jax.pipeline import transform
-from nin_jax.report import say
+from nin_jax.console import say
+from nin_jax.data import fitted
+from nin_jax.devices.cpu_memory import reuse_memory
 
 
 class Workload(NamedTuple):
@@ -80,7 +80,7 @@ def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, A
         changes = {"model.dropout_kind": "inverted", **changes}  # since that is the one that PyTorch has
     ours = Ours(name, batch, precision, examples, **changes)
     images, labels = noise(ours.run, len(ours.data.label))
-    prepared = np.array(transform.apply(ours.recipe.preprocess, ours.stats, jax.numpy.asarray(images)))
+    prepared = np.array(fitted.apply(ours.recipe.preprocess, ours.stats, jax.numpy.asarray(images)))
     image, label = torch.from_numpy(prepared.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.astype(np.int64))
     shape, params = ours.run.info.image_shape, jax.tree.map(np.asarray, ours.state.params)
     truth = ours.evaluate()["loss"]
@@ -152,6 +152,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    parallel.reuse_memory()
+    reuse_memory()
     chosen = [s for s in SETTINGS if str(s) in sys.argv[2:]]
     print(json.dumps(compare(WORKLOADS[int(sys.argv[1])], chosen)))

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from nin_jax.errors import Ending, Mistake, StorageFailed
-from nin_jax.report import fail, one_line
+from nin_jax.console import fail
+from nin_jax.errors import ExitError, StorageFailed, UserError, one_line
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str], doc: str | None) -> list[str]:
-    """Sets the flags from the words before --, and returns those after it. Raises `Mistake`."""
+    """Sets the flags from the words before --, and returns those after it. Raises `UserError`."""
     words = list(argv)
     middle = words.index("--") if "--" in words else len(words)
     own, rest = words[:middle], words[middle + 1 :]
@@ -25,9 +25,9 @@ def parse(values: flags.FlagValues, argv: Sequence[str], doc: str | None) -> lis
         left = values(["launch", *own])
     except flags.Error as error:
         hint = "" if "--" in words else "; flags of nin_jax.main come after --"
-        raise Mistake(one_line(error) + hint) from error
+        raise UserError(one_line(error) + hint) from error
     if len(left) > 1:
-        raise Mistake(
+        raise UserError(
             f"argument {left[1]!r}: flags of nin_jax.main come after --, as in `-- --config=experiments/NAME.py`"
         )
     return rest
@@ -37,7 +37,7 @@ def run(launch: Callable[[Sequence[str]], int]) -> None:
     """Runs a launcher on this process's command line and leaves with its exit code."""
     try:
         code = launch(sys.argv[1:])
-    except Ending as ending:
+    except ExitError as ending:
         fail(str(ending))
         code = ending.exit_code
     except OSError as error:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from launch import processes, search
 from launch import trial as trials
 from launch.trial import Trial
-from nin_jax.errors import Mistake, Preempted
-from nin_jax.report import say
+from nin_jax.console import say
+from nin_jax.errors import Preempted, UserError
 
 
 class Engine(Protocol):
@@ -105,7 +105,7 @@ class Submitit:
         try:
             import submitit
         except ImportError as error:
-            raise Mistake('this engine needs submitit: python -m pip install -e ".[launch]"') from error
+            raise UserError('this engine needs submitit: python -m pip install -e ".[launch]"') from error
         cluster = "slurm" if self.kind == "slurm" else "local"
         if cluster == "slurm":
             parallel = {"slurm_array_parallelism": self.workers} if self.workers else {}
@@ -123,7 +123,7 @@ class Submitit:
             TypeError,
             NameError,
         ) as error:  # what submitit raises of parameters and of sbatch
-            raise Mistake(f"--engine={self.kind}: {error}") from error
+            raise UserError(f"--engine={self.kind}: {error}") from error
         say(f"{len(items)} jobs; their output is in {directory / 'submitit'}")
         done: set[int] = set()
         with processes.Relay(lambda: []) as relay:

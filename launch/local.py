@@ -20,8 +20,8 @@ from absl import flags
 
 from launch import command, processes
 from nin_jax import main
-from nin_jax.errors import Mistake, Preempted
-from nin_jax.report import say
+from nin_jax.console import say
+from nin_jax.errors import Preempted, UserError
 
 GRACE_SECONDS = 60  # for the others to end by themselves when one process has failed
 
@@ -88,9 +88,9 @@ def gpus() -> list[str]:
 
 
 def environments(count: int, cpu_devices: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """What each process of a run finds in its environment. Raises `Mistake` where the GPUs cannot be shared evenly."""
+    """What each process of a run finds in its environment. Raises `UserError` where the GPUs cannot be shared evenly."""
     if len(gpus) % count:
-        raise Mistake(
+        raise UserError(
             f"--processes={count}: {len(gpus)} GPUs cannot be shared evenly; set CUDA_VISIBLE_DEVICES to fewer"
         )
     address = f"127.0.0.1:{free_port()}"

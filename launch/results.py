@@ -20,7 +20,7 @@ from typing import Any
 from launch import trial as trials
 from launch.trial import Trial
 from nin_jax import storage
-from nin_jax.errors import Mistake
+from nin_jax.errors import UserError
 from nin_jax.paper import tables
 
 COLUMNS = ["trial", "status", *tables.COLUMNS]
@@ -44,7 +44,7 @@ def row(trial: Trial, directory: Path, status: str | None = None) -> Result | No
     if status == "done":
         try:
             found = tables.result(workdir)
-        except Mistake:  # its experiment is not one of the project's
+        except UserError:  # its experiment is not one of the project's
             found = None
         if found:
             return {"trial": trial.name, "status": status, **found}

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from launch import trial as trials
 from launch.trial import Row, Trial
 from nin_jax import storage
-from nin_jax.errors import Diverged, Ending, Mistake, Preempted
-from nin_jax.report import say
+from nin_jax.console import say
+from nin_jax.errors import Diverged, ExitError, Preempted, UserError
 
 REDUCTION = 3  # the best third of a rung goes on
 
@@ -42,7 +42,7 @@ class Spec(NamedTuple):
 
 
 def distributions(space: Mapping[str, str]) -> dict[str, Any]:
-    """Optuna's distributions of a space. Raises `Mistake`."""
+    """Optuna's distributions of a space. Raises `UserError`."""
     optuna = _optuna()
     found: dict[str, Any] = {}
     for key, text in space.items():
@@ -59,7 +59,7 @@ def distributions(space: Mapping[str, str]) -> dict[str, Any]:
             else:
                 found[key] = optuna.distributions.CategoricalDistribution(text.split("|"))
         except ValueError as error:
-            raise Mistake(f"--search={key}={text}: LOW..HIGH, LOW..HIGH:log or A|B|C: {error}") from error
+            raise UserError(f"--search={key}={text}: LOW..HIGH, LOW..HIGH:log or A|B|C: {error}") from error
     return found
 
 
@@ -148,7 +148,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise Mistake('--search needs Optuna: python -m pip install -e ".[launch]"') from error
+        raise UserError('--search needs Optuna: python -m pip install -e ".[launch]"') from error
     return optuna
 
 
@@ -156,7 +156,7 @@ def outcome(directory: Path) -> int:
     """Works, and returns the exit code of that."""
     try:
         work(directory)
-    except Ending as ending:
+    except ExitError as ending:
         say(str(ending))
         return ending.exit_code
     return 0

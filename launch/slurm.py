@@ -23,8 +23,8 @@ from absl import flags
 
 from launch import command
 from nin_jax import main
-from nin_jax.errors import Mistake
-from nin_jax.report import one_line, say
+from nin_jax.console import say
+from nin_jax.errors import UserError, one_line
 from nin_jax.storage import write_whole
 
 FLAGS = flags.FlagValues()
@@ -45,7 +45,7 @@ def launch(argv: Sequence[str]) -> int:
     rest = command.parse(FLAGS, argv, __doc__)
     parsed = main.parse(["nin_jax", *rest])
     if FLAGS.gpus_per_node and FLAGS.tasks_per_node != FLAGS.gpus_per_node:
-        raise Mistake(
+        raise UserError(
             f"--tasks_per_node={FLAGS.tasks_per_node}: one process a GPU, as in --gpus_per_node={FLAGS.gpus_per_node}"
         )
     text = script(FLAGS, parsed.workdir.absolute(), rest)
@@ -60,9 +60,9 @@ def launch(argv: Sequence[str]) -> int:
         line = ["sbatch", "--parsable", str(file)]
         done = subprocess.run(line, capture_output=True, text=True, check=True)
     except FileNotFoundError as error:
-        raise Mistake(f"sbatch is not on this machine; {file} is written, submit it where Slurm is") from error
+        raise UserError(f"sbatch is not on this machine; {file} is written, submit it where Slurm is") from error
     except subprocess.CalledProcessError as error:
-        raise Mistake(f"sbatch refuses {file}: {one_line(RuntimeError(error.stderr))}") from error
+        raise UserError(f"sbatch refuses {file}: {one_line(RuntimeError(error.stderr))}") from error
     number = done.stdout.strip().split(";")[0]
     say(f"job {number}; its output is {parsed.workdir / 'logs' / f'slurm-{number}.out'}")
     print(number)

@@ -31,8 +31,8 @@ from launch.local import gpus
 from launch.trial import Trial
 from nin_jax import config as config_lib
 from nin_jax import main
-from nin_jax.errors import Mistake, Preempted, nearest
-from nin_jax.report import say
+from nin_jax.console import say
+from nin_jax.errors import Preempted, UserError, nearest
 from nin_jax.storage import write_json
 
 FLAGS = flags.FlagValues()
@@ -56,9 +56,9 @@ def launch(argv: Sequence[str]) -> int:
     """Runs the command line above."""
     rest = command.parse(FLAGS, argv, __doc__)
     if not (FLAGS.sweep or FLAGS.vary or FLAGS.search or FLAGS.seeds):
-        raise Mistake("nothing to sweep: give --sweep, --vary, --search or --seeds")
+        raise UserError("nothing to sweep: give --sweep, --vary, --search or --seeds")
     if FLAGS.search and (FLAGS.sweep or FLAGS.vary or FLAGS.seeds):
-        raise Mistake("--search chooses by itself; --sweep, --vary and --seeds do not go with it")
+        raise UserError("--search chooses by itself; --sweep, --vary and --seeds do not go with it")
     directory = Path(FLAGS.dir or f"runs/sweeps/{_name(rest)}")
     spec, plan = None, []
     if FLAGS.search:
@@ -120,7 +120,7 @@ def _run(directory: Path, plan: list[Trial], spec: search.Spec | None, engine: e
         return 0
     chosen = results.best(ended)
     if chosen is None:
-        raise Mistake("--final: no setting has all its trials done")
+        raise UserError("--final: no setting has all its trials done")
     last.append(final(chosen[0], plan[0].common))
     say(f"final: {' '.join(last[0].arguments(directory))}")
     code = engine.run(last, directory, on_change)[0]
@@ -135,7 +135,7 @@ def planned(common: list[str]) -> list[Trial]:
         try:
             seeds = [int(seed) for seed in FLAGS.seeds]
         except ValueError as error:
-            raise Mistake(f"--seeds={','.join(FLAGS.seeds)}: whole numbers, as in 0,1,2") from error
+            raise UserError(f"--seeds={','.join(FLAGS.seeds)}: whole numbers, as in 0,1,2") from error
     entries: list[dict[str, Any]] = [{}]
     if FLAGS.sweep:
         entries = _sweep_of(FLAGS.sweep, seeds)
@@ -148,7 +148,7 @@ def planned(common: list[str]) -> list[Trial]:
             one = {f"config.{key}": value for key, value in combination} | entry
             plan.append(Trial(trial_name(one), one, common))
     if len({trial.name for trial in plan}) < len(plan):
-        raise Mistake("two trials of the sweep are the same")
+        raise UserError("two trials of the sweep are the same")
     return plan
 
 
@@ -174,10 +174,10 @@ def _sweep_of(file: str, seeds: list[int] | None) -> list[dict[str, Any]]:
     name, known = file.removeprefix("experiments/").removesuffix(".py"), config_lib.experiments()
     path = Path(file) if Path(file).is_file() else known.get(name)
     if path is None:
-        raise Mistake(f"--sweep={file}: no such file; {nearest(name, known)}")
+        raise UserError(f"--sweep={file}: no such file; {nearest(name, known)}")
     function = runpy.run_path(str(path), run_name="experiment").get("sweep")
     if function is None:
-        raise Mistake(f"--sweep={file}: the experiment has no function sweep")
+        raise UserError(f"--sweep={file}: the experiment has no function sweep")
     return function() if seeds is None else function(seeds)
 
 
@@ -196,7 +196,7 @@ def _claim(directory: Path, content: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "sweep.json"
     if file.exists() and json.loads(file.read_text()) != json.loads(json.dumps(content)):
-        raise Mistake(f"--dir={directory} holds another sweep; choose another directory, or remove it")
+        raise UserError(f"--dir={directory} holds another sweep; choose another directory, or remove it")
     write_json(file, content)
 
 
@@ -229,7 +229,7 @@ def _slurm() -> dict[str, Any]:
 def _pair(text: str, flag: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise Mistake(f"{flag}={text}: must be KEY=VALUE")
+        raise UserError(f"{flag}={text}: must be KEY=VALUE")
     return key, value
 
 

@@ -22,8 +22,8 @@ from absl import flags
 
 from launch import command
 from nin_jax import main
-from nin_jax.errors import Mistake, Preempted
-from nin_jax.report import say
+from nin_jax.console import say
+from nin_jax.errors import Preempted, UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,9 +48,11 @@ def launch(argv: Sequence[str]) -> int:
     parsed = main.parse(["nin_jax", *rest])
     for flag in ("name", "zone"):
         if not re.fullmatch(r"[a-z][a-z0-9-]*", FLAGS[flag].value or ""):
-            raise Mistake(f"--{flag}={FLAGS[flag].value or ''}: small letters, digits and -")
+            raise UserError(f"--{flag}={FLAGS[flag].value or ''}: small letters, digits and -")
     if not parsed.workdir.is_absolute():
-        raise Mistake(f"--workdir={parsed.workdir}: must be an absolute path, on a file system that all workers share")
+        raise UserError(
+            f"--workdir={parsed.workdir}: must be an absolute path, on a file system that all workers share"
+        )
     create, prepare, run, delete = steps(rest)
     if FLAGS.dry_run:
         for line in (create, *prepare, run, *([] if FLAGS.keep else [delete])):
@@ -97,7 +99,7 @@ def _done(line: Sequence[str]) -> int:
     try:
         return subprocess.run(list(line)).returncode
     except FileNotFoundError as error:
-        raise Mistake("gcloud is not on this machine; --dry_run prints the commands") from error
+        raise UserError("gcloud is not on this machine; --dry_run prints the commands") from error
 
 
 if __name__ == "__main__":

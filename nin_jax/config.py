@@ -21,8 +21,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
 from nin_jax import registry
-from nin_jax.errors import Mistake, nearest
-from nin_jax.pipeline import views
+from nin_jax.data import views
+from nin_jax.errors import UserError, nearest
 
 Config = Any  # a FrozenConfigDict that `check` returned; its stubs give every value the union of all types
 
@@ -133,7 +133,7 @@ def experiment(name: str, arg: str | None = None) -> Config:
     """The config of another experiment of the project, to be changed: `experiment("cifar10", "release")`."""
     files = experiments()
     if name not in files:
-        raise Mistake(f"unknown experiment {name!r}: {nearest(name, files)}")
+        raise UserError(f"unknown experiment {name!r}: {nearest(name, files)}")
     return runpy.run_path(str(files[name]), run_name="experiment")["get_config"](arg)
 
 
@@ -147,44 +147,44 @@ def words(arg: str | None, arguments: Sequence[str]) -> list[str]:
 
 
 def check(config: Config) -> Config:
-    """Verifies every key, type, name and range; returns the config frozen. Raises `Mistake` in one line."""
+    """Verifies every key, type, name and range; returns the config frozen. Raises `UserError` in one line."""
     _check_keys(config, default(), "")
     for key, choices in CHOICES.items():
         value = _value(config, key)
         if value not in choices:
-            raise Mistake(f"{key}={value!r}: {nearest(str(value), choices)}")
+            raise UserError(f"{key}={value!r}: {nearest(str(value), choices)}")
     for key in AT_LEAST_1:
         if _value(config, key) < 1:
-            raise Mistake(f"{key}={_value(config, key)}: must be 1 or more")
+            raise UserError(f"{key}={_value(config, key)}: must be 1 or more")
     if config.workers < -1:
-        raise Mistake(f"workers={config.workers}: must be 0 or more, or -1 for as many as the cores want")
+        raise UserError(f"workers={config.workers}: must be 0 or more, or -1 for as many as the cores want")
     if not 0 <= config.seed < 2**32:
-        raise Mistake(f"seed={config.seed}: must be from 0 to 2^32 - 1")
+        raise UserError(f"seed={config.seed}: must be from 0 to 2^32 - 1")
     for key in AT_LEAST_0:
         if not (math.isfinite(_value(config, key)) and _value(config, key) >= 0):
-            raise Mistake(f"{key}={_value(config, key)}: must be a finite number, 0 or more")
+            raise UserError(f"{key}={_value(config, key)}: must be a finite number, 0 or more")
     s = config.schedule
     if s.decay == "exponential" and not s.final_factor:
-        raise Mistake("schedule.final_factor=0: an exponential decay never gets there; must be above 0")
+        raise UserError("schedule.final_factor=0: an exponential decay never gets there; must be above 0")
     if s.plateau_epochs and not 0 < s.factor < 1:
-        raise Mistake(f"schedule.factor={s.factor}: with schedule.plateau_epochs it must be between 0 and 1")
+        raise UserError(f"schedule.factor={s.factor}: with schedule.plateau_epochs it must be between 0 and 1")
     for epoch in config.schedule.boundaries_epochs:
         if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not 0 < epoch < math.inf:
-            raise Mistake(f"schedule.boundaries_epochs={config.schedule.boundaries_epochs}: epochs, each above 0")
+            raise UserError(f"schedule.boundaries_epochs={config.schedule.boundaries_epochs}: epochs, each above 0")
     if not 0 < config.rollback_factor <= 1:
-        raise Mistake(f"rollback_factor={config.rollback_factor}: must be above 0, and at most 1")
+        raise UserError(f"rollback_factor={config.rollback_factor}: must be above 0, and at most 1")
     learning_rate_factors(config)
     max_norms(config)
     registry.find("tasks", registry.parse_call(config.task)[0])
     if not 0 <= config.optimizer.average < 1:
-        raise Mistake(f"optimizer.average={config.optimizer.average}: must be 0 or more, and less than 1")
+        raise UserError(f"optimizer.average={config.optimizer.average}: must be 0 or more, and less than 1")
     for op in (*config.preprocess, *config.augment):
         if not isinstance(op, str):
-            raise Mistake(f"preprocess and augment hold strings such as 'gcn(scale=55)', not {op!r}")
+            raise UserError(f"preprocess and augment hold strings such as 'gcn(scale=55)', not {op!r}")
     try:
         json.dumps(config.to_dict(), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise Mistake(f"the config cannot be written to config.json: {error}") from error
+        raise UserError(f"the config cannot be written to config.json: {error}") from error
     return FrozenConfigDict(config)
 
 
@@ -205,10 +205,10 @@ def _rules(config: Config, key: str, number: str, above: float) -> list[tuple[re
             pattern, value = rule.rsplit("=", 1)
             rules.append((re.compile(pattern), float(value)))
         except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
-            raise Mistake(f"optimizer.{key}: {rule!r} is not 'PATTERN={number.upper()}'") from error
+            raise UserError(f"optimizer.{key}: {rule!r} is not 'PATTERN={number.upper()}'") from error
         if not above < rules[-1][1] < math.inf:
             least = "" if above == -math.inf else f" and above {above:g}"
-            raise Mistake(f"optimizer.{key}: {rule!r}: the {number} must be finite{least}")
+            raise UserError(f"optimizer.{key}: {rule!r}: the {number} must be finite{least}")
     return rules
 
 
@@ -221,16 +221,16 @@ def _value(config: Config, key: str) -> Any:
 def _check_keys(config: ConfigDict, legal: ConfigDict, where: str) -> None:
     for key in config:
         if key not in legal:
-            raise Mistake(f"unknown config key {where + str(key)!r}: {nearest(str(key), legal.keys())}")
+            raise UserError(f"unknown config key {where + str(key)!r}: {nearest(str(key), legal.keys())}")
     for key in legal:
         if key not in config:
-            raise Mistake(f"config key {where + key!r} is missing")
+            raise UserError(f"config key {where + key!r} is missing")
         value, example = config[key], legal[key]
         if where + key == "model":
             _check_model(value)
         elif isinstance(example, ConfigDict):
             if not isinstance(value, ConfigDict):
-                raise Mistake(f"{where + key}={value!r}: must be a section with {', '.join(example.keys())}")
+                raise UserError(f"{where + key}={value!r}: must be a section with {', '.join(example.keys())}")
             _check_keys(value, example, where + key + ".")
         elif key in ("data_dir", "init_from") and value is None:
             pass
@@ -238,13 +238,13 @@ def _check_keys(config: ConfigDict, legal: ConfigDict, where: str) -> None:
             kind = legal.get_type(key)
             ok = isinstance(value, kind) or (kind is float and isinstance(value, int))
             if not ok or (isinstance(value, bool) and kind is not bool):
-                raise Mistake(f"{where + key}={value!r}: must be of type {kind.__name__}")
+                raise UserError(f"{where + key}={value!r}: must be of type {kind.__name__}")
 
 
 def _check_model(model: Any) -> None:
     name: Any = model.get("name") if isinstance(model, ConfigDict) else None
     if not isinstance(name, str):
-        raise Mistake("model.name must name a model")
+        raise UserError("model.name must name a model")
     legal = model_arguments(name)
     registry.check_arguments(f"model {name}", legal, {k: v for k, v in model.items() if k != "name"})
 
@@ -285,7 +285,7 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
 
 
 def read(path: Path) -> Config:
-    """The config in the config.json of a run, unchecked. Raises `Mistake` where there is none in the file."""
+    """The config in the config.json of a run, unchecked. Raises `UserError` where there is none in the file."""
     try:
         plain = json.loads(path.read_text())
         if not isinstance(plain, dict):
@@ -294,7 +294,7 @@ def read(path: Path) -> Config:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise Mistake(
+        raise UserError(
             f"{path} cannot be read: {' '.join(str(error).split())[:300]}; choose another --workdir"
         ) from error
 

@@ -6,19 +6,19 @@ import difflib
 from collections.abc import Iterable
 
 
-class Ending(Exception):
+class ExitError(Exception):
     """A known ending: `main` prints its message as one line on stderr and leaves with `exit_code`."""
 
     exit_code: int
 
 
-class Mistake(Ending):
+class UserError(ExitError):
     """The user's mistake: the message names the argument, the value and the nearest valid choice."""
 
     exit_code = 2
 
 
-class Diverged(Ending):
+class Diverged(ExitError):
     """The network is lost at `update`: the loss is not finite, or every logit has been equal for long."""
 
     exit_code = 70
@@ -28,13 +28,13 @@ class Diverged(Ending):
         self.update = update
 
 
-class StorageFailed(Ending):
+class StorageFailed(ExitError):
     """The run directory cannot be written; what was written before is still there."""
 
     exit_code = 74
 
 
-class Preempted(Ending):
+class Preempted(ExitError):
     """Asked to stop from outside (SIGTERM, SIGINT): start the same command again to go on."""
 
     exit_code = 75
@@ -56,3 +56,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     hint = f"did you mean {close[0]!r}? " if close else ""
     listed = f"(valid: {', '.join(choices)})" if len(choices) <= 30 else f"({len(choices)} valid names)"
     return hint + listed
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of text."""
+    return " ".join(str(error).split()) or type(error).__name__

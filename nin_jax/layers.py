@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from nin_jax.convolution import FEWEST_MAPS, biased, convolve, exact, product
-from nin_jax.parallel import AXIS
+from nin_jax.devices.mesh import AXIS
 
 Initializer = Callable[..., jax.Array]
 

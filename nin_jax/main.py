@@ -23,8 +23,9 @@ from ml_collections import ConfigDict, config_flags
 
 from nin_jax import config as config_lib
 from nin_jax.config import Config
-from nin_jax.errors import Ending, Mistake, Preempted, StorageFailed, nearest, out_of_memory
-from nin_jax.report import fail, one_line
+from nin_jax.console import fail
+from nin_jax.devices.cpu_memory import reuse_memory
+from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest, one_line, out_of_memory
 
 MODES = ("train", "eval", "describe")
 
@@ -57,7 +58,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """Turns a command line into a checked config. Raises `Mistake`; executes nothing but the config file."""
+    """Turns a command line into a checked config. Raises `UserError`; executes nothing but the config file."""
     values = flags.FlagValues()
     define_flags(values)
     if any(re.fullmatch(r"--?h(elp(short|full)?)?", word) for word in argv[1:]):
@@ -72,11 +73,11 @@ def parse(argv: Sequence[str]) -> Command:
         if flag is None:
             arguments.append(word)
         elif found is not None:
-            raise Mistake(f"{word}: --config is given twice; give one")
+            raise UserError(f"{word}: --config is given twice; give one")
         else:
             found = _find(next(rest, "") if flag[1] is None else flag[1])
     if found is None:
-        raise Mistake("--config is missing: name an experiment, such as --config=experiments/digits.py")
+        raise UserError("--config is missing: name an experiment, such as --config=experiments/digits.py")
     file, argument = found
     config = _load(file, argument)
     _check_overrides(arguments, config)
@@ -84,16 +85,16 @@ def parse(argv: Sequence[str]) -> Command:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         left = values(arguments)
     except flags.Error as error:
-        raise Mistake(re.sub(r"^flag (--\S+?=)", r"\1", one_line(error))) from error
+        raise UserError(re.sub(r"^flag (--\S+?=)", r"\1", one_line(error))) from error
     except Exception as error:  # ml_collections raises as it likes
-        raise Mistake(f"--config.KEY=VALUE: {one_line(error)}") from error
+        raise UserError(f"--config.KEY=VALUE: {one_line(error)}") from error
     if len(left) > 1:
-        raise Mistake(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
+        raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
     name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
     workdir = os.path.expanduser(values.workdir or f"runs/{name}")
     ensemble = tuple(Path(os.path.expanduser(directory)) for directory in values.ensemble)
     if ensemble and values.mode != "eval":
-        raise Mistake(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
+        raise UserError(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
     return Command(config_lib.check(values.config), Path(workdir), values.mode, ensemble)
 
 
@@ -101,28 +102,28 @@ def run(command: Command) -> None:
     """Does what the command says."""
     import jax
 
-    from nin_jax import multihost, parallel
-    from nin_jax.pipeline.arrays import cache_dir
+    from nin_jax.data.cache import cache_dir
+    from nin_jax.devices import processes
 
-    parallel.reuse_memory()
-    multihost.join()
+    reuse_memory()
+    processes.join()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # JAX's default is a second
     if command.mode == "train":
-        from nin_jax.train import train
+        from nin_jax.training.loop import train
 
         train(command.config, command.workdir)
     elif command.mode == "eval":
-        from nin_jax.evaluate import evaluate_run
+        from nin_jax.training.evaluate import evaluate_run
 
         evaluate_run(command.config, command.workdir, command.ensemble)
     else:
-        from nin_jax.build import Run
-        from nin_jax.describe import describe
+        from nin_jax.training.build import Run
+        from nin_jax.training.describe import describe
 
-        if multihost.is_first():
+        if processes.is_first():
             describe(Run(command.config))
 
 
@@ -135,34 +136,34 @@ def main(argv: Sequence[str] | None = None) -> None:
             # absl.app wants its own flags parsed; ours are done. -1: warnings, without the remarks of jax and TFDS.
             flags.FLAGS([*arguments[:1], "--verbosity=-1"])
             if command.mode != "describe":
-                from nin_jax.pipeline.arrays import check_prepared
+                from nin_jax.data.tfds import check_prepared
 
                 check_prepared(command.config)  # now, and not after seconds of imports
             commands.append(command)
-        except Ending as ending:
+        except ExitError as ending:
             _leave(ending)
         return arguments[:1]
 
     def body(_: Sequence[str]) -> None:
-        from nin_jax import multihost
+        from nin_jax.devices import processes
 
         try:
             run(commands[0])
-        except Ending as ending:
+        except ExitError as ending:
             _leave(ending)
         except OSError as error:
             _leave(StorageFailed(one_line(error)))
         except Exception as error:
-            if multihost.peer_is_gone(error):
+            if processes.peer_is_gone(error):
                 fail(f"another process of this run is gone; start again to go on: {one_line(error)[:300]}")
                 os._exit(Preempted.exit_code)  # to part from it in order would be to wait for it
             if not out_of_memory(error):
                 raise
             c = commands[0].config
             sizes = f"batch_size={c.batch_size} and eval_batch_size={c.eval_batch_size or c.batch_size}"
-            _leave(Mistake(f"out of memory with {sizes}; smaller ones need less: {one_line(error)[:300]}"))
+            _leave(UserError(f"out of memory with {sizes}; smaller ones need less: {one_line(error)[:300]}"))
         finally:
-            multihost.leave()
+            processes.leave()
 
     commands: list[Command] = []
     with _nothing_to_save(ends=argv is None):
@@ -189,7 +190,7 @@ def _nothing_to_save(ends: bool) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if ends else handler)
 
 
-def _leave(ending: Ending) -> None:
+def _leave(ending: ExitError) -> None:
     fail(str(ending))
     raise SystemExit(ending.exit_code) from None
 
@@ -205,39 +206,39 @@ def _find(value: str) -> tuple[Path, str | None]:
         known = config_lib.experiments()
         name = text.removeprefix("experiments/").removesuffix(".py")
         if name not in known:
-            raise Mistake(f"--config={value}: no such file; {nearest(name, known)}")
+            raise UserError(f"--config={value}: no such file; {nearest(name, known)}")
         file = known[name]
     return file.absolute(), argument if colon else None
 
 
 def _load(file: Path, argument: str | None) -> ConfigDict:
-    """Runs a config file. Raises `Mistake` with the line of the file where it fails."""
+    """Runs a config file. Raises `UserError` with the line of the file where it fails."""
     where = f"--config={file}" + (f":{argument}" if argument is not None else "")
     try:
         get_config = runpy.run_path(str(file), run_name="experiment").get("get_config")
         if not callable(get_config):
-            raise Mistake(f"{where}: the file has no function get_config")
+            raise UserError(f"{where}: the file has no function get_config")
         config = get_config() if argument is None else get_config(argument)
-    except Mistake:
+    except UserError:
         raise
     except (Exception, SystemExit) as error:  # it is code, and may raise anything
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
         if isinstance(error, SyntaxError) and error.filename == str(file):
             lines.append(error.lineno)
         line = f", line {lines[-1]}" if lines else ""
-        raise Mistake(f"{where}{line}: {type(error).__name__}: {one_line(error)}") from error
+        raise UserError(f"{where}{line}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(config, ConfigDict):
-        raise Mistake(f"{where}: get_config returned {type(config).__name__}, not a ConfigDict")
+        raise UserError(f"{where}: get_config returned {type(config).__name__}, not a ConfigDict")
     return ConfigDict(config)  # pyright: ignore[reportArgumentType] - it takes a ConfigDict too, and copies it
 
 
 def _check_overrides(arguments: Sequence[str], config: ConfigDict) -> None:
-    """Raises `Mistake` for a --config.KEY that the config does not have."""
+    """Raises `UserError` for a --config.KEY that the config does not have."""
     known = _keys(config)
     for word in arguments:
         flag = re.fullmatch(r"--?(?:no)?config\.([^=]*)(=.*)?", word, re.DOTALL)
         if flag and flag[1] not in known:
-            raise Mistake(f"{word}: unknown config key {flag[1]!r}: {nearest(flag[1], known)}")
+            raise UserError(f"{word}: unknown config key {flag[1]!r}: {nearest(flag[1], known)}")
 
 
 def _keys(config: ConfigDict, where: str = "") -> list[str]:

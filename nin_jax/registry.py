@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from nin_jax.errors import Mistake, nearest
+from nin_jax.errors import UserError, nearest
 
 # What the entries of a folder are called, and what each of them has.
 KINDS = {
@@ -26,33 +26,40 @@ KINDS = {
     "tasks": ("task", "objective"),
 }
 
+PACKAGES = {
+    "models": "nin_jax.models",
+    "datasets": "nin_jax.data.datasets",
+    "preprocess": "nin_jax.data.preprocess",
+    "tasks": "nin_jax.training.tasks",
+}
+
 
 def names(folder: str) -> list[str]:
     """Names of the entries of a folder of the zoo ("models", "datasets", "preprocess", "tasks"), sorted."""
-    package = importlib.import_module(f"nin_jax.{folder}")
+    package = importlib.import_module(PACKAGES[folder])
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
 def find(folder: str, name: str) -> ModuleType:
-    """The module of an entry, by file name or dotted path. Raises `Mistake` with the nearest name."""
+    """The module of an entry, by file name or dotted path. Raises `UserError` with the nearest name."""
     kind, wanted = KINDS[folder]
     if name in names(folder):
-        return importlib.import_module(f"nin_jax.{folder}.{name}")
+        return importlib.import_module(f"{PACKAGES[folder]}.{name}")
     if "." not in name or not all(part.isidentifier() for part in name.split(".")):
-        raise Mistake(f"unknown {kind} {name!r}: {nearest(name, names(folder))}")
+        raise UserError(f"unknown {kind} {name!r}: {nearest(name, names(folder))}")
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        raise Mistake(f"{kind} {name!r}: {error}") from error
+        raise UserError(f"{kind} {name!r}: {error}") from error
     if not hasattr(module, wanted):
-        raise Mistake(f"{kind} {name!r}: the module has no {wanted}")
+        raise UserError(f"{kind} {name!r}: the module has no {wanted}")
     return module
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """Takes "gcn(scale=55)" apart into ("gcn", {"scale": 55}). Only literals; nothing is executed.
 
-    Raises `Mistake` when the text is anything but a name or a call with keyword literals.
+    Raises `UserError` when the text is anything but a name or a call with keyword literals.
     """
     wanted = f"{text!r} is not a call such as 'gcn(scale=55)' with literal keyword arguments"
     try:
@@ -67,11 +74,11 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError
         return name, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise Mistake(wanted) from error
+        raise UserError(wanted) from error
 
 
 def check_arguments(what: str, legal: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Raises `Mistake` for an argument that there is not, or whose value its annotation does not allow.
+    """Raises `UserError` for an argument that there is not, or whose value its annotation does not allow.
 
     Args:
       what: the entry or call, for the message.
@@ -80,10 +87,10 @@ def check_arguments(what: str, legal: Mapping[str, Any], arguments: Mapping[str,
     """
     for name, value in arguments.items():
         if name not in legal:
-            raise Mistake(f"{what} has no argument {name!r}: {nearest(name, legal)}")
+            raise UserError(f"{what} has no argument {name!r}: {nearest(name, legal)}")
         wrong = _wrong(value, legal[name])
         if wrong:
-            raise Mistake(f"{what}: {name}={value!r}: {wrong}")
+            raise UserError(f"{what}: {name}={value!r}: {wrong}")
 
 
 def _wrong(value: Any, hint: Any) -> str | None:

@@ -79,7 +79,7 @@ KINDS: dict[str, type[Stage]] = {
 
 
 def parse(call: str) -> Stage:
-    """The stage that a call describes. Raises `errors.Mistake` naming what is wrong with it."""
+    """The stage that a call describes. Raises `errors.UserError` naming what is wrong with it."""
     name, arguments = registry.parse_call(call)
     if name not in KINDS:
         raise ValueError(f"{call!r}: unknown stage {name!r}: {nearest(name, KINDS)}")

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import measure, scaling
 from benchmarks.runs import Ours
-from nin_jax.pipeline import transform
+from nin_jax.data import fitted
 
 
 def test_sides_take_turns_and_the_ratio_is_that_of_the_medians():
@@ -70,7 +70,7 @@ def test_pytorchs_network_is_ours(name: str):
 
     ours = Ours(name, 32, examples=32, **NETWORKS[name])
     shape, params = ours.run.info.image_shape, jax.tree.map(np.asarray, ours.state.params)
-    image = np.array(transform.apply(ours.recipe.preprocess, ours.stats, ours.data.image))
+    image = np.array(fitted.apply(ours.recipe.preprocess, ours.stats, ours.data.image))
     image, label = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(np.int64(ours.data.label))
     for setting in (Setting(), Setting(channels_last=True)):
         theirs = Trainer(network(ours.recipe.model, params, shape[-1], setting), ours.config.optimizer, setting)

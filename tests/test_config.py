@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from nin_jax import config as config_lib
 from nin_jax import registry
 from nin_jax.config import check, differences, experiment, fingerprint, to_dict
-from nin_jax.errors import Mistake
+from nin_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,7 +175,7 @@ def test_differences_of_keys_that_one_side_lacks() -> None:
     ],
 )
 def test_each_mistake_is_named(key: str, value: Any, said: str) -> None:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         check(with_values(**{key: value}))
     assert said in str(caught.value)
 
@@ -192,7 +192,7 @@ def test_each_mistake_is_named(key: str, value: Any, said: str) -> None:
     ],
 )
 def test_settings_that_do_not_go_together(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         check(with_values(**{f"schedule.{key}": value for key, value in changes.items()}))
 
 
@@ -211,7 +211,7 @@ def test_an_integer_does_for_a_float() -> None:
 
 
 def test_an_unknown_experiment() -> None:
-    with pytest.raises(Mistake, match="unknown experiment 'cifar': did you mean 'cifar10'"):
+    with pytest.raises(UserError, match="unknown experiment 'cifar': did you mean 'cifar10'"):
         experiment("cifar")
 
 
@@ -248,7 +248,7 @@ def test_any_config_is_checked_or_a_mistake(changes: dict[str, Any], removed: Se
         del config[key]
     try:
         checked = check(config)
-    except Mistake:
+    except UserError:
         return
     assert isinstance(checked, FrozenConfigDict)
     assert differences(json.loads(json.dumps(to_dict(checked))), to_dict(checked)) == []
@@ -279,7 +279,7 @@ def test_calls(text: str, call: tuple[str, dict[str, Any]]) -> None:
 )  # fmt: skip
 def test_what_is_no_call(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Mistake, match="is not a call such as"):
+    with pytest.raises(UserError, match="is not a call such as"):
         registry.parse_call(text)
     assert not list(tmp_path.iterdir())
 
@@ -289,7 +289,7 @@ def test_what_is_no_call(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_any_text_is_a_call_or_a_mistake(text: str) -> None:
     try:
         name, arguments = registry.parse_call(text)
-    except Mistake:
+    except UserError:
         return
     assert all(part.isidentifier() for part in name.split("."))
     assert all(isinstance(key, str) for key in arguments)
@@ -310,13 +310,13 @@ def test_entries_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "my_zoo/bad.py").write_text("from nin_jax.models.nin import NoSuchModel\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert registry.find("models", "my_zoo.net").Model
-    with pytest.raises(Mistake, match=r"model 'my_zoo\.bad': cannot import name 'NoSuchModel'"):
+    with pytest.raises(UserError, match=r"model 'my_zoo\.bad': cannot import name 'NoSuchModel'"):
         registry.find("models", "my_zoo.bad")
 
 
 @pytest.mark.parametrize("name", ["", "nin ", "nin;", "../nin", "nin.", ".nin", "a b.c", "\0"])
 def test_names_that_are_none(name: str) -> None:
-    with pytest.raises(Mistake, match="unknown model"):
+    with pytest.raises(UserError, match="unknown model"):
         registry.find("models", name)
 
 
@@ -339,5 +339,5 @@ def test_values_and_their_annotations(hint: Any, good: list[Any], bad: list[Any]
     for value in good:
         registry.check_arguments("call", {"x": hint}, {"x": value})
     for value in bad:
-        with pytest.raises(Mistake, match="call: x="):
+        with pytest.raises(UserError, match="call: x="):
             registry.check_arguments("call", {"x": hint}, {"x": value})

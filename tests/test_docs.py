@@ -8,7 +8,7 @@ from nin_jax import config, main
 from tests.faults import page as faults_page
 from tests.faults import removals, table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_table_of_starts_is_that_of_the_recorded_rows():

@@ -15,12 +15,15 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType
 
 from nin_jax import config as config_lib
-from nin_jax import main, parallel, step
-from nin_jax.build import Run
+from nin_jax import main
 from nin_jax.config import experiment, to_dict
-from nin_jax.describe import describe
+from nin_jax.data import fitted, memory
+from nin_jax.devices.mesh import AXIS, replicate
+from nin_jax.devices.replicas import compile_replicas
 from nin_jax.paper import tables
-from nin_jax.pipeline import memory, transform
+from nin_jax.training import step
+from nin_jax.training.build import Run
+from nin_jax.training.describe import describe
 
 ABLATIONS = [name for name in config_lib.experiments() if name.startswith("ablations/")]
 
@@ -84,7 +87,7 @@ def test_plateau_replaces_the_drops_and_nothing_else(name: str, base: str | None
 @pytest.mark.parametrize("arg", ["caffe", "caffe,tune", "tune,release", "release,", "", "Release"])
 @pytest.mark.parametrize("name", ["cifar100", "mnist", "svhn"])
 def test_arguments_that_were_never_published_are_named(name: str, arg: str) -> None:
-    with pytest.raises(config_lib.Mistake) as caught:
+    with pytest.raises(config_lib.UserError) as caught:
         parse(f"{name}:{arg}")
     said = str(caught.value)
     assert f"unknown argument {arg!r}: " in said
@@ -165,27 +168,27 @@ def test_every_network_is_described(config: str, capsys: pytest.CaptureFixture[s
 
 
 @functools.cache
-def noise(preprocess: tuple[str, ...], shape: tuple[int, int, int]) -> tuple[np.ndarray, transform.Stats]:
+def noise(preprocess: tuple[str, ...], shape: tuple[int, int, int]) -> tuple[np.ndarray, fitted.Stats]:
     """64 pictures, and the preprocessing fitted on them, once for all recipes that have the same."""
     images = np.random.default_rng(0).integers(0, 256, (64, *shape)).astype(np.uint8)
-    return images, transform.fit(transform.parse(preprocess, random=False), images)
+    return images, fitted.fit(fitted.parse(preprocess, random=False), images)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", distinct("dataset", "preprocess", "augment", "model", "optimizer", "schedule"))
 def test_every_recipe_makes_two_updates(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On noise of the data set's shape, at the recipe's own widths with a batch of 8: every parameter moves that may."""
-    mesh = jax.make_mesh((1,), (parallel.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    monkeypatch.setattr(parallel, "mesh", lambda: mesh)
+    mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    monkeypatch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
     run = Run(parse(config, "--config.batch_size=8"))
     images, fitted = noise(run.config.preprocess, run.info.image_shape)
     labels = (np.arange(64) % run.info.classes).astype(np.int32)
-    stats = parallel.replicate(fitted, mesh)
-    recipe, seed = run.recipe(8), parallel.replicate(jnp.uint32(0), mesh)
-    state = parallel.replicate(jax.jit(lambda s: step.init_state(recipe, s, run.info.image_shape))(seed), mesh)
+    stats = replicate(fitted, mesh)
+    recipe, seed = run.recipe(8), replicate(jnp.uint32(0), mesh)
+    state = replicate(jax.jit(lambda s: step.init_state(recipe, s, run.info.image_shape))(seed), mesh)
     before = jax.tree.map(np.asarray, state.params)
-    data = parallel.replicate(memory.Arrays(jnp.asarray(images), jnp.asarray(labels), jnp.arange(64)), mesh)
-    update = parallel.compile_replicas(step.train_steps(recipe, 1), (state, data, stats, seed), mesh, run.config.mapper)
+    data = replicate(memory.Arrays(jnp.asarray(images), jnp.asarray(labels), jnp.arange(64)), mesh)
+    update = compile_replicas(step.train_steps(recipe, 1), (state, data, stats, seed), mesh, run.config.mapper)
     for _ in range(2):
         state, metrics = update(state, data, stats, seed)
         assert np.isfinite(metrics["loss"]).all()

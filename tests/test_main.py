@@ -12,9 +12,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from nin_jax import build, main, parallel
 from nin_jax import config as config_lib
-from nin_jax.errors import Mistake
+from nin_jax import main
+from nin_jax.devices.mesh import check_precision
+from nin_jax.errors import UserError
+from nin_jax.training import build
 
 ROOT = Path(__file__).parents[1]
 KEYS = main._keys(config_lib.experiment("digits"))
@@ -25,7 +27,7 @@ def parse(*words: str) -> main.Command:
 
 
 def mistake(*words: str) -> str:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         parse(*words)
     assert caught.value.exit_code == 2
     return str(caught.value)
@@ -208,7 +210,7 @@ def test_any_command_line_is_a_command_or_a_mistake(words: list[str], valid: boo
         with pytest.raises(SystemExit, match="0"):
             parse(*words)
         return
-    with contextlib.suppress(Mistake):
+    with contextlib.suppress(UserError):
         assert parse(*(["--config=digits"] if valid else []), *words).mode in main.MODES
 
 
@@ -216,7 +218,7 @@ def test_any_command_line_is_a_command_or_a_mistake(words: list[str], valid: boo
 def test_values_are_never_executed(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for value in (EVIL, f"({EVIL},)", f"('gcn({EVIL})',)", f"gcn(scale={EVIL})", f"{EVIL}=1"):
-        with contextlib.suppress(Mistake):
+        with contextlib.suppress(UserError):
             build.Run(parse("--config=digits", f"--config.{key}={value}").config)
         assert not list(tmp_path.iterdir())
 
@@ -250,7 +252,7 @@ def test_help(clean_env: dict[str, str], tmp_path: Path) -> None:
         ("--config=digits --config.model.kernels=(3,3,3)", "2 widths want as many kernels"),
         ("--config=digits --config.batch_size=30", "cannot be shared by 4 devices; the nearest that can is 32"),
         ("--config=digits --config.train_split=train[:9999] --config.seed=1", "split 'train[:9999]' of digits"),
-        ("--config=cifar10 --config.data_dir=nothing", "run `python -m nin_jax.pipeline.prepare cifar10 --data_dir="),
+        ("--config=cifar10 --config.data_dir=nothing", "run `python -m nin_jax.data.prepare cifar10 --data_dir="),
         ("--config=folder --config.data_dir=nothing", "data_dir=nothing: no such folder"),
         ("--config=digits --workdir=broken.py", "--workdir=broken.py is not a directory"),
         ("--config=digits --mode=eval --workdir=nothing", "--workdir=nothing holds no run"),
@@ -309,9 +311,9 @@ class Device:
 @pytest.mark.parametrize(("capability", "fine"), [("7.5", False), ("8.0", True), ("12.0", True), (None, True)])
 def test_bfloat16_wants_hardware(capability: str | None, fine: bool) -> None:
     devices = [Device("9.0"), Device(capability)]
-    parallel.check_precision("float32", devices)
+    check_precision("float32", devices)
     if fine:
-        parallel.check_precision("bfloat16", devices)
+        check_precision("bfloat16", devices)
     else:
-        with pytest.raises(Mistake, match=r"not supported by Some GPU \(compute capability 7\.5"):
-            parallel.check_precision("bfloat16", devices)
+        with pytest.raises(UserError, match=r"not supported by Some GPU \(compute capability 7\.5"):
+            check_precision("bfloat16", devices)

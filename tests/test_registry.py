@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nin_jax import registry
-from nin_jax.errors import Mistake
+from nin_jax.errors import UserError
 
 
 def test_the_files_are_the_names():
@@ -38,7 +38,7 @@ def test_the_files_are_the_names():
     ],
 )
 def test_an_unknown_name_is_a_mistake_that_names_the_nearest(folder, name, message):
-    with pytest.raises(Mistake, match=message.replace("..", r"\.\.").replace("?", r"\?")):
+    with pytest.raises(UserError, match=message.replace("..", r"\.\.").replace("?", r"\?")):
         registry.find(folder, name)
 
 
@@ -74,13 +74,13 @@ def test_a_name_alone_is_a_call_without_arguments(text):
     ["gcn(55)", "gcn(*a)", "gcn(**a)", "gcn(scale=f())", "gcn(x=1, x=2)", "f()()", "1", "", "gcn(", "a b", "x=1"],
 )
 def test_what_is_no_such_call_is_a_mistake(text):
-    with pytest.raises(Mistake, match="is not a call such as"):
+    with pytest.raises(UserError, match="is not a call such as"):
         registry.parse_call(text)
 
 
 def test_nothing_is_executed(tmp_path):
     file = tmp_path / "made"
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         registry.parse_call(f"gcn(scale=open({str(file)!r}, 'w'))")
     assert not file.exists()
 

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import nin_jax
-from nin_jax.errors import Mistake
+from nin_jax.errors import UserError
 from nin_jax.stages import parse
 
 SMALL = {  # an eighth of the maps, the same geometry
@@ -280,5 +280,5 @@ def test_dropout_of_the_fc_heads_lies_between_the_fully_connected_layers():
     ],
 )
 def test_a_wrong_stage_is_named(call, said):
-    with pytest.raises((Mistake, ValueError), match=said):
+    with pytest.raises((UserError, ValueError), match=said):
         parse(call)

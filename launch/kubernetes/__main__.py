@@ -21,7 +21,7 @@ from absl import flags
 
 from launch import command
 from nin_jax import main
-from nin_jax.errors import Mistake, nearest
+from nin_jax.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 
@@ -36,7 +36,7 @@ def launch(argv: Sequence[str]) -> int:
     rest = command.parse(FLAGS, argv, __doc__)
     parsed = main.parse(["nin_jax", *rest])
     if not parsed.workdir.is_absolute():
-        raise Mistake(f"--workdir={parsed.workdir}: must be a path in the pods, below /runs")
+        raise UserError(f"--workdir={parsed.workdir}: must be a path in the pods, below /runs")
     values = read(Path(FLAGS.values))
     if FLAGS.name:
         values["name"] = FLAGS.name
@@ -47,29 +47,29 @@ def launch(argv: Sequence[str]) -> int:
     try:
         return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode  # noqa: S607 - the one on PATH
     except FileNotFoundError as error:
-        raise Mistake("kubectl is not on this machine; --dry_run prints the manifest") from error
+        raise UserError("kubectl is not on this machine; --dry_run prints the manifest") from error
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The values in a file, with the keys that this project's has. Raises `Mistake`."""
+    """The values in a file, with the keys that this project's has. Raises `UserError`."""
     known = yaml.safe_load((HERE / "values.yaml").read_text())
     try:
         values = yaml.safe_load(file.read_text())
         wrong = next((key for key in values if key not in known), None)
     except (OSError, yaml.YAMLError, TypeError) as error:
-        raise Mistake(f"--values={file} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"--values={file} cannot be read: {' '.join(str(error).split())}") from error
     if wrong is not None:
-        raise Mistake(f"--values={file}: unknown value {wrong!r}: {nearest(str(wrong), known)}")
+        raise UserError(f"--values={file}: unknown value {wrong!r}: {nearest(str(wrong), known)}")
     return {**known, **values}
 
 
 def manifest(values: Mapping[str, Any], rest: Sequence[str]) -> str:
-    """The manifest of a run. Raises `Mistake` for values that Kubernetes would not take."""
+    """The manifest of a run. Raises `UserError` for values that Kubernetes would not take."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", str(values["name"])):
-        raise Mistake(f"name {values['name']!r}: small letters, digits and -, 40 at most")
+        raise UserError(f"name {values['name']!r}: small letters, digits and -, 40 at most")
     for key in ("processes", "restarts"):
         if type(values[key]) is not int or values[key] < 1:
-            raise Mistake(f"{key}: {values[key]!r}: must be a whole number, 1 or more")
+            raise UserError(f"{key}: {values[key]!r}: must be a whole number, 1 or more")
     amounts = {name: str(amount) for name, amount in values["resources"].items()}
     own = {"resources": amounts, "command": ["python", "-m", "nin_jax.main", *rest]}
     return string.Template((HERE / "jobset.yaml").read_text()).substitute(

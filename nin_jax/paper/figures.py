@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from nin_jax import config as config_lib
-from nin_jax.build import Run
-from nin_jax.errors import Ending, Mistake
-from nin_jax.predict import Predictor
-from nin_jax.report import fail, say
+from nin_jax.console import fail, say
+from nin_jax.errors import ExitError, UserError
+from nin_jax.training.build import Run
+from nin_jax.training.load import Predictor
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everyone
 TRUE = "#d55e00"
@@ -30,16 +30,16 @@ COLUMNS = 10  # class maps beside a picture; of more classes, those with the lar
 
 
 def errors(workdir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The rows of metrics.jsonl: by split, epochs and errors in per cent. Raises `Mistake` where there are none."""
+    """The rows of metrics.jsonl: by split, epochs and errors in per cent. Raises `UserError` where there are none."""
     curves: dict[str, list[tuple[float, float]]] = {}
     try:
         for line in (workdir / "metrics.jsonl").read_text().splitlines():
             row = json.loads(line)
             curves.setdefault(row["split"], []).append((row["epoch"], row["error_pct"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Mistake(f"{workdir / 'metrics.jsonl'} cannot be read: {error}") from error
+        raise UserError(f"{workdir / 'metrics.jsonl'} cannot be read: {error}") from error
     if not curves:
-        raise Mistake(f"{workdir / 'metrics.jsonl'} has no rows; train first")
+        raise UserError(f"{workdir / 'metrics.jsonl'} has no rows; train first")
     return {split: (np.array([e for e, _ in p]), np.array([e for _, e in p])) for split, p in curves.items()}
 
 
@@ -50,7 +50,7 @@ def labels(workdirs: Sequence[Path]) -> list[str]:
         try:
             configs.append(json.loads((workdir / "config.json").read_text()))
         except (OSError, ValueError) as error:
-            raise Mistake(f"{workdir / 'config.json'} cannot be read: {error}") from error
+            raise UserError(f"{workdir / 'config.json'} cannot be read: {error}") from error
     keys = {line.split(":")[0] for c in configs for line in config_lib.differences(configs[0], c)}
     keys -= set(config_lib.NOT_THE_RUN)
 
@@ -99,13 +99,13 @@ class Examples:
         run = Run(predictor.config)
         data = run.load(predictor.config.eval_split)
         if not isinstance(data, tuple):
-            raise Mistake(f"{workdir}: there are figures only of data sets that fit in memory")
+            raise UserError(f"{workdir}: there are figures only of data sets that fit in memory")
         images, truth = data
         self.classes = np.unique(truth)[: 2 * COLUMNS]
         self.images = np.stack([images[np.flatnonzero(truth == k)[0]] for k in self.classes])
         self.logits, maps = predictor(self.images)
         if "class_maps" not in maps:
-            raise Mistake(f"{workdir}: model {predictor.config.model.name!r} has no class maps to show")
+            raise UserError(f"{workdir}: model {predictor.config.model.name!r} has no class maps to show")
         self.maps = np.asarray(maps["class_maps"], np.float32)
         self.names = run.info.class_names or tuple(map(str, range(run.info.classes)))
 
@@ -187,7 +187,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise Mistake('figures want matplotlib: python -m pip install "nin_jax[plot]"') from error
+        raise UserError('figures want matplotlib: python -m pip install "nin_jax[plot]"') from error
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go; default: the first RUN_DIR")
     words = parser.parse_args(argv)
     if words.figure != "fig3" and len(words.workdirs) > 1:
-        raise Mistake(f"{words.figure} shows one run, not {len(words.workdirs)}")
+        raise UserError(f"{words.figure} shows one run, not {len(words.workdirs)}")
     if words.figure == "fig3":
         figure = fig3(words.workdirs)
     else:
@@ -219,6 +219,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Ending as ending:
+    except ExitError as ending:
         fail(str(ending))
         raise SystemExit(ending.exit_code) from None

@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from nin_jax import config as config_lib
-from nin_jax import registry, report, storage, train
+from nin_jax import registry, storage
 from nin_jax.config import Config
-from nin_jax.errors import Ending, Mistake, nearest
+from nin_jax.console import fail, say
+from nin_jax.errors import ExitError, UserError, nearest
 from nin_jax.paper import reported
+from nin_jax.training import loop as train
 
 ROOT = Path(__file__).parents[2]  # of a checkout
 PAGES = "docs/reproduce.md", "README.md"
@@ -85,25 +87,25 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def result(workdir: Path) -> Result | None:
-    """The row of a run directory; None, and a line that says so, where the run is not finished. Raises `Mistake`."""
+    """The row of a run directory; None, and a line that says so, where the run is not finished. Raises `UserError`."""
     path = workdir / "config.json"
     try:
         config = config_lib.from_dict(json.loads(path.read_text()))
         plain = _plain(config)
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise Mistake(f"--collect={workdir} is no run directory: {path} cannot be read: {error}") from error
+        raise UserError(f"--collect={workdir} is no run directory: {path} cannot be read: {error}") from error
     path = workdir / "summary.json"
     try:
         summary: Any = json.loads(path.read_text()) if path.exists() else {"status": "not finished"}
         status = summary["status"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Mistake(f"--collect={workdir}: {path} cannot be read: {error}") from error
+        raise UserError(f"--collect={workdir}: {path} cannot be read: {error}") from error
     if status != "done":
-        report.say(f"{workdir} is left out: {status}")
+        say(f"{workdir} is left out: {status}")
         return None
     near = {name: _differing(recipe, plain) for name, recipe in recipes().items() if _keys(recipe) == _keys(plain)}
     if not near:
-        raise Mistake(f"--collect={workdir}: no experiment of the project has its keys (model {config.model.name!r})")
+        raise UserError(f"--collect={workdir}: no experiment of the project has its keys (model {config.model.name!r})")
     name = min(near, key=lambda k: len(near[k]))
     overrides = [f"--config.{key}={_value(plain, key)}" for key in near[name]]
     metric = f"{train.eval_name(config.eval_split)}_error_pct"
@@ -162,7 +164,7 @@ def _keys(plain: Mapping[str, Any], where: str = "") -> set[str]:
 def collect(workdirs: Iterable[Path], folder: Path) -> int:
     """Adds the rows of each finished run to the file of its experiment; a run that has them already adds none.
 
-    Returns the number of rows added. Raises `Mistake`, before anything is written, where one is no run directory.
+    Returns the number of rows added. Raises `UserError`, before anything is written, where one is no run directory.
     """
 
     def identity(row: Result) -> tuple[str, ...]:
@@ -301,7 +303,7 @@ def fill(page: str, generated: Mapping[str, str]) -> str:
 
     def place(match: re.Match[str]) -> str:
         if match[2] not in generated:
-            raise Mistake(f"there is no table {match[2]!r} to generate: {nearest(match[2], generated)}")
+            raise UserError(f"there is no table {match[2]!r} to generate: {nearest(match[2], generated)}")
         return f"{match[1]}\n{generated[match[2]]}\n\n{match[3]}"
 
     return PLACE.sub(place, page)
@@ -314,9 +316,9 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     workdirs = parser.parse_args(argv).collect
     for page in PAGES:
         if not (root / page).exists():
-            raise Mistake(f"{root / page} is missing; the tables are written in a checkout of the project")
+            raise UserError(f"{root / page} is missing; the tables are written in a checkout of the project")
     if workdirs:
-        report.say(f"{collect(workdirs, root / RESULTS)} rows added to {root / RESULTS}")
+        say(f"{collect(workdirs, root / RESULTS)} rows added to {root / RESULTS}")
     generated = tables(read(root / RESULTS))
     for page in PAGES:
         storage.write_whole(root / page, fill((root / page).read_text(), generated))
@@ -325,6 +327,6 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Ending as ending:
-        report.fail(str(ending))
+    except ExitError as ending:
+        fail(str(ending))
         raise SystemExit(ending.exit_code) from None

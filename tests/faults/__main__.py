@@ -15,6 +15,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from nin_jax.runs.provenance import commit, versions
+
 ROOT = Path(__file__).parents[2]
 COUNTS = Path(__file__).parent / "results" / "campaign.json"
 
@@ -42,7 +44,7 @@ def campaign(arguments: list[str]) -> int:
     os.environ["NIN_JAX_FAULTS"] = "full"
     import pytest
 
-    from nin_jax import report, storage
+    from nin_jax import storage
     from tests.faults.table import ROWS
 
     chosen = [a for a in arguments if "::" in a or a.endswith(".py")]
@@ -53,10 +55,10 @@ def campaign(arguments: list[str]) -> int:
     )
     entries = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
     environment = {
-        "commit": report.commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "jax": report.versions()["jax"],
+        "jax": versions()["jax"],
     }
     for test, found in recorder.found.items():
         entries[test] = found | environment

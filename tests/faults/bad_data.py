@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from nin_jax.datasets import synthetic
-from nin_jax.pipeline.arrays import Split
+from nin_jax.data.datasets import synthetic
+from nin_jax.data.splits import Split
 
 INFO = synthetic.INFO
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
-from nin_jax import parallel
+from nin_jax.devices.mesh import AXIS
 from tests.faults import harness
 
 
@@ -45,5 +45,5 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands have one device, so what runs in this process has one too."""
-    mesh = jax.make_mesh((1,), (parallel.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    monkeypatch.setattr(parallel, "mesh", lambda: mesh)
+    mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    monkeypatch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)

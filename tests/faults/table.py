@@ -37,9 +37,9 @@ ROWS = (
         "exit 75, one line, a checkpoint of the present step",
         (
             f"{HERE}/test_kills.py::test_signals",
-            "tests/test_train.py::test_a_signal_in_any_phase",
-            "tests/test_train.py::test_a_signal_while_a_checkpoint_is_restored",
-            "tests/test_train.py::test_ctrl_c_once_and_twice",
+            "tests/training/test_loop.py::test_a_signal_in_any_phase",
+            "tests/training/test_loop.py::test_a_signal_while_a_checkpoint_is_restored",
+            "tests/training/test_loop.py::test_ctrl_c_once_and_twice",
         ),
         ("only with jax.distributed", "saves, then StopTraining", "at the end of the batch; exit 143", "none"),
     ),
@@ -50,8 +50,8 @@ ROWS = (
             f"{HERE}/test_checkpoints.py::test_damaged_checkpoints",
             f"{HERE}/test_checkpoints.py::test_damaged_checkpoints_by_the_command",
             f"{HERE}/test_checkpoints.py::test_a_checkpoint_that_cannot_even_be_listed",
-            "tests/test_train.py::test_a_broken_newest_checkpoint",
-            "tests/test_train.py::test_no_harm_to_any_file_is_silent",
+            "tests/training/test_loop.py::test_a_broken_newest_checkpoint",
+            "tests/training/test_loop.py::test_no_harm_to_any_file_is_silent",
         ),
         (
             "46 of 46 flipped bits restored silently; no fallback",
@@ -73,7 +73,7 @@ ROWS = (
     Row(
         "full disk (a small file system of the command's own)",
         "exit 74, one line, nothing half-written stays; with room it goes on bit-equal",
-        (f"{HERE}/test_storage.py::test_a_full_disk", "tests/test_train.py::test_a_full_disk_ends_with_storage_failed"),
+        (f"{HERE}/test_storage.py::test_a_full_disk", "tests/training/test_loop.py::test_a_full_disk_ends_with_storage_failed"),
         ("error afterwards; the leftover keeps the disk full", "by orbax", "?", "?"),
     ),
     Row("read-only run directory", "exit 74, one line; evaluation works", (f"{HERE}/test_storage.py::test_a_read_only_workdir",)),
@@ -102,22 +102,22 @@ ROWS = (
     Row(
         "metrics.jsonl with half a last line, any other content",
         "each row once, none after the step that the run goes on from",
-        ("tests/test_train.py::test_half_a_last_row_and_a_broken_preprocessing_file", f"{HERE}/test_fuzz.py::test_any_metrics"),
+        ("tests/training/test_loop.py::test_half_a_last_row_and_a_broken_preprocessing_file", f"{HERE}/test_fuzz.py::test_any_metrics"),
     ),
     Row(
         "cached .npy cut, flipped, foreign, a pickle",
         "decoded again, one line",
         (
-            "tests/pipeline/test_arrays.py::test_a_damaged_entry_is_made_again",
-            "tests/pipeline/test_arrays.py::test_a_kill_while_writing_leaves_nothing_that_is_read",
+            "tests/data/test_tfds.py::test_a_damaged_entry_is_made_again",
+            "tests/data/test_tfds.py::test_a_kill_while_writing_leaves_nothing_that_is_read",
         ),
     ),
     Row(
         "ArrayRecord file cut or flipped",
         "exit 2, the split named",
         (
-            "tests/pipeline/test_arrays.py::test_a_truncated_record_file_is_a_mistake",
-            "tests/pipeline/test_arrays.py::test_a_flipped_bit_in_a_record_file_is_noticed_or_harmless",
+            "tests/data/test_tfds.py::test_a_truncated_record_file_is_a_mistake",
+            "tests/data/test_tfds.py::test_a_flipped_bit_in_a_record_file_is_noticed_or_harmless",
         ),
     ),
     Row(
@@ -146,8 +146,8 @@ ROWS = (
             f"{HERE}/test_divergence.py::test_a_divergence_before_the_first_checkpoint",
             f"{HERE}/test_divergence.py::test_parameters_that_are_not_finite_are_never_saved",
             f"{HERE}/test_divergence.py::test_a_kill_during_a_rollback",
-            "tests/test_train.py::test_a_dead_network_is_noticed",
-            "tests/test_train.py::test_an_exploding_network_is_noticed",
+            "tests/training/test_loop.py::test_a_dead_network_is_noticed",
+            "tests/training/test_loop.py::test_an_exploding_network_is_noticed",
         ),
         (
             "a NaN metric deletes the best",
@@ -189,7 +189,7 @@ ROWS = (
         "exit 2, the batch sizes named; no checkpoint is taken for broken",
         (
             "tests/test_main.py::test_what_a_machine_lacks_is_one_line",
-            "tests/test_train.py::test_a_machine_without_memory_breaks_no_checkpoint",
+            "tests/training/test_loop.py::test_a_machine_without_memory_breaks_no_checkpoint",
         ),
     ),
     Row(
@@ -208,9 +208,9 @@ ROWS = (
         "refused by the header; archives are read in memory, up to the size they should have",
         (
             f"{HERE}/test_security.py::test_the_pixels_of_a_record_are_limited",
-            "tests/datasets/test_folder.py::test_unreadable_pictures_are_named",
-            "tests/pipeline/test_prepare.py::test_wrong_members",
-            "tests/pipeline/test_prepare.py::test_truncated_tar_with_the_right_checksum",
+            "tests/data/datasets/test_folder.py::test_unreadable_pictures_are_named",
+            "tests/data/test_prepare.py::test_wrong_members",
+            "tests/data/test_prepare.py::test_truncated_tar_with_the_right_checksum",
         ),
     ),
     Row(

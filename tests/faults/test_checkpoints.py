@@ -14,10 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from nin_jax import main, parallel, step
-from nin_jax.build import Run
-from nin_jax.checkpoint import Checkpoints, checksums
-from nin_jax.errors import Mistake
+from nin_jax import main
+from nin_jax.devices.mesh import host, make_mesh, replicated_like
+from nin_jax.errors import UserError
+from nin_jax.runs.checkpoint import Checkpoints, checksums
+from nin_jax.training import step
+from nin_jax.training.build import Run
 from tests.faults import harness
 
 pytestmark = pytest.mark.filterwarnings(
@@ -87,7 +89,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[
     assert ended.code == 0, ended.err
     run = Run(main.parse(["nin_jax", *arguments]).config)
     shapes = jax.eval_shape(lambda: step.init_state(run.recipe(10), 0, run.info.image_shape))
-    like = parallel.replicated_like(shapes, parallel.mesh())
+    like = replicated_like(shapes, make_mesh())
     sums = {}
     for number in harness.steps(workdir):
         notes = json.loads((workdir / "checkpoints" / str(number) / "notes" / "metadata").read_text())
@@ -170,12 +172,12 @@ def test_a_checkpoint_that_cannot_even_be_listed(
         checkpoints.save(number, {"w": jax.numpy.arange(3.0) + number}, {})
     checkpoints.close()
     (tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_text(text)
-    like = parallel.replicated_like({"w": jax.numpy.arange(3.0)}, parallel.mesh())
+    like = replicated_like({"w": jax.numpy.arange(3.0)}, make_mesh())
     checkpoints = Checkpoints(tmp_path, read_only=read_only)
     found = checkpoints.restore(like)
     checkpoints.close()
     assert found is not None
-    assert (found[0], parallel.host(found[1]["w"]).tolist()) == (1, [1, 2, 3])
+    assert (found[0], host(found[1]["w"]).tolist()) == (1, [1, 2, 3])
     assert capsys.readouterr().err.count("checkpoints/2 is broken") == 1
     assert (tmp_path / "checkpoints" / ("2" if read_only else "broken-2")).is_dir()
 
@@ -189,7 +191,7 @@ def test_a_checkpoint_of_another_run(original: tuple[Path, Any, dict[int, dict[s
     (copy / "config.json").unlink()
     before = {f: f.read_bytes() for f in (copy / "checkpoints").rglob("*") if f.is_file()}
     command = main.parse(["nin_jax", *harness.words(copy, keep=4, seed=7)])
-    with pytest.raises(Mistake, match=r"checkpoint 40 in .* of another config \(seed: 0, now 7\)"):
+    with pytest.raises(UserError, match=r"checkpoint 40 in .* of another config \(seed: 0, now 7\)"):
         main.run(command)
     assert before == {f: f.read_bytes() for f in (copy / "checkpoints").rglob("*") if f.is_file()}
 
@@ -209,7 +211,7 @@ def test_training_data_that_changed(original: tuple[Path, Any, dict[int, dict[st
             return images, np.roll(labels, 1)
 
         patch.setattr(Run, "load", load)
-        with pytest.raises(Mistake, match="a run on other training examples"):
+        with pytest.raises(UserError, match="a run on other training examples"):
             main.run(command)
 
 

@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from nin_jax import main
-from nin_jax.errors import Mistake
-from nin_jax.pipeline import arrays
-from nin_jax.pipeline.arrays import UNREADABLE, decode_all
+from nin_jax.data.splits import UNREADABLE, Info, take, usable
+from nin_jax.data.tfds import decode_all
+from nin_jax.errors import UserError
 from tests.faults import harness
 
 
 def mistake(tmp_path: Path, **changes: Any) -> str:
     """What a command that cannot train says."""
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         main.run(main.parse(["nin_jax", *harness.words(tmp_path / "run", **changes)]))
     return str(caught.value)
 
@@ -116,10 +116,10 @@ def test_slices_keep_their_examples() -> None:
     """What is left out keeps its place until the split is cut: no example goes from one part to another."""
     images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
     labels = np.array([0, 1, UNREADABLE, 0, 1, 0, 1, 0, 1, 0], np.int32)
-    info = arrays.Info("x", 2, (1, 1, 1), {"train": 10}, "")
+    info = Info("x", 2, (1, 1, 1), {"train": 10}, "")
     for split, wanted in (("train[:5]", [0, 1, 3, 4]), ("train[5:]", [5, 6, 7, 8, 9])):
-        part = arrays.take(split, info.splits, lambda _: (images, labels), "x")
-        (kept, _), left_out = arrays.usable(part, info, "x", "skip")
+        part = take(split, info.splits, lambda _: (images, labels), "x")
+        (kept, _), left_out = usable(part, info, "x", "skip")
         assert kept.ravel().tolist() == wanted
         assert left_out == 5 - len(wanted)
 

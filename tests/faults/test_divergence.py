@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import nin_jax
-from nin_jax import checkpoint, main, rollback
-from nin_jax import train as loop
-from nin_jax.errors import Diverged, Mistake
+from nin_jax import main
+from nin_jax.errors import Diverged, UserError
+from nin_jax.runs import checkpoint, rollback
+from nin_jax.training import loop
 from tests.faults import harness
 
 EXPLODES = {"schedule.factor": 1e20}  # after the second epoch: the loss is not finite at update 22 or so
@@ -106,7 +107,7 @@ def test_a_broken_list_of_rollbacks(text: str, tmp_path: Path) -> None:
     if text == "{}":
         assert rollback.read(tmp_path) == {}
     else:
-        with pytest.raises(Mistake, match=r"rollbacks\.json cannot be read"):
+        with pytest.raises(UserError, match=r"rollbacks\.json cannot be read"):
             rollback.read(tmp_path)
 
 

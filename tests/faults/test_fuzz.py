@@ -21,10 +21,16 @@ import pytest
 import scipy.io
 from hypothesis import HealthCheck, given, settings
 
-from nin_jax import build, config, parallel, report, rollback, workdirs
-from nin_jax.checkpoint import Checkpoints
-from nin_jax.errors import Mistake
-from nin_jax.pipeline import archives, arrays
+from nin_jax import config
+from nin_jax.data.prepare import archives
+from nin_jax.data.tfds import prepared_splits
+from nin_jax.devices.mesh import host, make_mesh, replicated_like
+from nin_jax.errors import UserError
+from nin_jax.runs import rollback
+from nin_jax.runs.checkpoint import Checkpoints
+from nin_jax.runs.directory import finished
+from nin_jax.runs.record import Record
+from nin_jax.training import build
 from tests.faults import harness
 
 EXAMPLES = 2000 if harness.FULL else 40
@@ -67,7 +73,7 @@ def test_any_config_json(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_bytes(content)
-        with contextlib.suppress(Mistake):
+        with contextlib.suppress(UserError):
             found = config.read(path)
             if not config.modules(found):
                 config.check(found)
@@ -78,7 +84,7 @@ def test_any_config_json(content: bytes) -> None:
 def test_any_list_of_rollbacks(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "rollbacks.json").write_bytes(content)
-        with contextlib.suppress(Mistake):
+        with contextlib.suppress(UserError):
             assert 0 <= rollback.factor(rollback.read(Path(folder))) <= 1
 
 
@@ -88,7 +94,7 @@ def test_any_summary(content: bytes) -> None:
     """It is that of a run that is done, or as good as none."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "summary.json").write_bytes(content)
-        assert workdirs.finished(Path(folder), config.check(config.experiment("digits"))) is None
+        assert finished(Path(folder), config.check(config.experiment("digits"))) is None
 
 
 @many
@@ -101,9 +107,9 @@ def test_any_dataset_info(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "dataset_info.json").write_bytes(content)
         try:
-            found = arrays.prepared_splits(Path(folder))
+            found = prepared_splits(Path(folder))
             assert all(isinstance(n, int) for n in found.values())
-        except Mistake:
+        except UserError:
             pass
 
 
@@ -117,7 +123,7 @@ def test_any_metrics(lines: list[bytes], step: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.jsonl"
         path.write_bytes(b"\n".join(lines))
-        record = report.Record(Path(folder), step)
+        record = Record(Path(folder), step)
         record.close()
         kept = [json.loads(line) for line in path.read_text().splitlines()]
         keys = [(row["step"], row["split"]) for row in kept]
@@ -149,7 +155,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     checkpoints = Checkpoints(workdir)
     checkpoints.save(3, state, {"meter": {"loss": 1.0}})
     checkpoints.close()
-    return workdir, parallel.replicated_like(state, parallel.mesh())
+    return workdir, replicated_like(state, make_mesh())
 
 
 @pytest.mark.filterwarnings("ignore")  # orbax's, of what it cannot read
@@ -176,8 +182,8 @@ def test_any_json_of_a_checkpoint(checkpoint: tuple[Path, Any], data: st.DataObj
         checkpoints = Checkpoints(workdir, read_only=True)
         found = checkpoints.restore(like)
         checkpoints.close()
-        assert found is None or np.array_equal(parallel.host(found[1]["w"]), np.arange(6.0))
-    except Mistake:
+        assert found is None or np.array_equal(host(found[1]["w"]), np.arange(6.0))
+    except UserError:
         pass
     finally:
         file.write_bytes(before)
@@ -202,20 +208,20 @@ def test_any_idx_file(data: st.DataObject) -> None:
         try:
             splits, _ = archives.read(dataset, Path(folder))
             assert all(images.shape == (5, 28, 28) for images, _ in splits["train"])
-        except Mistake:
+        except UserError:
             pass
 
 
 MAT = """
 import sys
 from pathlib import Path
-from nin_jax.errors import Mistake
+from nin_jax.errors import UserError
 from nin_jax.pipeline import archives
 for name in sys.argv[1:]:
     print(name, flush=True)
     try:
         archives._read_mat(Path(name), 4)
-    except Mistake:
+    except UserError:
         pass
 """
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import nin_jax
-from nin_jax import config, main, storage, workdirs
-from nin_jax.errors import Mistake, StorageFailed
-from nin_jax.pipeline import pictures
+from nin_jax import config, main, storage
+from nin_jax.data import pictures
+from nin_jax.errors import StorageFailed, UserError
+from nin_jax.runs.directory import claim
 from tests.faults import harness
 
 
@@ -48,7 +49,7 @@ def test_nothing_is_unpickled(calm: Path, tmp_path: Path, tally: Counter[str]) -
     for file in files if harness.FULL else [f for f in files if f.suffix == ".npz" or len(f.parts) in (1, 4)]:
         shutil.copytree(calm, tmp_path / "run")
         (tmp_path / "run" / file).write_bytes(arrays.getvalue() if file.suffix == ".npz" else content)
-        with contextlib.suppress(Mistake):
+        with contextlib.suppress(UserError):
             main.run(command)
         assert not canary.exists(), file
         shutil.rmtree(tmp_path / "run")
@@ -79,7 +80,7 @@ def test_no_module_is_imported_by_a_name_in_a_config(
     plain = config.to_dict(config.read(workdir / "config.json"))
     change = {k: plain[k] | v if isinstance(v, dict) else v for k, v in change.items()}
     (workdir / "config.json").write_text(json.dumps(plain | change))
-    with pytest.raises(Mistake, match=r"names modules outside the zoo \(evil\."):
+    with pytest.raises(UserError, match=r"names modules outside the zoo \(evil\."):
         nin_jax.load_run(str(workdir))
     with pytest.raises(SystemExit, match="executed"):
         nin_jax.load_run(str(workdir), trust=True)
@@ -93,7 +94,7 @@ def test_a_lock_that_is_a_link(tmp_path: Path) -> None:
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
     with (
         pytest.raises(StorageFailed),
-        workdirs.claim(tmp_path / "run", main.parse(["nin_jax", *harness.words(tmp_path / "run")]).config),
+        claim(tmp_path / "run", main.parse(["nin_jax", *harness.words(tmp_path / "run")]).config),
     ):
         pass
     assert (tmp_path / "precious").read_text() == "mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import shutil
 import signal
@@ -14,8 +15,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from nin_jax import checkpoint, report, storage
+from nin_jax import storage
 from nin_jax.errors import StorageFailed
+from nin_jax.runs import checkpoint
+from nin_jax.runs.record import Record
 from tests.faults import harness
 
 # A small file system of the command's own at $2 of $1 KiB, which begins as $3 and is copied there in the end.
@@ -196,8 +199,8 @@ def test_a_save_in_the_background_that_fails(
 def test_a_row_that_cannot_be_written_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried again and stands there once."""
     monkeypatch.setattr(storage, "RETRY_AFTER", (0.0, 0.0))
-    record = report.Record(tmp_path, 0)
-    real, fails = report.os.fsync, [2]
+    record = Record(tmp_path, 0)
+    real, fails = os.fsync, [2]
 
     def fsync(number: int) -> None:
         if fails[0]:
@@ -205,7 +208,7 @@ def test_a_row_that_cannot_be_written_at_first(tmp_path: Path, monkeypatch: pyte
             raise OSError(errno.EIO, "Input/output error")
         real(number)
 
-    monkeypatch.setattr(report.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     record.write({"step": 1, "epoch": 1, "split": "train", "loss": 0.5})
     record.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nin_jax.watchdog import Watchdog
+from nin_jax.devices.watchdog import Watchdog
 from tests.faults import harness
 
 

@@ -15,7 +15,7 @@ from kubernetes import client
 from launch import tpu
 from launch.kubernetes import __main__ as kubernetes
 from nin_jax import main
-from nin_jax.errors import Mistake
+from nin_jax.errors import UserError
 from tests.launch.runs import ROOT
 
 JOBSET = {
@@ -165,7 +165,7 @@ def test_a_dry_run_shows_every_command_of_a_pod(own, tmp_path, capsys):
 )
 def test_a_mistake_costs_one_line(launch, line, said):
     """Before anything is started."""
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         launch(line.split())
 
 
@@ -173,9 +173,9 @@ def test_values_that_are_no_values(tmp_path):
     """A misspelt one is named with the nearest that there is."""
     values = tmp_path / "values.yaml"
     values.write_text("proceses: 3\n")
-    with pytest.raises(Mistake, match="did you mean 'processes'"):
+    with pytest.raises(UserError, match="did you mean 'processes'"):
         kubernetes.read(values)
-    with pytest.raises(Mistake, match="processes: 0"):
+    with pytest.raises(UserError, match="processes: 0"):
         kubernetes.manifest(kubernetes.read(kubernetes.HERE / "values.yaml") | {"processes": 0}, LINE)
 
 
@@ -183,7 +183,7 @@ def test_an_engine_that_is_not_here(tmp_path, monkeypatch):
     """One line, and nothing is left behind."""
     monkeypatch.setenv("PATH", str(tmp_path))
     for launch, own in ((tpu.launch, TPU), (kubernetes.launch, [])):
-        with pytest.raises(Mistake, match="is not on this machine"):
+        with pytest.raises(UserError, match="is not on this machine"):
             launch([*own, "--", *LINE])
 
 

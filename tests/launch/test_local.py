@@ -7,9 +7,9 @@ import signal
 import pytest
 
 from launch import local
-from nin_jax.datasets import cifar10
-from nin_jax.errors import Mistake
-from nin_jax.pipeline.arrays import tfds_folder
+from nin_jax.data.datasets import cifar10
+from nin_jax.data.tfds import tfds_folder
+from nin_jax.errors import UserError
 from tests.launch.runs import CIFAR10, PHOTOGRAPHS, SYNTHETIC, children, equal, params, rows, run, start, wait_for_row
 
 
@@ -108,7 +108,7 @@ def test_a_stopped_launcher_stops_its_run(tmp_path, clean_env):
 )
 def test_a_mistake_costs_one_line(line, said):
     """Before any process is started."""
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         local.launch(line.split())
 
 
@@ -116,7 +116,7 @@ def test_gpus_are_shared_evenly(monkeypatch):
     """Each process sees its own, in order; those that cannot be shared are a mistake."""
     seen = [env["CUDA_VISIBLE_DEVICES"] for env in local.environments(2, 1, ["0", "1", "2", "5"])]
     assert seen == ["0,1", "2,5"]
-    with pytest.raises(Mistake, match="3 GPUs cannot be shared evenly"):
+    with pytest.raises(UserError, match="3 GPUs cannot be shared evenly"):
         local.environments(2, 1, ["0", "1", "2"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert local.gpus() == ["4", "6"]

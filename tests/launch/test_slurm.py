@@ -7,7 +7,7 @@ import time
 import pytest
 
 from launch import slurm
-from nin_jax.errors import Mistake
+from nin_jax.errors import UserError
 from tests.launch import slurm_cluster
 from tests.launch.runs import ROOT, SYNTHETIC, equal, flags, params, rows, wait_for_row
 
@@ -99,5 +99,5 @@ def test_a_dry_run_shows_a_script_without_a_fault(own, tmp_path, capsys):
 )
 def test_a_mistake_costs_one_line(line, said):
     """Before anything is written."""
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         slurm.launch(line.split())

@@ -14,7 +14,7 @@ import pytest
 from launch import engines, processes, results, search, sweep, trial
 from launch.trial import Trial
 from nin_jax import config, main
-from nin_jax.errors import Mistake
+from nin_jax.errors import UserError
 from tests.launch import slurm_cluster
 from tests.launch.runs import ROOT
 
@@ -177,7 +177,7 @@ def test_the_final_run_has_the_best_values_and_the_whole_training_set():
 )
 def test_a_mistake_costs_one_line(line, said, tmp_path):
     """Before anything is run or written."""
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         sweep.launch([f"--dir={tmp_path / 'sweep'}", *line.split()])
     assert not (tmp_path / "sweep").exists()
 
@@ -286,7 +286,7 @@ def test_a_directory_of_another_sweep_is_refused(tmp_path):
     """One directory, one sweep."""
     sweep._claim(tmp_path / "sweep", {"trials": {"a": ["x"]}})
     sweep._claim(tmp_path / "sweep", {"trials": {"a": ["x"]}})
-    with pytest.raises(Mistake, match="holds another sweep"):
+    with pytest.raises(UserError, match="holds another sweep"):
         sweep._claim(tmp_path / "sweep", {"trials": {"b": ["x"]}})
 
 

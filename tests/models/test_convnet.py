@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from nin_jax import config as config_lib
-from nin_jax import step
-from nin_jax.build import Run
-from nin_jax.describe import describe
 from nin_jax.layers import Dropout
 from nin_jax.models.convnet import Model
+from nin_jax.training import step
+from nin_jax.training.build import Run
+from nin_jax.training.describe import describe
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent formula of the network")
 F = torch.nn.functional

@@ -12,11 +12,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from nin_jax import config as config_lib
-from nin_jax import optim, step
-from nin_jax.build import Run
-from nin_jax.describe import describe
 from nin_jax.layers import Dropout
 from nin_jax.models.maxout import Model
+from nin_jax.training import optim, step
+from nin_jax.training.build import Run
+from nin_jax.training.describe import describe
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent formula of the network")
 F = torch.nn.functional

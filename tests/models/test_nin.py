@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from nin_jax import config as config_lib
-from nin_jax import optim
 from nin_jax.layers import Dropout
 from nin_jax.models.nin import Model
+from nin_jax.training import optim
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent formula of the network")
 F = torch.nn.functional

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from nin_jax import config as config_lib
-from nin_jax import optim
-from nin_jax.build import Run
-from nin_jax.describe import describe
 from nin_jax.models.stochastic_pooling import Model
+from nin_jax.training import optim
+from nin_jax.training.build import Run
+from nin_jax.training.describe import describe
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent formula of the network")
 F = torch.nn.functional

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from nin_jax import main
-from nin_jax.errors import Mistake
+from nin_jax.errors import UserError
 from nin_jax.paper import figures
 
 WORDS = ["nin_jax", "--config=digits", "--config.model.widths=((8,8,8),(8,8))", "--config.eval_every_epochs=1"]
@@ -85,5 +85,5 @@ def test_the_command_writes_both_files(name, runs, tmp_path, capsys):
     ],
 )
 def test_mistakes(words, said, tmp_path):
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         figures.main([word.format(tmp=tmp_path) for word in words])

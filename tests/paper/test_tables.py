@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from nin_jax import config as config_lib
-from nin_jax import main, report, storage, train
-from nin_jax.errors import Mistake
+from nin_jax import main, storage
+from nin_jax.errors import UserError
 from nin_jax.paper import reported, tables
+from nin_jax.runs.provenance import versions
+from nin_jax.training import loop as train
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "--config.epochs=1", "--config.train_split=train[:256]", "--config.model.widths=((8, 8, 8), (8, 4))"
@@ -116,7 +118,7 @@ def test_places_are_filled_again_and_unknown_ones_named() -> None:
         "a\n<!-- table: x -->\n\n| \\1 |\n\n<!-- end of table -->\nb\n<!-- table: y -->\n\nnew\n\n<!-- end of table -->\n"
     )
     assert tables.fill(once, {"x": "| \\1 |", "y": "new"}) == once
-    with pytest.raises(Mistake, match="no table 'y' to generate"):
+    with pytest.raises(UserError, match="no table 'y' to generate"):
         tables.fill(page, {"x": ""})
 
 
@@ -142,7 +144,7 @@ def test_a_finished_run_becomes_a_row_once(run: Path, tmp_path: Path) -> None:
     assert (got["metric"], got["paper_row"], got["reported"]) == ("test_error_pct", "", "")
     assert (int(got["steps"]), float(got["epochs"])) == (summary["step"], 1) == (4, 1)
     assert (got["device"], int(got["devices"])) == (summary["device"], summary["devices"])
-    assert json.loads(got["versions"]) == report.versions()
+    assert json.loads(got["versions"]) == versions()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert float(fitted["value"]) == pytest.approx(rows[-2]["error_pct"], abs=1e-4)
     assert rows[-2]["split"] == "train"
@@ -212,14 +214,14 @@ def test_unfinished_runs_are_left_out_and_other_folders_refused(run: Path, tmp_p
     said = capsys.readouterr().err
     assert "diverged is left out: diverged" in said
     assert "going is left out: not finished" in said
-    with pytest.raises(Mistake, match="nothing is no run directory"):
+    with pytest.raises(UserError, match="nothing is no run directory"):
         tables.collect([run, tmp_path / "nothing"], tmp_path / "results")
     (going / "summary.json").write_text("{")
-    with pytest.raises(Mistake, match=r"going: .*summary\.json cannot be read"):
+    with pytest.raises(UserError, match=r"going: .*summary\.json cannot be read"):
         tables.collect([run, going], tmp_path / "results")
     own = config_lib.experiment("cifar10")
     own.model = {"name": "no.such.model"}
-    with pytest.raises(Mistake, match=r"no\.such\.model"):
+    with pytest.raises(UserError, match=r"no\.such\.model"):
         tables.collect([run, altered(run, tmp_path / "own", own)], tmp_path / "results")
     assert not list((tmp_path / "results").glob("*"))
 
@@ -238,5 +240,5 @@ def test_the_command(run: Path, tmp_path: Path, clean_env: dict[str, str]) -> No
     assert done.stderr.startswith("nin_jax: --collect=")
     assert done.stderr.count("\n") == 1
     (tmp_path / "README.md").unlink()
-    with pytest.raises(Mistake, match=r"README\.md is missing"):
+    with pytest.raises(UserError, match=r"README\.md is missing"):
         tables.main([], tmp_path)

@@ -1,0 +1,69 @@
+"""What the user sees: lines on stderr and progress bars."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def say(line: str) -> None:
+    """One line for the user, on stderr."""
+    console.print(line, markup=False)
+
+
+class _Rate(ProgressColumn):
+    """Images per second, when the caller gives them."""
+
+    def render(self, task: Task) -> str:
+        rate = task.fields.get("images_per_s")
+        return f"{rate:,.0f} images/s" if rate else ""
+
+
+def progress() -> Progress:
+    """A progress bar with images/s and the time left; invisible where stderr is not a terminal."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Passes `items` on under a progress bar; on a pipe one line says what is going on if it takes more than 2 s."""
+    begin, said = time.perf_counter(), console.is_terminal
+    with progress() as bar:
+        for i, item in enumerate(bar.track(items, total=total, description=what)):
+            if not said and time.perf_counter() - begin > 2:
+                say(f"{what}: {i} of {total}")
+                said = True
+            yield item
+
+
+def fail(line: str) -> None:
+    """The one line of a command that did not end well, plain, on stderr."""
+    print(f"nin_jax: {' '.join(line.split())}", file=sys.stderr, flush=True)

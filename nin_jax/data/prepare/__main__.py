@@ -1,0 +1,71 @@
+"""Prepare MNIST, CIFAR-10, CIFAR-100, SVHN and ImageNet for `tfds.data_source`, without TensorFlow.
+
+    python -m nin_jax.data.prepare cifar10                         # downloads the official archive
+    python -m nin_jax.data.prepare cifar10 --archives=~/Downloads  # the archive is already there
+    python -m nin_jax.data.prepare imagenet2012 --archives=~/ilsvrc2012 --short=256  # pack.py says what lies there
+
+The result lies in `--data_dir` (default: TFDS's own rule) just as TFDS's own preparation would leave it, in ArrayRecord
+format, but in the order of the official archive: the last 10,000 training images of CIFAR-10 are `data_batch_5`. Archives
+are unpacked in memory, those of SVHN one after the other: svhn_cropped takes 2.8 GB of it, the others less than 1 GB.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from nin_jax.data.prepare.archives import DATASETS, official
+from nin_jax.data.prepare.prepare import IMAGENET, prepare, prepare_imagenet
+from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepare the dataset that the one argument names, as the flags say."""
+    logging.set_verbosity(logging.WARNING)  # `app.run` would let TFDS tell every step
+    known = [*DATASETS, IMAGENET]
+    match argv[1:]:
+        case [name] if name in known:
+            data_dir = Path(flags.FLAGS.data_dir).expanduser()
+            given = None if flags.FLAGS.archives is None else Path(flags.FLAGS.archives).expanduser()
+            try:
+                if name == IMAGENET:
+                    prepare_imagenet(data_dir, given, flags.FLAGS.short, flags.FLAGS.processes)
+                else:
+                    prepare(official(name), data_dir, given)
+            except KeyboardInterrupt as error:
+                raise Preempted("interrupted: start the same command again, it goes on with what it has") from error
+            except MemoryError as error:
+                raise UserError(f"not enough memory to prepare {name}: {error}") from error
+            except OSError as error:
+                raise StorageFailed(f"cannot prepare {name} in {data_dir}: {error}") from error
+        case [name]:
+            raise UserError(f"unknown dataset {name!r}: {nearest(name, known)}")
+        case _:
+            raise UserError(f"one dataset to prepare is expected (valid: {', '.join(sorted(known))})")
+
+
+def run() -> None:
+    """The entry point: any known ending is one line on stderr and its exit code."""
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    flags.DEFINE_string("data_dir", default, "root of the prepared datasets, as in tfds.data_source")
+    flags.DEFINE_string("archives", None, "folder with the official archives; default: download them")
+    flags.DEFINE_integer(
+        "short",
+        0,
+        "imagenet2012: scale pictures down to this short side, 256 for training; 0: as they are",
+        lower_bound=0,
+    )
+    flags.DEFINE_integer("processes", os.cpu_count(), "imagenet2012: processes that pack at a time", lower_bound=1)
+    try:
+        app.run(main, flags_parser=flags.FLAGS)
+    except (ExitError, flags.Error) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", UserError.exit_code))
+
+
+if __name__ == "__main__":
+    run()

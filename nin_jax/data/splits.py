@@ -1,0 +1,125 @@
+"""A data set's facts, its splits, and the syntax of slices of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from nin_jax.console import say
+from nin_jax.errors import UserError, nearest, one_line
+
+Split = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int32 [N]
+
+
+UNREADABLE = -(
+    2**31
+)  # the label of a record that could not be read: it keeps its place, so that slices stay what they are
+
+
+class Info(NamedTuple):
+    """A data set's facts.
+
+    Attributes:
+      name: its entry, and its name in TFDS if it comes from there.
+      classes: number of classes.
+      image_shape: (height, width, channels) of every image.
+      splits: number of examples of each split.
+      source: where it comes from.
+      version: of the TFDS preparation, or of the rule that makes it.
+      class_names: by label; empty where they have none but their numbers.
+      streamed: whether it does not fit in memory, so that its pictures are decoded while the network computes.
+      prepared: whether it is read from where it lies prepared in TFDS's layout.
+    """
+
+    name: str
+    classes: int
+    image_shape: tuple[int, int, int]
+    splits: Mapping[str, int]
+    source: str
+    version: str = "1"
+    class_names: tuple[str, ...] = ()
+    streamed: bool = False
+    prepared: bool = False
+
+
+def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dataset: str) -> Split:
+    """The examples that a TFDS split expression names, such as "train[:10%]+test".
+
+    Args:
+      split: the expression.
+      sizes: number of examples of each whole split.
+      load: returns a whole split by name.
+      dataset: for the error messages.
+    """
+    chosen = []
+    for name, first, last in parts(split, sizes, dataset):
+        images, labels = load(name)
+        chosen.append((images[first:last], labels[first:last]))
+    images, labels = chosen[0] if len(chosen) == 1 else map(np.concatenate, zip(*chosen, strict=True))
+    return images, labels
+
+
+def parts(split: str, sizes: Mapping[str, int], dataset: str) -> list[tuple[str, int, int]]:
+    """What a TFDS split expression names: (whole split, first example, one after the last) of each part, in order."""
+    if sizes.get(split):  # a name alone; importing what reads the others takes a third of a second
+        return [(split, 0, sizes[split])]
+    import tensorflow_datasets as tfds
+
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0, filename_template=None)
+        for name, n in sizes.items()
+    }
+    try:
+        found = [
+            (part.splitname, *slice(part.from_, part.to).indices(sizes[part.splitname])[:2])
+            for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        ]
+    except (ValueError, AssertionError, AttributeError, TypeError) as error:
+        for word in (part.split("[")[0].strip() for part in split.split("+")):
+            if word not in sizes:
+                raise UserError(f"dataset {dataset} has no split {word!r}: {nearest(word, sizes)}") from error
+        has = ", ".join(f"{n} in {name}" for name, n in sizes.items())
+        raise UserError(f"split {split!r} of {dataset} (examples: {has}): {one_line(error)}") from error
+    if not any(last > first for _, first, last in found):
+        raise UserError(f"split {split!r} of {dataset} is empty")
+    return found
+
+
+def bad_record(which: str, why: Exception, bad_records: str) -> None:
+    """What a record that cannot be used leads to: `ValueError` with "stop", a line with "skip"."""
+    if bad_records != "skip":
+        raise ValueError(f"{which}: {one_line(why)}; bad_records='skip' leaves such records out") from why
+    say(f"{which} is left out: {one_line(why)[:300]}")
+
+
+def usable(split: Split, info: Info, which: str, bad_records: str) -> tuple[Split, int]:
+    """The examples of a split whose label is one of the data set's classes, and how many are left out.
+
+    Raises `UserError` for the first that is not, with `bad_records="stop"`; and where nothing is left, or the pictures are
+    not what `info` says.
+    """
+    images, labels = split
+    if images.dtype != np.uint8 or images.shape != (len(labels), *info.image_shape):
+        raise UserError(
+            f"{which}: images are {images.dtype} {list(images.shape)}, expected uint8 "
+            f"{[len(labels), *info.image_shape]}"
+        )
+    bad = np.flatnonzero((labels < 0) | (labels >= info.classes))
+    if not len(bad):
+        return split, 0
+    first = labels[bad[0]]
+    why = (
+        f"example {bad[0]} could not be read"
+        if first == UNREADABLE
+        else f"label {first} of example {bad[0]} is not between 0 and {info.classes - 1}"
+    )
+    said = f"{which}: {why}"
+    if bad_records != "skip":
+        raise UserError(f"{said} ({len(bad)} of {len(labels)} are bad; bad_records='skip' leaves them out)")
+    if len(bad) == len(labels):
+        raise UserError(f"{said}, and no other can be used either")
+    say(f"{said}; {len(bad)} of {len(labels)} examples are left out")
+    good = np.delete(np.arange(len(labels)), bad)
+    return (images[good], labels[good]), len(bad)

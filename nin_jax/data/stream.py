@@ -1,0 +1,316 @@
+"""A data set that does not fit in memory: pictures of any size, decoded while the network computes.
+
+Batch k is a function of (seed, k), for any number of processes and workers: the order is a permutation of the whole
+split drawn from (seed, epoch), example i of the batch is cut at a place drawn from (seed, k, i), and each process
+decodes only the examples that its own devices have. So a run is resumed by its step alone, with the very next example.
+What travels to the devices is uint8; mirroring and preprocessing are done there.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+
+from nin_jax.data import memory, views, worker
+from nin_jax.data.encoded import Pictures, cut, left_out
+from nin_jax.data.worker import map_threads
+from nin_jax.devices.mesh import rows_here, share_out, shared_out_like
+from nin_jax.errors import UserError
+
+DEVICE_AHEAD, HOST_AHEAD = 2, 2  # batches that wait on the devices, and in each process that decodes
+CORES_A_PROCESS = 8  # Python's lock lets threads decode on about so many cores
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Random windows of a split in random order: item k is this process' share of the batch of update k (0: the first).
+
+    Attributes:
+      pictures: the split.
+      seed, batch_size: of the run.
+      rows: the share, as indices in the global batch.
+      updates: of the whole run.
+    """
+
+    pictures: Pictures
+    seed: int
+    batch_size: int
+    rows: np.ndarray
+    updates: int
+
+    def __len__(self) -> int:
+        return self.updates
+
+    def indices(self, step: int) -> list[int]:
+        """The records of the share. What an epoch's order has beyond its last whole batch waits for a later epoch."""
+        epoch, place = divmod(step, len(self.pictures) // self.batch_size)
+        first = place * self.batch_size
+        return memory.epoch_order(self.seed, epoch, len(self.pictures))[first + self.rows].tolist()
+
+    def __getitem__(self, step: int) -> memory.Batch:
+        luck = np.random.default_rng((self.seed, int(step))).random((self.batch_size, 2))[self.rows]
+        size = self.pictures.size
+        images, labels = np.empty((len(self.rows), size, size, 3), np.uint8), np.empty(len(self.rows), np.int32)
+
+        def fill(row: int, index: int) -> None:
+            picture, to, labels[row] = self.pictures.usable_from(index)
+            images[row] = cut(picture, to, views.somewhere(luck[row], *to, size))
+
+        _on_all_cores(fill, self.indices(int(step)))
+        return memory.Batch(images, labels)
+
+
+class Group(NamedTuple):
+    """A batch of pictures to be evaluated: records (-1: none), and how many windows of what size each has."""
+
+    rows: np.ndarray
+    windows: int
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The windows of each picture of a split once: item k is this process' share of the k-th batch.
+
+    Attributes:
+      pictures: the split.
+      views: name of the protocol.
+      groups: the batches.
+      rows: the share, for each size of a batch, as indices in the global batch.
+    """
+
+    pictures: Pictures
+    views: str
+    groups: list[Group]
+    rows: Mapping[int, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, number: int) -> memory.Batch:
+        group = self.groups[int(number)]
+        records = group.rows[self.rows[len(group.rows)]]
+        images = np.zeros((len(records), group.windows, group.height, group.width, 3), np.uint8)
+        labels, weight = np.zeros(len(records), np.int32), np.zeros(len(records), np.float32)
+
+        def fill(row: int, index: int) -> None:
+            found = self.pictures.usable(index) if index >= 0 else None
+            if found is not None:
+                picture, to, labels[row] = found
+                weight[row] = 1
+                for i, window in enumerate(views.windows(self.views, *to, self.pictures.size)):
+                    images[row, i] = cut(picture, to, window)
+
+        _on_all_cores(fill, records.tolist())
+        return memory.Batch(images, labels, weight)
+
+
+def plan(pictures: Pictures, protocol: str, batch_size: int, devices: int) -> list[Group]:
+    """Puts the pictures of a split together whose windows are of one size, as many as fill `batch_size` inputs.
+
+    The number of pictures of a batch is a multiple of `devices`, at least that many.
+    """
+
+    def shape(index: int) -> tuple[int, int, int] | None:
+        try:
+            size = pictures.open(index)[1]
+        except UserError as mistake:
+            if not pictures.skip:
+                raise
+            left_out(str(mistake))
+            return None
+        return (1, *views.windows(protocol, *views.scaled(*size, pictures.short), pictures.size)[0][2:])
+
+    if protocol == "dense":
+        shapes = list(map_threads(shape, range(len(pictures)), len(pictures), f"sizes of {pictures.name}"))
+    else:
+        windows = len(views.windows(protocol, pictures.short, pictures.short, pictures.size))
+        shapes = [(windows, pictures.size, pictures.size)] * len(pictures)
+    of_shape: dict[tuple[int, int, int], list[int]] = {}
+    for index, found in enumerate(shapes):
+        if found:
+            of_shape.setdefault(found, []).append(index)
+    if not of_shape:
+        raise UserError(f"no record of {pictures.name} can be used")
+    groups = []
+    for (count, height, width), indices in of_shape.items():
+        inputs = count * (2 if protocol in views.MIRRORED else 1) * height * width / pictures.size**2
+        together = max(1, int(batch_size / inputs) // devices) * devices
+        for first in range(0, len(indices), together):
+            rows = np.full(together, -1)
+            part = indices[first : first + together]
+            rows[: len(part)] = part
+            groups.append(Group(rows, count, height, width))
+    return groups
+
+
+class _Ahead:
+    """Batches of `Training` or `Evaluation` from one on, decoded and put on the devices before they are asked for."""
+
+    def __init__(self, batches: Any, first: int, mesh: Mesh, workers: int):
+        if not flags.FLAGS.is_parsed():  # grain has flags, and asks for them also where the program has none
+            flags.FLAGS.mark_as_parsed()
+        self.mesh, self.workers = mesh, workers
+        data = grain.MapDataset.source(batches)[first:]
+        reading = grain.ReadOptions(num_threads=HOST_AHEAD, prefetch_buffer_size=HOST_AHEAD)
+        processes = grain.MultiprocessingOptions(num_workers=workers)
+        self.iterator = iter(data.to_iter_dataset(reading).mp_prefetch(processes, worker_init_fn=_in_worker))
+        self.thread = concurrent.futures.ThreadPoolExecutor(1)
+        self.waiting = deque(self.thread.submit(self._one) for _ in range(DEVICE_AHEAD))
+
+    def _one(self) -> Any:
+        try:
+            batch = next(self.iterator, None)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise UserError(
+                f"a process that decodes pictures was ended from outside; if memory was short, set --config.workers to "
+                f"less than {self.workers}"
+            ) from error
+        return None if batch is None else share_out(batch, self.mesh)
+
+    def take(self) -> Any:
+        """The next batch; None after the last."""
+        batch = self.waiting.popleft().result()
+        self.waiting.append(self.thread.submit(self._one))
+        return batch
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        self.thread.shutdown(cancel_futures=True)
+        self.iterator.close()
+
+
+class TrainStream:
+    """The batches of a run, one an update. Has the methods of `memory.Resident` that training needs.
+
+    Args:
+      pictures: the training split.
+      mesh: the devices.
+      batch_size, seed, epochs: of the run.
+      workers: see `workers_here`.
+    """
+
+    def __init__(self, pictures: Pictures, mesh: Mesh, batch_size: int, seed: int, epochs: int, workers: int):
+        rows = rows_here(batch_size, mesh)
+        updates = epochs * (len(pictures) // batch_size)
+        self.source, self.mesh, self.workers = Training(pictures, seed, batch_size, rows, updates), mesh, workers
+        self.examples, self.step, self.ahead = len(pictures), -1, None
+        image = jax.ShapeDtypeStruct((batch_size, pictures.size, pictures.size, 3), np.uint8)
+        label = jax.ShapeDtypeStruct((batch_size,), np.int32)
+        self.like = shared_out_like(memory.Batch(image, label), mesh)
+
+    def dispatch(self, steps: int) -> int:
+        """One update: of such networks each is long enough."""
+        del steps
+        return 1
+
+    def start(self, step: int) -> None:
+        """Begins with the batch of update `step`, in the background."""
+        self.close()
+        self.step, self.ahead = step, _Ahead(self.source, step, self.mesh, self.workers)
+
+    def at(self, step: int) -> memory.Batch:
+        """The batch of update `step`."""
+        if step != self.step or self.ahead is None:
+            self.start(step)
+        assert self.ahead is not None
+        self.step += 1
+        return self.ahead.take()
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
+
+
+class EvalStream:
+    """Every picture of a split once. Has the methods of `memory.Resident` that evaluation needs.
+
+    Args:
+      pictures: the split.
+      mesh: the devices.
+      batch_size: inputs of the network at a time; pictures are fewer where each has several views or larger ones.
+      protocol: see `views`.
+      workers: see `workers_here`.
+    """
+
+    def __init__(self, pictures: Pictures, mesh: Mesh, batch_size: int, protocol: str, workers: int):
+        groups = plan(pictures, protocol, batch_size, mesh.size)
+        rows = {len(g.rows): rows_here(len(g.rows), mesh) for g in groups}
+        self.source, self.mesh = Evaluation(pictures, protocol, groups, rows), mesh
+        self.workers, self.batches = min(workers, len(groups)), len(groups)
+        self.batch_size = batch_size
+        self.examples, self.mirrored, self.exact = len(pictures), protocol in views.MIRRORED, not pictures.skip
+        n, windows, height, width = len(groups[0].rows), *groups[0][1:]
+        shapes = ((n, windows, height, width, 3), np.uint8), ((n,), np.int32), ((n,), np.float32)
+        self.like = shared_out_like(memory.Batch(*(jax.ShapeDtypeStruct(*s) for s in shapes)), mesh)
+
+    def dispatch(self, batches: int) -> int:
+        """One batch."""
+        del batches
+        return 1
+
+    def __iter__(self) -> Generator[tuple[memory.Batch, int, int]]:
+        """For each dispatch what it is made from, number of its first batch in that, and how many it has."""
+        ahead = _Ahead(self.source, 0, self.mesh, self.workers)
+        try:
+            while (batch := ahead.take()) is not None:
+                yield batch, 0, 1
+        finally:
+            ahead.close()
+
+
+def workers_here(wanted: int) -> int:
+    """How many processes decode; 0: threads of this one do. -1 wanted: as many as have eight cores each, if two have."""
+    if wanted >= 0:
+        return wanted
+    processes = _cores() // CORES_A_PROCESS
+    return processes if processes > 1 else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_sharing = [1]  # processes that the cores are shared with, as `_in_worker` is told
+
+
+@functools.cache
+def _pool() -> tuple[concurrent.futures.ThreadPoolExecutor, int]:
+    """The threads of this process that decode, and how many."""
+    threads = max(1, _cores() // _sharing[0])
+    return concurrent.futures.ThreadPoolExecutor(threads), threads
+
+
+def _on_all_cores(f: Callable[[int, int], None], items: Sequence[int]) -> None:
+    """`f(i, items[i])` for each i."""
+    pool, cores = _pool()
+    tasks = min(4 * cores, len(items))  # not one for each: handing one over takes a tenth of decoding a small picture
+
+    def some(first: int) -> None:
+        for i in range(first, len(items), tasks):
+            f(i, items[i])
+
+    list(pool.map(some, range(tasks)))
+
+
+def _in_worker(index: int, count: int) -> None:
+    """Begins a process that decodes."""
+    del index
+    worker.begin()
+    _sharing[0] = count

@@ -1,0 +1,104 @@
+"""The mesh of devices, and how arrays lie on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nin_jax.errors import UserError
+
+AXIS = "data"  # the name of the one mesh axis, which batches are split over
+
+
+def make_mesh() -> Mesh:
+    """All devices in one row: every replica holds the whole state and its share of each batch."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:
+    """Raises `UserError` unless every device gets the same number of images, in `accumulate` equal parts."""
+    n = mesh.size * accumulate
+    if batch_size % n:
+        near = max(n, round(batch_size / n) * n)
+        parts = f" in accumulate={accumulate} parts each" if accumulate > 1 else ""
+        raise UserError(
+            f"batch_size={batch_size} cannot be shared by {mesh.size} devices{parts}; the nearest that can is {near}"
+        )
+
+
+def check_precision(precision: str, devices: Sequence[Any]) -> None:
+    """Raises `UserError` where bfloat16 has no hardware behind it (NVIDIA GPUs before Ampere)."""
+    for device in devices:
+        capability = str(getattr(device, "compute_capability", ""))
+        if precision == "bfloat16" and re.fullmatch(r"\d+\.\d+", capability) and float(capability) < 8.0:
+            raise UserError(
+                f"precision='bfloat16' is not supported by {device.device_kind} (compute capability {capability}, "
+                "8.0 is needed); use precision='float32'"
+            )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a copy of every array of the tree on every device; each process puts its own on its devices."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, everywhere)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(everywhere, np.asarray(x), x.shape), tree)
+
+
+def replicated_like(tree: Any, mesh: Mesh) -> Any:
+    """The shapes of a tree, saying that each array lies on every device."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def rows_here(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Which examples of a global batch this process' devices have, as indices in the order in which they are given."""
+    rows = np.arange(batch_size).reshape(mesh.size, -1)
+    here = [d.process_index == jax.process_index() for d in mesh.devices.flat]
+    return rows[here].reshape(-1)
+
+
+def share_out(tree: Any, mesh: Mesh) -> Any:
+    """Puts each device's share of a batch on it.
+
+    Args:
+      tree: host arrays `[rows here, ...]`, the rows of `rows_here`.
+
+    Returns:
+      arrays `[devices, examples a device, ...]`, which `compile_replicas` hands to a replica without the first axis.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    here = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
+
+    def put(a: np.ndarray) -> jax.Array:
+        shares = a.reshape(here, -1, *a.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, shares, (mesh.size, *shares.shape[1:]))
+
+    return jax.tree.map(put, tree)
+
+
+def shared_out_like(tree: Any, mesh: Mesh) -> Any:
+    """What `share_out` makes of arrays of these shapes `[global batch, ...]`, as shapes."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def like(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = mesh.size, a.shape[0] // mesh.size, *a.shape[1:]
+        return jax.ShapeDtypeStruct(shape, a.dtype, sharding=sharding)
+
+    return jax.tree.map(like, tree)
+
+
+def shard_of_batch(indices: jax.Array) -> jax.Array:
+    """Inside a replica: its own part of a `[global batch]` array."""
+    size = indices.shape[0] // jax.lax.axis_size(AXIS)
+    return jax.lax.dynamic_slice_in_dim(indices, jax.lax.axis_index(AXIS) * size, size)
+
+
+def host(tree: Any) -> Any:
+    """Waits for the arrays of a tree and returns them as NumPy arrays."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))

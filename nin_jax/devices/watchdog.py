@@ -1,0 +1,66 @@
+"""A run that hangs, on a device, a peer or a file system, is ended, with every thread's stack on stderr."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from nin_jax.console import fail
+from nin_jax.errors import Preempted
+
+
+def _leave() -> None:
+    os._exit(Preempted.exit_code)  # threads that hang would keep any other way of leaving
+
+
+class Watchdog:
+    """While it is entered, ends the process with exit code 75 ("start again") `seconds` after a `beat` without another.
+
+    Before the first beat nothing is watched. A process that was itself stopped (SIGSTOP, a laptop's lid) gets its time
+    anew: that nothing was finished then says nothing.
+
+    Args:
+      seconds: patience; 0: there is no watchdog.
+      leave: what ends the process.
+    """
+
+    def __init__(self, seconds: float, leave: Callable[[], None] = _leave):
+        self.seconds, self.leave = seconds, leave
+        self.last: float | None = None
+        self.closed = threading.Event()
+
+    def __enter__(self) -> Watchdog:
+        if self.seconds:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed.set()
+
+    def beat(self) -> None:
+        """Something was finished."""
+        self.last = time.monotonic()
+
+    def _watch(self) -> None:
+        pause = min(self.seconds / 4, 5.0)
+        looked = time.monotonic()
+        while not self.closed.wait(pause):
+            now = time.monotonic()
+            if self.last is None:
+                looked = now
+                continue
+            if now - looked > 2 * pause + 1:
+                self.last = now
+            looked = now
+            if now - self.last > self.seconds:
+                faulthandler.dump_traceback(sys.__stderr__ or sys.stderr, all_threads=True)
+                fail(
+                    f"nothing was finished for {now - self.last:.0f} s (watchdog_seconds={self.seconds:g}; the stacks are "
+                    "above): ended; start again to go on from the last checkpoint"
+                )
+                self.leave()
+                return

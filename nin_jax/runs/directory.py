@@ -1,0 +1,63 @@
+"""A run directory: whose it is, which config it is of, and whether its run is done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nin_jax import config as config_lib
+from nin_jax import storage
+from nin_jax.config import Config
+from nin_jax.errors import UserError
+from nin_jax.errors import StorageFailed
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, config: Config) -> Iterator[None]:
+    """Holds the directory for this process and this config while it is entered.
+
+    Raises `UserError` if another process holds the directory, or if it belongs to another config.
+    """
+    try:
+        with contextlib.ExitStack() as held:
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                held.enter_context(storage.lock(workdir / ".lock"))
+            except (FileExistsError, NotADirectoryError) as error:
+                raise UserError(f"--workdir={workdir} is not a directory") from error
+            except BlockingIOError as error:
+                raise UserError(f"--workdir={workdir} is in use by a live process; choose another") from error
+            path = workdir / "config.json"
+            if path.exists():
+                check_config(config_lib.to_dict(config_lib.read(path)), config, f"--workdir={workdir}")
+            storage.write_json(path, config_lib.to_dict(config))
+            yield
+    except OSError as error:
+        raise StorageFailed(f"--workdir={workdir}: {error}") from error
+
+
+def check_config(plain: dict[str, Any] | None, config: Config, what: str) -> None:
+    """Raises `UserError` where `what` is of a run of another config than this."""
+    if plain is not None:
+        theirs = config_lib.to_dict(config_lib.from_dict(plain))
+        differing = [
+            line
+            for line in config_lib.differences(theirs, config_lib.to_dict(config))
+            if line.split(":")[0] not in config_lib.NOT_THE_RUN
+        ]
+        if differing:
+            raise UserError(
+                f"{what} holds a run of another config ({'; '.join(differing[:5])}); choose another --workdir, or remove it"
+            )
+
+
+def finished(workdir: Path, config: Config) -> dict[str, Any] | None:
+    """The summary of a run that is done."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        summary = json.loads((workdir / "summary.json").read_text())
+        if summary["status"] == "done" and summary["fingerprint"] == config_lib.fingerprint(config):
+            return summary
+    return None

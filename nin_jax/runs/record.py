@@ -1,0 +1,95 @@
+"""The record of a run: metrics.jsonl, a row for each (step, split)."""
+
+from __future__ import annotations
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from nin_jax import storage
+from nin_jax.errors import StorageFailed
+from nin_jax.console import say
+from nin_jax.errors import one_line
+from nin_jax.runs.tensorboard import TensorBoard
+
+
+class Record:
+    """metrics.jsonl, with one row for each (step, split), once, whatever happens in between; and TensorBoard.
+
+    Opening it for a run that goes on from `step` drops the rows after that step (they will come again) and a half
+    last line. Rows are on disk before `write` returns.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self.path = workdir / "metrics.jsonl"
+        self.done: set[tuple[int, str]] = set()
+        kept = []
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else ():
+            try:
+                row = json.loads(line)
+                key = (row["step"], row["split"])
+                in_time = key[0] <= step and key not in self.done
+            except (ValueError, KeyError, TypeError, RecursionError):
+                say(f"{self.path}: dropped an unreadable line")
+                continue
+            if in_time:
+                kept.append(line + "\n")
+                self.done.add(key)
+        storage.write_whole(self.path, "".join(kept))
+        self.file = storage.persist(str(self.path), lambda: open(self.path, "a"))  # noqa: SIM115 - for the whole run
+        self.tensorboard: TensorBoard | None = None
+        self.step = step
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row, to TensorBoard too."""
+        self.check()
+        self.done.add((row["step"], row["split"]))
+        self.file.write(json.dumps(row) + "\n")
+
+        def flush() -> None:  # what could not be written stays in the file's buffer for the next attempt
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+        storage.persist(str(self.path), flush)
+        if self.tensorboard is None and importlib.util.find_spec("tensorboardX"):
+            # Not sooner: it takes seconds to import where PyTorch is installed, which it looks for.
+            self.tensorboard = TensorBoard(self.path.parent / "tensorboard", self.step + 1)
+        if self.tensorboard:
+            self.tensorboard.write(row)
+        numbers = ", ".join(f"{k} {v:,.4g}" for k, v in row.items() if k not in ("step", "split", "epoch"))
+        say(f"epoch {row['epoch']:g}, step {row['step']}, {row['split']}: {numbers}")
+
+    def check(self) -> None:
+        """Raises `StorageFailed` where the file is not the one at its path any more: rows would go nowhere."""
+        try:
+            ours = os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except OSError:
+            ours = False
+        if not ours:
+            raise StorageFailed(f"{self.path} was deleted, moved or replaced while the run was writing it")
+
+    def close(self) -> None:
+        """Closes the files."""
+        with contextlib.suppress(OSError):  # what could not be written has been said
+            self.file.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+

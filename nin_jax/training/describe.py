@@ -1,0 +1,92 @@
+"""--mode=describe: what a config's network is made of and what it costs, without data and without training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from rich.console import Console
+from rich.table import Table
+
+from nin_jax.training import step
+from nin_jax.training.build import Run
+
+
+def multiply_adds(f: Any, *arguments: Any) -> int:
+    """Multiplications of all convolutions and matrix products in a function, one for each multiply-add.
+
+    Padding counts, as it does when such numbers are printed in papers: a convolution costs
+    out height x out width x out maps x kernel height x kernel width x in maps for each image. Where devices go
+    different ways to the same result, the one with a convolution in it counts, which is the textbook's.
+    """
+
+    def count(jaxpr: Any) -> np.ndarray:
+        """Those of convolutions, those of products."""
+        total = np.zeros(2, np.int64)
+        for eqn in jaxpr.eqns:
+            out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
+            if eqn.primitive.name == "conv_general_dilated":
+                kernel, dims = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+                total[0] += out * math.prod(kernel) // kernel[dims[0]]
+            elif eqn.primitive.name == "dot_general":
+                contracted = eqn.params["dimension_numbers"][0][0]
+                total[1] += out * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+            total += max((count(branch.jaxpr) for branch in eqn.params.get("branches", ())), key=tuple, default=0)
+            for value in eqn.params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    total += count(inner)
+        return total
+
+    return int(count(jax.make_jaxpr(f)(*arguments).jaxpr).sum())
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Prints the parameter table, shapes, operations per image and memory; returns the totals."""
+    model, shape, batch = run.model, run.info.image_shape, run.config.batch_size
+    variables = jax.eval_shape(lambda: step.init_variables(model, 0, shape))
+    params = variables["params"]
+
+    def forward(variables: Any, image: jax.Array) -> Any:
+        return model.apply(variables, image, train=False)
+
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    _, maps = jax.eval_shape(forward, variables, image)
+    macs = multiply_adds(forward, variables, image)
+    count = sum(p.size for p in jax.tree.leaves(params))
+    itemsize = jnp.dtype(run.config.precision).itemsize
+    activations = sum(math.prod(m.shape) for m in maps.values()) * itemsize * batch
+    examples = sum(run.info.splits.values())
+
+    console = Console(highlight=False, width=100)
+    table = Table("layer", "parameter", "shape", "numbers", title=f"{run.config.model.name} on {run.info.name} {shape}")
+    flat: Any = flatten_dict(params)
+    for path, p in flat.items():
+        table.add_row("/".join(path[:-1]), path[-1], " x ".join(map(str, p.shape)), f"{p.size:,}")
+    console.print(table)
+    table = Table("map", "height x width x maps", title="maps of one image")
+    for name, m in maps.items():
+        table.add_row(name, " x ".join(map(str, m.shape[1:])))
+    console.print(table)
+    mib = 2**20
+    totals = {
+        "parameters": count,
+        "multiply_adds_per_image": macs,
+        "flops_per_image": 2 * macs,
+        "data_bytes": 0 if run.info.streamed else examples * math.prod(shape),
+        "state_bytes": count * 4 * (4 if run.config.optimizer.average else 3),
+        "activation_bytes": activations,
+    }
+    print(f"parameters: {count:,} ({count * 4 / mib:.2f} MiB)")
+    print(f"FLOPs per image: {2 * macs:,} (forward; 2 x {macs:,} multiply-adds; training about three times as many)")
+    print(
+        f"memory on each device: data {totals['data_bytes'] / mib:.0f} MiB, parameters, momentum, gradient "
+        f"{'and average ' * bool(run.config.optimizer.average)}"
+        f"{totals['state_bytes'] / mib:.1f} MiB, maps of a batch of {batch} kept for the gradient about "
+        f"{activations / mib:.0f} MiB over {run.mesh.size} device(s)"
+    )
+    return totals

@@ -1,0 +1,165 @@
+"""The one evaluation path, used by the loop and by --mode=eval: every example of a split exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from nin_jax import config as config_lib
+from nin_jax.config import Config
+from nin_jax.console import progress, say
+from nin_jax.data import memory
+from nin_jax.devices import processes
+from nin_jax.devices.mesh import host, replicated_like
+from nin_jax.devices.replicas import compile_replicas
+from nin_jax.errors import UserError
+from nin_jax.runs.checkpoint import Checkpoints
+from nin_jax.training import step
+from nin_jax.training.build import Run
+
+if TYPE_CHECKING:
+    from nin_jax.data.stream import EvalStream
+
+
+class Evaluator:
+    """Evaluates networks on one split: one network, or several whose opinions are averaged.
+
+    Args:
+      recipes: what the steps are made of, of each network.
+      mesh, mapper: see `compile_replicas`.
+      source: the split; see `Run.evaluation`.
+      stats: the fitted preprocessing of each network, on the devices.
+    """
+
+    def __init__(
+        self,
+        recipes: Sequence[step.Recipe],
+        mesh,
+        mapper: str,
+        source: memory.Resident | EvalStream,
+        stats: Sequence[Any],
+    ):
+        self.source, self.recipes, self.mesh, self.mapper, self.stats = source, recipes, mesh, mapper, tuple(stats)
+        self.compiled: dict[Any, Callable[..., Any]] = {}
+
+    def compile(self, variables: Sequence[Any], data: Any = None, length: int | None = None) -> Callable[..., Any]:
+        """The function for `length` batches made from such `data` (None: the first ones), compiled once."""
+        data = self.source.like if data is None else data
+        length = self.source.dispatch(self.source.batches) if length is None else length
+        key = length, jax.tree.structure(data), tuple(a.shape for a in jax.tree.leaves(data))
+        if key not in self.compiled:
+            arguments = tuple(variables), data, self.stats, np.int32(0)
+            steps = step.eval_steps(self.recipes, length, self.source.batch_size, mirrored=self.source.mirrored)
+            self.compiled[key] = compile_replicas(steps, arguments, self.mesh, self.mapper)
+        return self.compiled[key]
+
+    def __call__(
+        self, variables: Sequence[Any], stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """The mean loss (natural logarithm), errors in per cent and number of examples; None if `stopped` says so.
+
+        Sums are taken in float64 in the order of the batches, so the result does not depend on the dispatch length.
+
+        Args:
+          variables: of each network.
+          stopped: asked before each dispatch.
+        """
+        variables = tuple(variables)
+        self.compile(variables)
+        processes.meet()
+        parts = []
+        with progress() as bar, contextlib.closing(iter(self.source)) as dispatches:
+            task = bar.add_task("evaluating", total=self.source.batches)
+            for data, first, length in dispatches:
+                if stopped():
+                    return None
+                compiled = self.compile(variables, data, length)
+                parts.append(host(compiled(variables, data, self.stats, np.int32(first))))
+                bar.update(task, advance=length)
+        sums = {key: float(np.sum(np.concatenate([p[key] for p in parts]), dtype=np.float64)) for key in parts[0]}
+        examples = round(sums.pop("examples"))
+        assert examples == self.source.examples or not self.source.exact, (examples, self.source.examples)
+        if not examples:
+            raise UserError("no example of the split can be used")
+        loss = sums.pop("loss") / examples
+        return {"loss": loss, **{f"{k}_pct": 100 * sums[k] / examples for k in sums}, "examples": examples}
+
+
+def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -> dict[str, Any]:
+    """--mode=eval: evaluates the newest checkpoint of a run directory under `config`, and changes nothing in it.
+
+    Keys that differ from the run's own config are named on stderr; preprocessing other than the run's is fitted on the
+    training split. The last line printed is one JSON object: "split", "examples", "error_pct", "loss", "step".
+
+    Args:
+      config: what is evaluated, on which data, and how.
+      workdir: the run directory.
+      ensemble: run directories whose networks' softmax is averaged, instead of `workdir`. Model, preprocessing and task
+        are each run's own; the rest is that of `config`.
+    """
+    run, members, numbers = Run(config), [], []
+    for directory in ensemble or (workdir,):
+        member, state, number = _member(config, directory, own=bool(ensemble))
+        members.append((member.recipe(1), member.fitted(directory, write=False), state.variables))
+        numbers.append(number)
+    recipes, stats, variables = zip(*members, strict=True)
+    source = run.evaluation(run.load(config.eval_split))
+    result = Evaluator(recipes, run.mesh, config.mapper, source, stats)(variables)
+    assert result is not None
+    line = {"split": config.eval_split, "views": config.eval.views, "examples": result.pop("examples"), **result}
+    line["step"] = numbers if ensemble else numbers[0]
+    if processes.is_first():
+        print(json.dumps(line), flush=True)
+    return line
+
+
+def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, step.TrainState, int]:
+    """A run, the state of its newest checkpoint and its step; with its `own` network, or all as `config` says."""
+    theirs = processes.from_first(lambda: _config(workdir))
+    trained = config_lib.from_dict(theirs)
+    if own:
+        if outside := config_lib.modules(trained):
+            raise UserError(f"{workdir / 'config.json'} names modules outside the zoo: {', '.join(outside)}")
+        mixed = config_lib.from_dict(config_lib.to_dict(config))
+        mixed.unlock()
+        for key in ("model", "preprocess", "task", "train_split"):
+            mixed[key] = trained[key]
+        mixed.optimizer.average = trained.optimizer.average
+        config = config_lib.check(mixed)
+    every = config_lib.differences(theirs, config_lib.to_dict(config))
+    differing = [line for line in every if line.split(":")[0] not in config_lib.NOT_THE_RUN]
+    run = Run(config)
+    try:
+        number, state = restore(run, run.recipe(1), workdir)
+    except UserError as mistake:
+        raise UserError(
+            f"{mistake}; differs from the run: {'; '.join(differing)}" if differing else str(mistake)
+        ) from None
+    for line in differing:
+        say(f"differs from the run{f' in {workdir}' if own else ''}: {line}")
+    return run, state, number
+
+
+def _config(workdir: Path) -> dict[str, Any]:
+    """The config of a run directory, as it stands in config.json. Raises `UserError`."""
+    try:
+        return config_lib.to_dict(config_lib.read(workdir / "config.json"))
+    except FileNotFoundError as error:
+        raise UserError(f"--workdir={workdir} holds no run; train first, or name the directory of a run") from error
+
+
+def restore(run: Run, recipe: step.Recipe, workdir: Path) -> tuple[int, step.TrainState]:
+    """Step and state of the newest good checkpoint of a run directory, which is only read. Raises `UserError`."""
+    if not processes.from_first(lambda: (workdir / "checkpoints").is_dir()):
+        raise UserError(f"--workdir={workdir} holds no checkpoint; train first, or name the directory of a run")
+    shapes = jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape))
+    found = Checkpoints(workdir, read_only=True).restore(replicated_like(shapes, run.mesh))
+    if not found:
+        raise UserError(f"--workdir={workdir} holds no checkpoint that can be used with this config")
+    return found[0], found[1]

@@ -1,0 +1,505 @@
+"""The loop under faults that are caused: signals in every phase, kill -9, broken checkpoints, dead and exploding nets."""
+
+import json
+import math
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from nin_jax import config
+from nin_jax.devices.mesh import AXIS, host, make_mesh, replicated_like
+from nin_jax.errors import Diverged, Preempted, StorageFailed, UserError
+from nin_jax.runs import checkpoint
+from nin_jax.runs.record import Record
+from nin_jax.training import evaluate
+from nin_jax.training import loop as train
+
+TINY = {
+    "dataset": "synthetic",
+    "train_split": "train[:320]",
+    "eval_split": "test[:72]",
+    "preprocess": ("gcn(scale=10)", "zca(eps=0.1)"),
+    "augment": ("crop(pad=1)", "flip()"),
+    "batch_size": 32,
+    "epochs": 3,
+    "keep": 3,
+    "model.name": "nin",
+    "model.kernels": (3, 3),
+    "model.widths": ((8, 8), (8,)),
+    "model.pools": ("max",),
+    "model.deviations": ("he",),
+    "model.dropout": 0.2,
+    "optimizer.learning_rate": 0.05,
+    "schedule.boundaries_epochs": (2,),
+}
+
+
+def tiny(**changes):
+    """A config that trains in a second or two, with every random part on."""
+    c = config.default()
+    with c.unlocked():
+        for key, value in (TINY | changes).items():
+            section, _, last = key.rpartition(".")
+            (c[section] if section else c)[last] = value
+    return config.check(c)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """The other tests' eight devices are of no use here."""
+    mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    monkeypatch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
+
+
+def rows(workdir):
+    """metrics.jsonl without its timings."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in lines]
+
+
+def final_state(workdir):
+    """CRC-32 of every array of the newest checkpoint, as saved, and its step."""
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    notes = json.loads((workdir / "checkpoints" / str(steps[-1]) / "notes" / "metadata").read_text())
+    return steps[-1], notes["crc32"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that nothing happened to."""
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+        patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
+        workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+        train.train(tiny(), workdir)
+    return workdir
+
+
+def same_run(workdir, undisturbed):
+    """Parameters, momentum and rows bit for bit those of the undisturbed run."""
+    assert final_state(workdir) == final_state(undisturbed)
+    assert rows(workdir) == rows(undisturbed)
+
+
+def test_the_record_of_a_run(undisturbed):
+    """Each epoch has one row of training and one of the test, in order; the summary keeps the contract."""
+    assert [(r["step"], r["split"]) for r in rows(undisturbed)] == [
+        (s, split) for s in (10, 20, 30) for split in ("train", "test")
+    ]
+    assert [r["learning_rate"] for r in rows(undisturbed)[::2]] == pytest.approx([0.05, 0.05, 0.005])
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["status"] == "done"
+    assert (summary["step"], summary["epochs"], summary["test_examples"]) == (30, 3, 72)
+    assert summary["test_error_pct"] == rows(undisturbed)[-1]["error_pct"]
+    wanted = "status step epochs params test_error_pct test_examples train_seconds compile_seconds images_per_s device "
+    assert set((wanted + "devices seed versions commit").split()) <= summary.keys()
+    assert config.to_dict(tiny()) == json.loads((undisturbed / "config.json").read_text())
+    assert list((undisturbed / "tensorboard").glob("events*"))
+
+
+def test_a_done_run_is_not_touched(undisturbed):
+    """Starting it again changes no file."""
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in undisturbed.rglob("*")
+        if p.is_file() and p.name not in (".lock", "config.json")
+    }
+    train.train(tiny(), undisturbed)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_evaluation_agrees_with_the_loop_and_changes_nothing(undisturbed, capsys):
+    """--mode=eval prints the numbers that the loop logged, as JSON, last; and writes nothing."""
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    evaluate.evaluate_run(tiny(), undisturbed)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    logged = rows(undisturbed)[-1]
+    assert line == {"split": "test[:72]", "views": "center", "examples": 72, "step": 30} | {
+        k: logged[k] for k in ("loss", "error_pct")
+    }
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+
+
+def send_signal(monkeypatch, owner, name, call, number=signal.SIGTERM):
+    """Makes the given call of a real function also send a signal to this process."""
+    real, calls = getattr(owner, name), iter(range(1, 1000))
+
+    def function(*args, **kwargs):
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, function)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "saved"),
+    [
+        (train.parallel, "compile_replicas", 1, 0),
+        (train._Loop, "_absorb", 13, None),  # in the middle of the second epoch
+        (evaluate.Evaluator, "__call__", 2, 20),
+        (train._Loop, "_save", 1, 10),
+        (checkpoint.Checkpoints, "close", 1, None),
+        (train.report.Record, "write", 3, 20),
+    ],
+    ids=["compile", "train", "evaluate", "save", "close", "row"],
+)
+def test_a_signal_in_any_phase(owner, name, call, saved, tmp_path, monkeypatch, undisturbed):
+    """It ends with `Preempted` (exit 75) and a checkpoint of the present step; what is started again is the same run."""
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        send_signal(patch, owner, name, call)
+        if name == "close":  # after the last update: nothing is left to preempt
+            train.train(tiny(), workdir)
+        else:
+            with pytest.raises(Preempted, match="SIGTERM: saved step"):
+                train.train(tiny(), workdir)
+            step, _ = final_state(workdir)
+            assert step == saved if saved is not None else 10 < step < 20
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_checkpoint_is_restored(number, tmp_path, monkeypatch, undisturbed, capsys):
+    """It waits for the restore, so that the checkpoint is not taken for a broken one."""
+    workdir = tmp_path / "run"
+    step = preempted(workdir, monkeypatch)
+    for patched in ("kinds", "checksums"):  # the latter while the state is verified
+        with monkeypatch.context() as patch:
+            send_signal(patch, checkpoint, patched, 1, number)
+            with pytest.raises(Preempted, match=f"saved step {step} "):
+                train.train(tiny(), workdir)
+    assert "is broken" not in capsys.readouterr().err
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+def test_a_signal_before_the_first_update_has_nothing_to_save(tmp_path, monkeypatch):
+    """While data is read, the command ends at once."""
+    send_signal(monkeypatch, train.Run, "load", 1)
+    with pytest.raises(Preempted, match="nothing to save"):
+        train.train(tiny(), tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_ctrl_c_once_and_twice(tmp_path, monkeypatch, undisturbed):
+    """SIGINT saves like SIGTERM; a second one does not wait for the save, and the run goes on from the checkpoint before."""
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        send_signal(patch, train._Loop, "_absorb", 15, signal.SIGINT)
+        send_signal(patch, train._Loop, "_preempted", 1, signal.SIGINT)
+        with pytest.raises(Preempted, match="SIGINT again"):
+            train.train(tiny(), workdir)
+    assert final_state(workdir)[0] == 10
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+def preempted(workdir, monkeypatch, call=23):
+    """A run stopped by SIGTERM in its third epoch, with checkpoints of steps 10, 20 and then."""
+    with monkeypatch.context() as patch:
+        send_signal(patch, train._Loop, "_absorb", call)
+        with pytest.raises(Preempted):
+            train.train(tiny(), workdir)
+    return final_state(workdir)[0]
+
+
+@pytest.mark.slow
+def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch, twice. The rows show the rate in force: a tenth after an epoch without progress."""
+    changes = {
+        "epochs": 6,
+        "seed": 1,  # with which some epochs make progress and some do not
+        "model.dropout": 0.5,
+        "optimizer.momentum": 0.5,
+        "optimizer.momentum_epochs": 4.5,
+        "optimizer.max_norms": ("conv./kernel=0.9",),
+        "schedule.boundaries_epochs": (),
+        "schedule.decay": "linear",
+        "schedule.final_epochs": 12.0,
+        "schedule.plateau_epochs": 1,
+    }
+    calm, workdir = tmp_path / "calm", tmp_path / "run"
+    train.train(tiny(**changes), calm)
+    for call in (23, 20):
+        with monkeypatch.context() as patch:
+            send_signal(patch, train._Loop, "_absorb", call)
+            with pytest.raises(Preempted):
+                train.train(tiny(**changes), workdir)
+        assert final_state(workdir)[0] % 10
+    train.train(tiny(**changes), workdir)
+    same_run(workdir, calm)
+    best, drops, expected = math.inf, 0, []
+    trained = rows(calm)[::2]
+    for row in trained:  # the last update of epoch e is number 10 e - 1; 120 of them would take the rate to 1 %
+        expected.append(0.05 * (1 - 0.99 * (row["step"] - 1) / 120) * 0.1 ** min(drops, 2))
+        best, drops = min(best, row["error_pct"]), drops + (row["error_pct"] >= best)
+    assert [row["learning_rate"] for row in trained] == pytest.approx(expected)
+    assert 0 < drops < 5
+
+
+def test_a_run_from_before_a_key_was_there_goes_on(tmp_path, monkeypatch, undisturbed, capsys):
+    """What its config.json lacks counts as the default; another value of it is another config."""
+    workdir = tmp_path / "run"
+    preempted(workdir, monkeypatch)
+    plain = json.loads((workdir / "config.json").read_text())
+    del plain["optimizer"]["max_norms"], plain["schedule"]["decay"]
+    (workdir / "config.json").write_text(json.dumps(plain))
+    evaluate.evaluate_run(tiny(), workdir)
+    assert "differs" not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"another config \(schedule.decay: 'none', now 'linear'\)"):
+        train.train(tiny(**{"schedule.decay": "linear"}), workdir)
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def remove(file):
+    file.unlink()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads that come back late
+@pytest.mark.parametrize(
+    ("what", "harm"),
+    [
+        ("arrays", flip_a_bit),
+        ("notes", remove),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                *(("arrays", harm) for harm in (truncate, empty, remove)),
+                ("manifest", truncate),
+                ("notes", flip_a_bit),
+            ]
+        ),
+    ],
+)
+def test_a_broken_newest_checkpoint(harm, what, tmp_path, monkeypatch, undisturbed, capsys):
+    """The one before is used, a line says so, the broken one is set aside, and the run ends as if nothing had been."""
+    workdir = tmp_path / "run"
+    step = preempted(workdir, monkeypatch)
+    folder = workdir / "checkpoints" / str(step)
+    if what == "arrays":  # the chunks with the parameters, in several files, of which some are left over and never read
+        files = [p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d"]
+    else:
+        files = [folder / ("state/manifest.ocdbt" if what == "manifest" else "notes/metadata")]
+    for file in files:
+        harm(file)
+    capsys.readouterr()
+    train.train(tiny(), workdir)
+    said = [line for line in capsys.readouterr().err.splitlines() if "is broken" in line]
+    assert len(said) == 1
+    assert f"checkpoints/{step} is broken" in said[0]
+    assert "going back to step 20" in said[0]
+    assert (workdir / "checkpoints" / f"broken-{step}").is_dir()
+    same_run(workdir, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads that come back late
+def test_no_harm_to_any_file_is_silent(tmp_path, capsys):
+    """Whatever is done to a file of the newest step, what comes back is that step's state, or the one before with a line.
+
+    Orbax alone restores a flipped bit in array data without a word, and this counts that it is caught.
+    """
+    numbers = np.random.default_rng(0)
+    states = {step: {"w": numbers.normal(size=(64, 100)).astype(np.float32), "step": np.int32(step)} for step in (1, 2)}
+    original = tmp_path / "original"
+    checkpoints = checkpoint.Checkpoints(original, keep=2)
+    for step, state in states.items():
+        checkpoints.save(step, jax.tree.map(jax.numpy.asarray, state), {})
+    checkpoints.close()
+    newest = original / "checkpoints" / "2"
+    like = replicated_like(states[1], make_mesh())
+    stepped_back = {}
+    for file in [f.relative_to(newest) for f in newest.rglob("*") if f.is_file()]:
+        for harm in (truncate, empty, flip_a_bit, remove):
+            copy = tmp_path / "copy"
+            shutil.copytree(original, copy)
+            harm(copy / "checkpoints" / "2" / file)
+            checkpoints = checkpoint.Checkpoints(copy, keep=2)
+            capsys.readouterr()
+            found = checkpoints.restore(like)
+            checkpoints.close()
+            assert found is not None
+            step, state, _ = found
+            assert jax.tree.all(jax.tree.map(np.array_equal, host(state), states[step])), (file, harm)
+            assert (step == 1) == ("checkpoints/2 is broken" in capsys.readouterr().err)
+            stepped_back[file, harm] = step == 1
+            shutil.rmtree(copy)
+    data = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size).relative_to(newest)
+    assert all(stepped_back[data, harm] for harm in (truncate, empty, flip_a_bit, remove))
+
+
+def test_notes_are_those_of_the_moment_of_the_save(tmp_path):
+    """Orbax writes them later, in a thread; the loop goes on counting in the same dict."""
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=9)
+    state = {"w": jax.numpy.arange(3.0)}
+    for step in range(1, 6):
+        notes = {"meter": {"updates": step}}
+        checkpoints.save(step, state, notes)
+        notes["meter"]["updates"] = -1
+    checkpoints.wait()
+    found = checkpoints.restore(replicated_like(state, make_mesh()))
+    checkpoints.close()
+    assert found is not None
+    assert (found[0], found[2]) == (5, {"meter": {"updates": 5}})
+
+
+def test_a_machine_without_memory_breaks_no_checkpoint(tmp_path, monkeypatch):
+    """Running out of memory says nothing about the file: the error goes up, and no checkpoint is set aside."""
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    state = {"w": jax.numpy.arange(3.0)}
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+
+    def full(_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    monkeypatch.setattr(checkpoint, "checksums", full)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        checkpoints.restore(replicated_like(state, make_mesh()))
+    checkpoints.close()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads that come back late
+def test_every_checkpoint_broken(tmp_path, monkeypatch, undisturbed, capsys):
+    """The run starts again at step 0 and says so; the same numbers come out."""
+    workdir = tmp_path / "run"
+    preempted(workdir, monkeypatch)
+    for file in (workdir / "checkpoints").rglob("manifest.ocdbt"):
+        empty(file)
+    train.train(tiny(), workdir)
+    assert "starting at step 0" in capsys.readouterr().err
+    same_run(workdir, undisturbed)
+
+
+def test_an_empty_step_directory_is_no_checkpoint(tmp_path, monkeypatch, undisturbed):
+    """Orbax takes an empty directory 27/ for the newest checkpoint; here it is stepped over."""
+    workdir = tmp_path / "run"
+    preempted(workdir, monkeypatch)
+    (workdir / "checkpoints" / "27").mkdir()
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+def test_half_a_last_row_and_a_broken_preprocessing_file(tmp_path, monkeypatch, undisturbed):
+    """metrics.jsonl with half a last line is mended; preprocess.npz with a flipped bit is fitted again."""
+    workdir = tmp_path / "run"
+    preempted(workdir, monkeypatch)
+    with open(workdir / "metrics.jsonl", "a") as f:
+        f.write('{"step": 30, "spl')
+    flip_a_bit(workdir / "preprocess.npz")
+    train.train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+def test_latest_and_best_are_kept(tmp_path):
+    """keep=1 leaves the newest and the one with the lowest test error; NaN is never the best."""
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    state = {"w": jax.numpy.arange(3.0)}
+    for step, error in enumerate([50.0, 20.0, 30.0, float("nan"), 40.0], 1):
+        checkpoints.save(step, state, {}, {"error_pct": error})
+    checkpoints.save(6, state, {})
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_storage_failed(tmp_path, monkeypatch):
+    """An error of the file system while a checkpoint is written is exit 74, and the checkpoints before are good."""
+    workdir = tmp_path / "run"
+    real = checkpoint.ocp.CheckpointManager.save
+
+    def save(manager, step, *args, **kwargs):
+        if step == 20:
+            raise OSError(28, "No space left on device")
+        return real(manager, step, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "save", save)
+        with pytest.raises(StorageFailed, match="No space left"):
+            train.train(tiny(), workdir)
+    assert final_state(workdir)[0] == 10
+
+
+def test_a_dead_network_is_noticed(tmp_path):
+    """All weights 0, so all class maps are 0 for ever: exit 70, a summary, a line that helps."""
+    with pytest.raises(Diverged, match=r"dead at update 50: .*ln 10.*clip_norm"):
+        train.train(tiny(**{"model.deviations": (0.0,), "epochs": 9}), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_a_network_learns(tmp_path):
+    """On the made-up pictures, far below chance (90 %)."""
+    recipe = {
+        "train_split": "train",
+        "eval_split": "test",
+        "epochs": 5,
+        "preprocess": ("mean()", "scale()"),
+        "augment": (),
+        "model.widths": ((16, 16), (16,)),
+        "model.dropout": 0.0,
+        "model.relu_on_class_maps": False,
+        "optimizer.clip_norm": 1.0,
+        "schedule.boundaries_epochs": (4,),
+    }
+    assert train.train(tiny(**recipe), tmp_path / "run")["test_error_pct"] < 20
+
+
+def test_an_exploding_network_is_noticed(tmp_path):
+    """A loss that is not finite is exit 70, with the update named."""
+    with pytest.raises(Diverged, match=r"loss is (nan|inf) at update \d+"):
+        train.train(tiny(**{"optimizer.learning_rate": 1e20}), tmp_path / "run")
+
+
+def test_eval_every_and_validation_rows(tmp_path):
+    """Evaluation every second epoch and at the end; a part of "train" is called validation; a batch of 50 is padded."""
+    changes = {
+        "eval_every_epochs": 2,
+        "eval_split": "train[320:392]",
+        "batch_size": 50,
+        "augment": (),
+        "mapper": "shard_map",
+    }
+    train.train(tiny(**changes), tmp_path / "run")
+    assert [(r["epoch"], r["split"]) for r in rows(tmp_path / "run")] == [
+        (1, "train"),
+        (2, "train"),
+        (2, "validation"),
+        (3, "train"),
+        (3, "validation"),
+    ]
+
+
+def test_the_clock_and_the_record_survive(tmp_path):
+    """Rows written twice stand once; a tear in the file is dropped; numbers come back as they were."""
+    record = Record(tmp_path, 0)
+    record.write({"step": 1, "epoch": 1, "split": "train", "loss": 1 / 3})
+    record.close()
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write(json.dumps({"step": 5, "split": "train"}) + "\nnot json\n[1]\n")
+    record = Record(tmp_path, 4)
+    assert record.done == {(1, "train")}
+    record.close()
+    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1 / 3]

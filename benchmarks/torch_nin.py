@@ -2,7 +2,7 @@
 
 The settings are those that PyTorch's documentation names for speed: memory format channels_last, `torch.compile`
 (default mode, and "max-autotune"), bfloat16 through autocast, zero_grad(set_to_none=True), an allocator that keeps freed
-memory (`parallel.reuse_memory`, in force for both sides). Preprocessing costs it nothing here: its batches are
+memory (`cpu_memory.reuse_memory`, in force for both sides). Preprocessing costs it nothing here: its batches are
 preprocessed floats in memory.
 """
 

@@ -28,14 +28,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from nin_jax.devices import processes
 from nin_jax import storage
-from nin_jax.errors import ExitError
-from nin_jax.errors import UserError
-from nin_jax.errors import StorageFailed
-from nin_jax.errors import out_of_memory
-from nin_jax.errors import one_line
 from nin_jax.console import say
+from nin_jax.devices import processes
+from nin_jax.errors import ExitError, StorageFailed, UserError, one_line, out_of_memory
 
 
 class Checkpoints:

@@ -11,8 +11,7 @@ from typing import Any
 from nin_jax import config as config_lib
 from nin_jax import storage
 from nin_jax.config import Config
-from nin_jax.errors import UserError
-from nin_jax.errors import StorageFailed
+from nin_jax.errors import StorageFailed, UserError
 
 
 @contextlib.contextmanager

@@ -1,33 +1,18 @@
 """The record of a run: metrics.jsonl, a row for each (step, split)."""
 
 from __future__ import annotations
+
 import contextlib
 import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from typing import Any
+
 from nin_jax import storage
-from nin_jax.errors import StorageFailed
 from nin_jax.console import say
-from nin_jax.errors import one_line
+from nin_jax.errors import StorageFailed
 from nin_jax.runs.tensorboard import TensorBoard
 
 
@@ -92,4 +77,3 @@ class Record:
             self.file.close()
         if self.tensorboard:
             self.tensorboard.close()
-

@@ -11,13 +11,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from nin_jax.devices import processes
 from nin_jax import storage
-from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.config import Config
-from nin_jax.errors import Diverged
-from nin_jax.errors import UserError
 from nin_jax.console import say
+from nin_jax.devices import processes
+from nin_jax.errors import Diverged, UserError
+from nin_jax.runs.checkpoint import Checkpoints
 
 FILE = "rollbacks.json"
 

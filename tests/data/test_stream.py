@@ -19,7 +19,6 @@ import pytest
 import scipy.special
 from jax.sharding import AxisType
 from PIL import Image
-from tests.datasets.test_folder import bomb
 
 from nin_jax import config
 from nin_jax.data import encoded, fitted, memory, stream, views
@@ -32,6 +31,7 @@ from nin_jax.training import evaluate, optim, step
 from nin_jax.training import loop as train
 from nin_jax.training.build import Run
 from nin_jax.training.tasks import classify
+from tests.data.datasets.test_folder import bomb
 
 REAL = Path(os.environ.get("NIN_JAX_TFDS", Path(__file__).parents[3] / "shared" / "tfds"))
 needs_real = pytest.mark.skipif(not (REAL / "imagenet2012").is_dir(), reason=f"no imagenet2012 in {REAL}")

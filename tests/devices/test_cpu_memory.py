@@ -1,4 +1,4 @@
-"""What `parallel` sets for the process; the replicas themselves are tested with the step."""
+"""What `devices.cpu_memory` sets for the process; the replicas themselves are tested with the step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 PROGRAM = """
 import json
 from pathlib import Path
-from nin_jax import parallel
-parallel.reuse_memory()
+from nin_jax.devices.cpu_memory import reuse_memory
+reuse_memory()
 import jax
 import jax.numpy as jnp
 import numpy as np

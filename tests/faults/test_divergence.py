@@ -119,9 +119,9 @@ def test_a_kill_during_a_rollback(at: str, tmp_path: Path, tally: Counter[str]) 
     calm = harness.run(harness.words(tmp_path / "calm", **changes))  # compiled as the others are
     assert calm.code == 0, calm.err
     name, call = {
-        "Checkpoints.delete": ("nin_jax.checkpoint:Checkpoints.drop_while", 1),
+        "Checkpoints.delete": ("nin_jax.runs.checkpoint:Checkpoints.drop_while", 1),
         "write_json": ("nin_jax.storage:write_json", 3),  # after config.json and the summary that says "diverged"
-        "write_json after": ("nin_jax.rollback:say", 1),
+        "write_json after": ("nin_jax.runs.rollback:say", 1),
     }[at]
     hook = {"at": name, "call": call, "do": "signal", "number": 9}
     ended = harness.run(harness.words(tmp_path / "run", **changes), hook)

@@ -127,7 +127,7 @@ def test_a_compressed_preprocessing_file(
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as pictures.py has it
 def test_the_pixels_of_a_record_are_limited(tally: Counter[str]) -> None:
     """By its header, before it is decoded; and only JPEG and PNG are looked at."""
-    from tests.datasets.test_folder import bomb
+    from tests.data.datasets.test_folder import bomb
 
     for side in (8_000, 100_000):
         with pytest.raises(pictures.Unreadable, match="pixels"):

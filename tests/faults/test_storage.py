@@ -86,7 +86,8 @@ def test_a_workdir_that_goes(do: str, tmp_path: Path, calm: Path, tally: Counter
         pytest.skip("in the campaign")
     workdir = tmp_path / "run"
     ended = harness.run(
-        harness.words(workdir), {"at": "nin_jax.train:_Loop._absorb", "call": 15, "do": do, "path": str(workdir)}
+        harness.words(workdir),
+        {"at": "nin_jax.training.loop:_Loop._absorb", "call": 15, "do": do, "path": str(workdir)},
     )
     assert ended.code == 74, ended.err
     assert ended.clean(), ended.err
@@ -101,7 +102,7 @@ def test_a_workdir_that_goes(do: str, tmp_path: Path, calm: Path, tally: Counter
 def test_a_clock_that_jumps(by: float, tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
     """Ten days back or forth in mid-run: the same run."""
     workdir = tmp_path / "run"
-    jump = {"at": "nin_jax.train:_Loop._absorb", "call": 15, "do": "clock", "by": by}
+    jump = {"at": "nin_jax.training.loop:_Loop._absorb", "call": 15, "do": "clock", "by": by}
     ended = harness.run(harness.words(workdir), jump)
     assert ended.code == 0, ended.err
     harness.assert_same_run(workdir, calm)
@@ -113,7 +114,9 @@ def test_a_clock_that_jumps(by: float, tmp_path: Path, calm: Path, tally: Counte
 def test_two_writers(tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
     """The second is refused while the first lives; a kill -9 of the first leaves no lock behind."""
     workdir = tmp_path / "run"
-    first = harness.start(harness.words(workdir), {"at": "nin_jax.train:_Loop._absorb", "call": 15, "do": "hang"})
+    first = harness.start(
+        harness.words(workdir), {"at": "nin_jax.training.loop:_Loop._absorb", "call": 15, "do": "hang"}
+    )
     try:
         until = time.monotonic() + harness.SECONDS
         while not (workdir / "checkpoints" / "10").is_dir():
@@ -133,7 +136,7 @@ def test_two_writers(tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
 @pytest.mark.parametrize(
     ("at", "call"),
     [
-        ("nin_jax.checkpoint:ocp.CheckpointManager.save", 2),
+        ("nin_jax.runs.checkpoint:ocp.CheckpointManager.save", 2),
         ("os:fsync", 3),
         ("os:fsync", 6),
     ],

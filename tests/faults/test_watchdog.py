@@ -19,9 +19,9 @@ from tests.faults import harness
 @pytest.mark.parametrize(
     ("at", "call"),
     [
-        ("nin_jax.train:_Loop._absorb", 15),
+        ("nin_jax.training.loop:_Loop._absorb", 15),
         *(
-            [("nin_jax.evaluate:parallel.host", 17), ("nin_jax.checkpoint:ocp.CheckpointManager.save", 2)]
+            [("nin_jax.training.evaluate:host", 17), ("nin_jax.runs.checkpoint:ocp.CheckpointManager.save", 2)]
             if harness.FULL
             else []
         ),

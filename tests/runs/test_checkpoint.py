@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nin_jax.runs.checkpoint import Checkpoints
+from nin_jax.devices.mesh import make_mesh, replicated_like
 from nin_jax.errors import UserError
+from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.training.step import TrainState
-from nin_jax.devices.mesh import replicated_like
-from nin_jax.devices.mesh import make_mesh
 
 SAVED = {"step": jnp.int32(3), "params": {"a": jnp.arange(4.0)}, "opt_state": (jnp.zeros(2), ())}
 

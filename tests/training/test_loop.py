@@ -140,12 +140,12 @@ def send_signal(monkeypatch, owner, name, call, number=signal.SIGTERM):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "saved"),
     [
-        (train.parallel, "compile_replicas", 1, 0),
+        (train, "compile_replicas", 1, 0),
         (train._Loop, "_absorb", 13, None),  # in the middle of the second epoch
         (evaluate.Evaluator, "__call__", 2, 20),
         (train._Loop, "_save", 1, 10),
         (checkpoint.Checkpoints, "close", 1, None),
-        (train.report.Record, "write", 3, 20),
+        (train.Record, "write", 3, 20),
     ],
     ids=["compile", "train", "evaluate", "save", "close", "row"],
 )

@@ -1,0 +1,59 @@
+"""TensorBoard's event file."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from nin_jax.console import say
+from nin_jax.errors import one_line
+
+
+class TensorBoard:
+    """TensorBoard's event file: the numbers of each row as SPLIT/NAME. What goes wrong with it costs a line and no run.
+
+    Args:
+      folder: where it lies.
+      purge_step: what an interrupted start wrote from this step on is hidden.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        messages: Any = vars(event_pb2) | vars(summary_pb2)  # made at import time, so that pyright sees none
+        self.Event, self.Summary = messages["Event"], messages["Summary"]
+        self.file: Any = None
+        try:
+            folder.mkdir(exist_ok=True)
+            # Not the usual SummaryWriter, which writes in a thread, minutes later, and dies there of a full disk.
+            self.file = EventsWriter(str(folder / "events"))
+            start = messages["SessionLog"](status=messages["SessionLog"].START)
+            self.file.write_event(self.Event(wall_time=time.time(), step=purge_step, session_log=start))
+        except OSError as error:
+            self._give_up(error)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds the numbers of a row."""
+        if self.file:
+            names = [name for name in row if name not in ("step", "split", "epoch")]
+            values = [self.Summary.Value(tag=f"{row['split']}/{name}", simple_value=row[name]) for name in names]
+            event = self.Event(wall_time=time.time(), step=row["step"], summary=self.Summary(value=values))
+            try:
+                self.file.write_event(event)
+                self.file.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self.file:
+            with contextlib.suppress(OSError):
+                self.file.close()
+        self.file = None
+
+    def _give_up(self, error: OSError) -> None:
+        self.close()
+        say(f"tensorboard/ gets no more rows: {one_line(error)}")

@@ -1,1 +1,1 @@
-"""Starts `nin_jax.main` on many devices, processes and hosts, once or many times, on engines that exist."""
+"""Launchers: `nin_jax.main` on several processes, hosts or clusters, once or as a sweep."""

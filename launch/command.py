@@ -1,14 +1,20 @@
-"""What the launchers' command lines share: own flags before --, those of `nin_jax.main` after it; one line for a mistake."""
+"""What the launchers' command lines share: own flags before --, those of `nin_jax.main` after it; one line for a user error."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from nin_jax.console import fail
-from nin_jax.errors import ExitError, StorageFailed, UserError, one_line
+from nin_jax import main
+from nin_jax.console import exiting
+from nin_jax.errors import StorageFailed, UserError, one_line
+
+FINAL = (2, 70, 74)  # exit codes of a run that would end in the same way if it were started again
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str], doc: str | None) -> list[str]:
@@ -33,14 +39,25 @@ def parse(values: flags.FlagValues, argv: Sequence[str], doc: str | None) -> lis
     return rest
 
 
+def parse_run(values: flags.FlagValues, argv: Sequence[str], doc: str | None) -> tuple[list[str], Path]:
+    """As `parse` for a launcher of one run: the words of `nin_jax.main`, checked here, and its run directory."""
+    rest = parse(values, argv, doc)
+    return rest, main.parse(["nin_jax", *rest]).workdir
+
+
+def tool(line: Sequence[str], otherwise: str, **options: Any) -> subprocess.CompletedProcess:
+    """Runs a program. Raises `UserError`, which says what to do `otherwise`, where this machine does not have it."""
+    try:
+        return subprocess.run(list(line), **options)
+    except FileNotFoundError as error:
+        raise UserError(f"{line[0]} is not on this machine; {otherwise}") from error
+
+
 def run(launch: Callable[[Sequence[str]], int]) -> None:
     """Runs a launcher on this process's command line and leaves with its exit code."""
-    try:
-        code = launch(sys.argv[1:])
-    except ExitError as ending:
-        fail(str(ending))
-        code = ending.exit_code
-    except OSError as error:
-        fail(one_line(error))
-        code = StorageFailed.exit_code
+    with exiting():
+        try:
+            code = launch(sys.argv[1:])
+        except OSError as error:
+            raise StorageFailed(one_line(error)) from error
     raise SystemExit(code)

@@ -2,9 +2,9 @@
 
 python -m launch.local --processes=2 [--cpu_devices=4] [--restarts=3] [--dry_run] -- --config=experiments/NAME.py ...
 
-They find each other over loopback and share the GPUs evenly; without GPUs each has --cpu_devices. The first one has the
-screen, the others write WORKDIR/logs/process-N.log. SIGTERM and Ctrl-C are passed on: the run saves and this ends with 75.
-Where a process alone is preempted or killed, all start again from the newest checkpoint.
+They find each other over loopback and share the GPUs evenly; without GPUs each has --cpu_devices. The first one writes to
+the terminal, the others to WORKDIR/logs/process-N.log. SIGTERM and Ctrl-C are passed on: the run saves a checkpoint and
+this exits with 75. If a single process is preempted or killed, all of them restart from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -19,25 +19,21 @@ from pathlib import Path
 from absl import flags
 
 from launch import command, processes
-from nin_jax import main
 from nin_jax.console import say
 from nin_jax.errors import Preempted, UserError
 
-GRACE_SECONDS = 60  # for the others to end by themselves when one process has failed
+GRACE_SECONDS = 60  # for the others to exit by themselves once one process has failed
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_integer("processes", 2, "Processes of the run.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("cpu_devices", 1, "CPU devices of each process, without GPUs.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer(
-    "restarts", 3, "How often to start again when it was interrupted.", lower_bound=0, flag_values=FLAGS
-)
+flags.DEFINE_integer("restarts", 3, "Restarts after an interruption.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_bool("dry_run", False, "Print the commands and start nothing.", flag_values=FLAGS)
 
 
 def launch(argv: Sequence[str]) -> int:
     """Runs the command line above; returns the exit code of the run."""
-    rest = command.parse(FLAGS, argv, __doc__)
-    parsed = main.parse(["nin_jax", *rest])  # a mistake costs one line here, and not one for each process
+    rest, workdir = command.parse_run(FLAGS, argv, __doc__)
     line = [*processes.MAIN, *rest]
     envs = environments(FLAGS.processes, FLAGS.cpu_devices, gpus())
     if FLAGS.dry_run:
@@ -47,37 +43,39 @@ def launch(argv: Sequence[str]) -> int:
     group: list[subprocess.Popen] = []
     with processes.Relay(lambda: group) as relay:
         for left in range(FLAGS.restarts, -1, -1):
-            logs = [None, *(parsed.workdir / "logs" / f"process-{i}.log" for i in range(1, len(envs)))]
+            logs = [None, *(workdir / "logs" / f"process-{i}.log" for i in range(1, len(envs)))]
             group[:] = [processes.start(line, env, log) for env, log in zip(envs, logs, strict=True)]
-            if relay.requested:  # while they were started
+            if relay.requested:  # while they were being started
                 for process in group:
                     process.terminate()
             code = outcome(processes.wait(group, GRACE_SECONDS), logs)
             if code != Preempted.exit_code or relay.requested:
                 return code
-            say(f"the run was interrupted; {f'starting again, {left} times left' if left else 'start again to go on'}")
+            say(
+                f"the run was interrupted; {f'restarting, {left} restarts left' if left else 'start it again to resume'}"
+            )
             envs = environments(FLAGS.processes, FLAGS.cpu_devices, gpus())
     return Preempted.exit_code
 
 
 def outcome(codes: Sequence[int], logs: Sequence[Path | None]) -> int:
-    """The exit code of a run from those of its processes; shows the end of a log that says why it failed."""
+    """The exit code of a run from those of its processes; shows the end of the logs that say why it failed."""
     if not any(codes):
         return 0
-    known = [code for code in codes if code in (2, 70, 74)]
+    known = [code for code in codes if code in command.FINAL]
     interrupted = any(code < 0 or code == Preempted.exit_code for code in codes)
     if not codes[0] or codes[0] < 0 or codes[0] in (1, Preempted.exit_code):
         for number, (code, log) in enumerate(zip(codes, logs, strict=True)):
             if log and code and code != Preempted.exit_code:
                 end = log.read_text(errors="replace").splitlines()[-5:]
-                say("\n".join([f"process {number} has ended with {code}; {log} ends with", *end]))
+                say("\n".join([f"process {number} exited with {code}; {log} ends with", *end]))
     if known:
         return known[0]
     return Preempted.exit_code if interrupted else next(code for code in codes if code)
 
 
 def gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that may be used, as named in CUDA_VISIBLE_DEVICES."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
     try:
@@ -88,7 +86,7 @@ def gpus() -> list[str]:
 
 
 def environments(count: int, cpu_devices: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """What each process of a run finds in its environment. Raises `UserError` where the GPUs cannot be shared evenly."""
+    """Variables that each process of a run adds to its environment. Raises `UserError` for GPUs that do not divide evenly."""
     if len(gpus) % count:
         raise UserError(
             f"--processes={count}: {len(gpus)} GPUs cannot be shared evenly; set CUDA_VISIBLE_DEVICES to fewer"
@@ -108,7 +106,7 @@ def environments(count: int, cpu_devices: int, gpus: Sequence[str]) -> list[dict
         elif cpu_devices > 1:
             forced = f"--xla_force_host_platform_device_count={cpu_devices}"
             env["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {forced}".strip()
-            # Devices of a CPU that wait for each other need a thread each.
+            # Each CPU device needs a thread of its own while it waits for the others.
             env["NPROC"] = str(max(16, 2 * cpu_devices))
         envs.append(env)
     return envs

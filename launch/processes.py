@@ -1,4 +1,4 @@
-"""Commands as processes of their own: started so that they end with whoever started them, and ended together."""
+"""Child processes that end with their parent, and together."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAIN = (sys.executable, "-m", "nin_jax.main")
 
 
 def start(command: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None) -> subprocess.Popen:
-    """Starts a command in a session of its own, with `env` added to the environment and its output added to `log`.
+    """Starts a command in its own session, with `env` added to the environment and its output appended to `log`.
 
-    Ctrl-C in the terminal does not reach it: who started it passes signals on. Should that be killed, the command gets
-    SIGTERM from the kernel, so that it saves and goes.
+    Ctrl-C in the terminal does not reach it; the parent passes signals on. If the parent is killed, the kernel sends the
+    command SIGTERM, so that it saves a checkpoint and exits.
     """
     parent, libc = os.getpid(), ctypes.CDLL(None)
 
@@ -43,9 +43,9 @@ def start(command: Sequence[str], env: Mapping[str, str] | None = None, log: Pat
 
 
 def wait(processes: Sequence[subprocess.Popen], grace: float) -> list[int]:
-    """Exit codes of processes that are of no use without each other.
+    """Waits for processes that need each other; returns their exit codes.
 
-    When one has failed, the others have `grace` seconds to end too, and are killed then: JAX would keep them waiting.
+    Once one has failed, the others get `grace` seconds to exit and are then killed: JAX would keep them waiting.
     """
     failed_at = None
     while any(p.poll() is None for p in processes):
@@ -59,10 +59,10 @@ def wait(processes: Sequence[subprocess.Popen], grace: float) -> list[int]:
 
 
 class Relay:
-    """Passes SIGTERM and SIGINT on to processes, as SIGTERM, while it is entered; tells whether there was one.
+    """A context that passes SIGTERM and SIGINT on to processes, as SIGTERM; `requested` says whether one has come.
 
     Args:
-      alive: returns the processes of the moment.
+      alive: returns the processes that run at the moment.
     """
 
     def __init__(self, alive: Callable[[], Sequence[subprocess.Popen]]):

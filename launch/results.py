@@ -1,7 +1,7 @@
-"""What a sweep leaves: results.csv with one row a trial, summary.md with a line for each setting, and results.png.
+"""The results of a sweep: results.csv with a row per trial, summary.md with a line per setting, and results.png.
 
-All three are made from the run directories (and, for a search, Optuna's journal) each time, so nothing is lost with
-whoever was writing them.
+All three are regenerated from the run directories (and, for a search, Optuna's journal) whenever a trial ends, so killing
+a process loses no results.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ FINAL = "final"  # name of the run with the best setting
 
 
 def row(trial: Trial, directory: Path, status: str | None = None) -> Result | None:
-    """The row of a trial that has ended, with a status of "done", "diverged", "pruned" or "failed"; None of another.
+    """The row of a trial that has ended as "done", "diverged", "pruned" or "failed"; None for one that has not.
 
-    Columns are those of `nin_jax.paper.tables`, after the trial's name and status. Only a "done" one has a final error;
-    "value" of the others is that of their last evaluation.
+    Columns are the trial's name and status, then those of `nin_jax.paper.tables`. Only a "done" trial has a final error;
+    the "value" of another is that of its last evaluation.
     """
-    workdir = directory / "runs" / trial.name
+    workdir = trial.workdir(directory)
     summary = trials.summary(workdir)
-    status = (summary or {}).get("status") or status
+    status = summary.get("status") or status
     if status is None:
         return None
     if status == "done":
@@ -48,10 +48,10 @@ def row(trial: Trial, directory: Path, status: str | None = None) -> Result | No
             found = None
         if found:
             return {"trial": trial.name, "status": status, **found}
-    words = dict(word.removeprefix("--").split("=", 1) for word in trial.arguments(directory) if "=" in word)
+    words = dict(word.removeprefix("--").split("=", 1) for word in trial.words() if "=" in word)
     evaluated = [r for r in trials.rows(workdir) if r["split"] != "train"]
     last: dict[str, Any] = evaluated[-1] if evaluated else {}
-    overrides = [f"--{k}={v}" for k, v in words.items() if k not in ("workdir", "config", "config.seed")]
+    overrides = [f"--{k}={v}" for k, v in words.items() if k not in ("config", "config.seed")]
     known = {
         "trial": trial.name,
         "status": status,
@@ -59,7 +59,7 @@ def row(trial: Trial, directory: Path, status: str | None = None) -> Result | No
         "overrides": shlex.join(overrides),
         "seed": words.get("config.seed", ""),
         "metric": f"{last['split']}_error_pct" if last else "",
-        "value": round((summary or {}).get("test_error_pct") or last.get("error_pct", math.nan), 4) if last else "",
+        "value": round(summary.get("test_error_pct") or last.get("error_pct", math.nan), 4) if last else "",
         "epochs": last.get("epoch", ""),
         "steps": last.get("step", ""),
     }
@@ -72,7 +72,7 @@ def collect(
     """The trials that have ended, each with its row.
 
     Args:
-      statuses: of trials that have ended otherwise than their summary says, by name.
+      statuses: the status, by name, of trials that ended without a summary.
     """
     found = ((trial, row(trial, directory, (statuses or {}).get(trial.name))) for trial in plan)
     return [(trial, result) for trial, result in found if result]
@@ -91,17 +91,17 @@ def write(ended: Sequence[tuple[Trial, Result]], planned: int, directory: Path) 
 
 
 def setting(trial: Trial) -> dict[str, Any]:
-    """What sets a trial apart but its seed."""
+    """The flags that set a trial apart, without its seed."""
     return {key: value for key, value in trial.flags.items() if key != "config.seed"}
 
 
 def best(ended: Sequence[tuple[Trial, Result]]) -> tuple[dict[str, Any], list[float]] | None:
-    """The setting with the lowest mean error over its seeds, all of them done, and those errors."""
+    """The setting with the lowest mean error, among those with all seeds done, and its errors."""
     return next(((one, errors) for one, errors, others in _settings(ended) if errors and not others), None)
 
 
 def summarise(ended: Sequence[tuple[Trial, Result]], planned: int) -> str:
-    """A table with a line for each setting, the best first."""
+    """A table with a line for each setting, best first."""
     metric = next((r["metric"] for _, r in ended if r["status"] == "done"), "error")
     lines = [
         f"{len(ended)} of {planned} trials have ended.",
@@ -121,7 +121,7 @@ def summarise(ended: Sequence[tuple[Trial, Result]], planned: int) -> str:
 
 
 def draw(ended: Sequence[tuple[Trial, Result]], file: Path) -> None:
-    """A panel for each thing that varies: its values against the error of each trial that is done."""
+    """A panel for each flag that varies: its values against the error of each finished trial."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -147,10 +147,10 @@ def draw(ended: Sequence[tuple[Trial, Result]], file: Path) -> None:
 
 
 def _settings(ended: Sequence[tuple[Trial, Result]]) -> list[tuple[dict[str, Any], list[float], list[str]]]:
-    """(setting, errors of the trials that are done, statuses of the others), the lowest mean first."""
+    """(setting, errors of its finished trials, statuses of the others), lowest mean first."""
     groups: dict[str, tuple[dict[str, Any], list[float], list[str]]] = {}
     for trial, result in ended:
-        if trial.name == FINAL:  # it is of other data
+        if trial.name == FINAL:  # measured on other data
             continue
         one = setting(trial)
         _, errors, others = groups.setdefault(json.dumps(one, default=str), (one, [], []))
@@ -162,9 +162,8 @@ def _settings(ended: Sequence[tuple[Trial, Result]]) -> list[tuple[dict[str, Any
 
 
 def _words(one: Mapping[str, Any]) -> str:
-    return (
-        ", ".join(f"{key.removeprefix('config.')}={value}" for key, value in one.items()).replace("|", r"\|") or "all"
-    )
+    text = ", ".join(f"{key.removeprefix('config.')}={value}" for key, value in one.items())
+    return text.replace("|", r"\|") or "all"
 
 
 def _number(value: Any) -> float | None:

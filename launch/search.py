@@ -1,7 +1,7 @@
-"""A search with Optuna: its workers share one journal, so that none of them is missed when it is killed.
+"""A search with Optuna, whose workers share one journal.
 
-A trial that a killed worker has left is taken up by the next, from its newest checkpoint. With pruning a trial ends when,
-at a rung of successive halving, it is not among the best of those that have come as far.
+A trial left by a killed worker is resumed by another, from its newest checkpoint. With pruning, a trial ends at a rung of
+successive halving where it is not among the best trials that got so far.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from nin_jax import storage
 from nin_jax.console import say
 from nin_jax.errors import Diverged, ExitError, Preempted, UserError
 
-REDUCTION = 3  # the best third of a rung goes on
+REDUCTION = 3  # the best third of a rung continues
 
 
 class Spec(NamedTuple):
-    """What is searched, as it stands in sweep.json.
+    """A search, as stored in sweep.json.
 
     Attributes:
-      space: what may be chosen, by config key: "0.01..0.3:log", "0..0.7", "16..64" (whole numbers), "fc|gap".
-      common: flags of `nin_jax.main` that all trials have.
+      space: the range of each config key: "0.01..0.3:log", "0..0.7", "16..64" (whole numbers), "fc|gap".
+      common: flags of `nin_jax.main` that all trials share.
       trials: how many.
-      prune: whether bad ones are ended early.
-      seed: of the choices.
+      prune: whether bad trials are ended early.
+      seed: of the sampler.
     """
 
     space: dict[str, str]
@@ -64,13 +64,13 @@ def distributions(space: Mapping[str, str]) -> dict[str, Any]:
 
 
 def example(spec: Spec) -> Trial:
-    """Some trial of a search, to see whether its command line is right."""
+    """One possible trial of a search, for checking its command line."""
     first = {key: d.choices[0] if hasattr(d, "choices") else d.low for key, d in distributions(spec.space).items()}
     return Trial("trial-000", {f"config.{key}": value for key, value in first.items()}, spec.common)
 
 
 def study(directory: Path, spec: Spec) -> Any:
-    """The study of a sweep's directory; made, if it is not there."""
+    """The Optuna study in a sweep's directory, created if it is not there."""
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal = optuna.storages.journal
@@ -84,8 +84,8 @@ def study(directory: Path, spec: Spec) -> Any:
     )
 
 
-def work(directory: Path, env: Mapping[str, str] | None = None) -> None:
-    """What a worker does: trials, until there are enough. Raises `Preempted` when it is asked to stop."""
+def work(directory: Path) -> None:
+    """Runs trials until there are enough. Raises `Preempted` when asked to stop."""
     spec = Spec(**json.loads((directory / "sweep.json").read_text()))
     optuna, shared = _optuna(), study(directory, spec)
     states = optuna.trial.TrialState
@@ -107,28 +107,29 @@ def work(directory: Path, env: Mapping[str, str] | None = None) -> None:
                     say(f"{one.name} is pruned after epoch {step} with an error of {row['error_pct']:.2f} %")
                 return bool(pruned)
 
-            code = trials.run(one, directory, env, on_row)
-            result = trials.summary(directory / "runs" / one.name) or {}
+            code = trials.run([one], directory, on_row=on_row)[0]
+            workdir = one.workdir(directory)
+            result = trials.summary(workdir)
             if code == 0 and result.get("status") == "done":
                 shared.tell(chosen.number, result["test_error_pct"])
             elif pruned:
                 shared.tell(chosen.number, state=states.PRUNED)
             elif code == Preempted.exit_code:
-                raise Preempted("the worker was stopped; start the sweep again to go on")
+                raise Preempted("the worker was stopped; start the sweep again to resume")
             else:
                 shared.tell(chosen.number, state=states.FAIL)
                 if code != Diverged.exit_code:
-                    say(f"{one.name} has failed with {code}: {trials.last_words(directory / 'runs' / one.name)}")
+                    say(f"{one.name} failed with {code}: {trials.last_line(workdir)}")
 
 
 def named(chosen: Any, spec: Spec) -> Trial:
-    """The run of an Optuna trial."""
+    """The trial of a sweep for one of Optuna's."""
     flags = {f"config.{key}": value for key, value in chosen.params.items()}
     return Trial(f"trial-{chosen.number:03d}", flags, spec.common)
 
 
 def _claim(directory: Path, shared: Any, spec: Spec, claims: contextlib.ExitStack) -> Any:
-    """A trial that nobody works on, or a new one; None when there are enough."""
+    """An unfinished trial that no worker holds, or a new one; None when there are enough."""
     optuna = _optuna()
     with storage.lock(directory / ".ask", wait=True):
         known = shared.get_trials(deepcopy=False)
@@ -153,7 +154,7 @@ def _optuna() -> Any:
 
 
 def outcome(directory: Path) -> int:
-    """Works, and returns the exit code of that."""
+    """Runs a worker; returns its exit code."""
     try:
         work(directory)
     except ExitError as ending:

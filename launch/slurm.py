@@ -4,9 +4,9 @@ python -m launch.slurm --nodes=2 --tasks_per_node=8 --gpus_per_node=8 --time=24:
                        [--container=IMAGE | --python=PATH] [--sbatch=--account=NAME ...] [--dry_run]
                        -- --config=experiments/NAME.py --workdir=SHARED_DIR ...
 
-Writes WORKDIR/slurm.sh and submits it. The tasks find each other through what srun tells them; JAX gives each task one
-GPU of its node. Two minutes before the time is over, and when the job is preempted or requeued, all tasks save and leave
-with 75; then the job goes back into the queue and goes on from there when its turn comes.
+Writes WORKDIR/slurm.sh and submits it. The tasks find each other through srun's environment; JAX gives each task one GPU
+of its node. Two minutes before the time limit, and when the job is preempted or requeued, all tasks save a checkpoint and
+exit with 75; then the job requeues itself and resumes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,8 @@ from pathlib import Path
 from absl import flags
 
 from launch import command
-from nin_jax import main
 from nin_jax.console import say
-from nin_jax.errors import UserError, one_line
+from nin_jax.errors import UserError
 from nin_jax.storage import write_whole
 
 FLAGS = flags.FlagValues()
@@ -32,7 +30,7 @@ flags.DEFINE_integer("nodes", 1, "Nodes.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("tasks_per_node", 1, "Processes on each: one a GPU.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each node; 0: CPUs only.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer("cpus_per_task", None, "CPUs of each process; the cluster's default.", flag_values=FLAGS)
-flags.DEFINE_string("time", None, "Limit of one turn, HH:MM:SS; the partition's.", flag_values=FLAGS)
+flags.DEFINE_string("time", None, "Time limit of one turn, HH:MM:SS; the partition's.", flag_values=FLAGS)
 flags.DEFINE_string("partition", None, "Partition; the cluster's default.", flag_values=FLAGS)
 flags.DEFINE_string("python", sys.executable, "Python of the environment, on the nodes.", flag_values=FLAGS)
 flags.DEFINE_string("container", None, "Image that Apptainer runs the processes in.", flag_values=FLAGS)
@@ -42,29 +40,26 @@ flags.DEFINE_bool("dry_run", False, "Print the script and submit nothing.", flag
 
 def launch(argv: Sequence[str]) -> int:
     """Runs the command line above; prints the job's number."""
-    rest = command.parse(FLAGS, argv, __doc__)
-    parsed = main.parse(["nin_jax", *rest])
+    rest, workdir = command.parse_run(FLAGS, argv, __doc__)
+    workdir = workdir.absolute()
+    file = workdir / "slurm.sh"
     if FLAGS.gpus_per_node and FLAGS.tasks_per_node != FLAGS.gpus_per_node:
         raise UserError(
             f"--tasks_per_node={FLAGS.tasks_per_node}: one process a GPU, as in --gpus_per_node={FLAGS.gpus_per_node}"
         )
-    text = script(FLAGS, parsed.workdir.absolute(), rest)
+    text = script(FLAGS, workdir, rest)
     if FLAGS.dry_run:
         print(text, end="")
-        print(f"# sbatch --parsable {shlex.quote(str(parsed.workdir / 'slurm.sh'))}")
+        print(f"# sbatch --parsable {shlex.quote(str(file))}")
         return 0
-    file = parsed.workdir / "slurm.sh"
-    (parsed.workdir / "logs").mkdir(parents=True, exist_ok=True)
+    (workdir / "logs").mkdir(parents=True, exist_ok=True)
     write_whole(file, text)
-    try:
-        line = ["sbatch", "--parsable", str(file)]
-        done = subprocess.run(line, capture_output=True, text=True, check=True)
-    except FileNotFoundError as error:
-        raise UserError(f"sbatch is not on this machine; {file} is written, submit it where Slurm is") from error
-    except subprocess.CalledProcessError as error:
-        raise UserError(f"sbatch refuses {file}: {one_line(RuntimeError(error.stderr))}") from error
+    line, otherwise = ["sbatch", "--parsable", str(file)], f"{file} is written, submit it where Slurm is"
+    done = command.tool(line, otherwise, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"sbatch refuses {file}: {' '.join(done.stderr.split())}")
     number = done.stdout.strip().split(";")[0]
-    say(f"job {number}; its output is {parsed.workdir / 'logs' / f'slurm-{number}.out'}")
+    say(f"job {number}; its output is {workdir / 'logs' / f'slurm-{number}.out'}")
     print(number)
     return 0
 
@@ -81,30 +76,25 @@ def script(values: flags.FlagValues, workdir: Path, rest: Sequence[str]) -> str:
         "partition": values.partition,
         "chdir": os.getcwd(),
         "output": workdir / "logs" / "slurm-%j.out",
-        "open-mode": "append",  # a turn's output comes after that of the turns before
-        "signal": "TERM@120",  # to the processes, so long before the time is over
+        "open-mode": "append",  # keeps the output of earlier turns
+        "signal": "TERM@120",  # to the processes, this many seconds before the time limit
     }
     lines = [f"#SBATCH --{name}={_directive(value)}" for name, value in options.items() if value is not None]
     lines += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in values.sbatch)]
-    python = values.python
-    if values.container:
-        python = shlex.join(
-            ["apptainer", "exec", *(["--nv"] if values.gpus_per_node else []), values.container, "python"]
-        )
-    else:
-        python = shlex.quote(python)
-    cpus = (
-        f"--cpus-per-task={values.cpus_per_task} " if values.cpus_per_task else ""
-    )  # srun does not take it from sbatch
-    # --wait and not --kill-on-bad-exit: a process that is through must not cost another one its checkpoint.
+    nvidia = ["--nv"] if values.gpus_per_node else []
+    container = ["apptainer", "exec", *nvidia, values.container, "python"]
+    python = shlex.join(container if values.container else [values.python])
+    # srun does not inherit it from sbatch
+    cpus = f"--cpus-per-task={values.cpus_per_task} " if values.cpus_per_task else ""
+    # --wait, not --kill-on-bad-exit: one process exiting must not kill another that is still saving.
     return f"""#!/usr/bin/env bash
 {chr(10).join(lines)}
 set -u
-trap 'true' TERM  # this shell outlives the processes, which save
+trap 'true' TERM  # this shell outlives the processes while they save
 srun --wait=60 {cpus}{python} -m nin_jax.main {shlex.join(rest)}
 code=$?
 if [ "$code" -eq 75 ]; then
-  # Fails where Slurm itself has put the job back already.
+  # Fails where Slurm has requeued the job already.
   scontrol requeue "$SLURM_JOB_ID" || true
 fi
 exit "$code"
@@ -112,7 +102,7 @@ exit "$code"
 
 
 def _directive(value: object) -> str:
-    """A value in an #SBATCH line, which knows quotes of its own kind."""
+    """A value in an #SBATCH line, which has its own quoting rules."""
     text = str(value)
     return f'"{text}"' if re.search(r"\s", text) else text
 

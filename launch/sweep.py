@@ -1,14 +1,15 @@
-"""Many runs of one experiment: rows of an ablation, values, seeds, or a search.
+"""Many runs of one experiment: the rows of an ablation, values, seeds, or a search.
 
 python -m launch.sweep --sweep=experiments/ablations/gap_vs_fc.py --seeds=0,1,2
 python -m launch.sweep --vary='model.head=gap|fc' --seeds=0,1,2 -- --config=experiments/digits.py
 python -m launch.sweep --search=optimizer.learning_rate=0.01..0.3:log --trials=20 --prune -- --config=experiments/digits.py
 python -m launch.sweep --sweep=experiments/cifar10.py --final=experiments/cifar10.py
 
-Runs lie in DIR/runs (--dir, default runs/sweeps/NAME), results in DIR/results.csv, a row a trial, with DIR/summary.md and
-DIR/results.png. Started again, a sweep goes on: what is done is kept, what was interrupted resumes. --engine=local takes
-this machine's GPUs, one trial each, or --workers at a time; --engine=slurm a Slurm array, by submitit; --engine=processes
-submitit without Slurm. --final=EXPERIMENT runs that with the best setting in the end.
+Runs are in DIR/runs (--dir, default runs/sweeps/NAME); DIR/results.csv has a row per trial, and DIR/summary.md and
+DIR/results.png show them. A sweep that is started again keeps finished trials and resumes interrupted ones; its directory
+may be moved. --engine=local runs one trial per GPU of this machine, or --workers at a time; --engine=slurm submits a Slurm
+array through submitit; --engine=processes uses submitit without Slurm. --final=EXPERIMENT then runs that experiment with
+the best setting.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from nin_jax.storage import write_json
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "An experiment with a function sweep(seeds).", flag_values=FLAGS)
-flags.DEFINE_multi_string("vary", [], "KEY=A|B|C of the config; several: every combination.", flag_values=FLAGS)
+flags.DEFINE_multi_string("vary", [], "KEY=A|B|C of the config; repeated: every combination.", flag_values=FLAGS)
 flags.DEFINE_multi_string(
     "search", [], "KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=A|B|C, chosen by Optuna.", flag_values=FLAGS
 )
 flags.DEFINE_integer("trials", 20, "Trials of a search.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_bool("prune", False, "End bad trials of a search early, by successive halving.", flag_values=FLAGS)
 flags.DEFINE_list("seeds", None, "Seeds of each setting: 0,1,2.", flag_values=FLAGS)
-flags.DEFINE_string("final", None, "Experiment to run with the best setting in the end.", flag_values=FLAGS)
+flags.DEFINE_string("final", None, "Experiment to run in the end, with the best setting.", flag_values=FLAGS)
 flags.DEFINE_string("dir", None, "Directory of the sweep; default runs/sweeps/NAME.", flag_values=FLAGS)
 flags.DEFINE_enum("engine", "local", ("local", "slurm", "processes"), "What runs the trials.", flag_values=FLAGS)
 flags.DEFINE_integer("workers", None, "Trials at a time; default: one a GPU, else 1.", lower_bound=1, flag_values=FLAGS)
@@ -67,23 +68,22 @@ def launch(argv: Sequence[str]) -> int:
         plan = [search.example(spec)]
     else:
         plan = planned(rest)
-    for trial in plan:  # a mistake costs one line and no run
+    for trial in plan:  # a user error costs one line and no run
         main.parse(["nin_jax", *trial.arguments(directory)])
     if FLAGS.final:
         main.parse(["nin_jax", *final(plan[0].flags, plan[0].common).arguments(directory)])
     if FLAGS.dry_run:
         _show(plan, directory, spec)
         return 0
-    _claim(directory, spec._asdict() if spec else {"trials": {t.name: t.arguments(directory) for t in plan}})
-    engine = (
-        engines.Local(_slots()) if FLAGS.engine == "local" else engines.Submitit(FLAGS.engine, _slurm(), FLAGS.workers)
-    )
+    _claim(directory, spec._asdict() if spec else {"trials": {trial.name: trial.words() for trial in plan}})
+    local = FLAGS.engine == "local"
+    engine = engines.Local(_slots()) if local else engines.Submitit(FLAGS.engine, _slurm(), FLAGS.workers)
     return _run(directory, plan, spec, engine)
 
 
-def _run(directory: Path, plan: list[Trial], spec: search.Spec | None, engine: engines.Engine) -> int:
-    """Runs what is left of the sweep, then the final run; returns an exit code."""
-    from launch import results  # it brings jax along, which is slow
+def _run(directory: Path, plan: list[Trial], spec: search.Spec | None, engine: engines.Local | engines.Submitit) -> int:
+    """Runs the unfinished trials, then the final run; returns an exit code."""
+    from launch import results  # imports jax, which is slow
 
     last: list[Trial] = []
     ended: list[tuple[Trial, results.Result]] = []
@@ -103,7 +103,7 @@ def _run(directory: Path, plan: list[Trial], spec: search.Spec | None, engine: e
             results.write(ended, planned + len(last), directory)
 
     if spec is None:
-        left = [trial for trial in plan if not trials.is_over(directory / "runs" / trial.name)]
+        left = [trial for trial in plan if not trials.is_over(trial.workdir(directory))]
         codes = engine.run(left, directory, on_change)
         bad = {trial.name: code for trial, code in zip(left, codes, strict=True) if code not in (0, 70)}
     else:
@@ -112,9 +112,10 @@ def _run(directory: Path, plan: list[Trial], spec: search.Spec | None, engine: e
     on_change()
     print((directory / "summary.md").read_text(), end="")
     if bad:
-        for name in (name for name, code in bad.items() if code != Preempted.exit_code and spec is None):
-            say(f"{name}: {trials.last_words(directory / 'runs' / name)}")
-        say(f"not finished: {', '.join(f'{name} ({code})' for name, code in bad.items())}; start again to go on")
+        for trial in plan:
+            if bad.get(trial.name, Preempted.exit_code) != Preempted.exit_code:
+                say(f"{trial.name}: {trials.last_line(trial.workdir(directory))}")
+        say(f"not finished: {', '.join(f'{name} ({code})' for name, code in bad.items())}; start again to resume")
         return Preempted.exit_code if set(bad.values()) == {Preempted.exit_code} else next(iter(bad.values()))
     if not FLAGS.final:
         return 0
@@ -129,7 +130,7 @@ def _run(directory: Path, plan: list[Trial], spec: search.Spec | None, engine: e
 
 
 def planned(common: list[str]) -> list[Trial]:
-    """The trials that the flags say, each with a name of its own."""
+    """The trials that the flags describe, with unique names."""
     seeds = None
     if FLAGS.seeds is not None:
         try:
@@ -153,7 +154,7 @@ def planned(common: list[str]) -> list[Trial]:
 
 
 def trial_name(one: dict[str, Any]) -> str:
-    """What a trial's directory is called: its flags, as far as a file name can say them."""
+    """The name of a trial's directory: its flags, as far as they can stand in a file name."""
     text = "-".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in one.items())
     plain = text.replace("experiments/", "").replace("config=", "").replace("(", "").replace(")", "")
     short = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", plain)
@@ -163,7 +164,7 @@ def trial_name(one: dict[str, Any]) -> str:
 
 
 def final(setting: Any, common: Sequence[str]) -> Trial:
-    """The run in the end: the experiment of --final with the values of a setting."""
+    """The final run: the experiment of --final with the values of a setting."""
     values = {key: value for key, value in setting.items() if key not in ("config", "config.seed")}
     others = [word for word in common if not word.startswith("--config=")]
     return Trial("final", {"config": FLAGS.final, **values}, others)
@@ -182,7 +183,7 @@ def _sweep_of(file: str, seeds: list[int] | None) -> list[dict[str, Any]]:
 
 
 def _searched(directory: Path, spec: search.Spec) -> tuple[list[Trial], dict[str, str]]:
-    """The trials of a search so far, and the status of those that have ended otherwise than done."""
+    """The trials of a search so far, and the status of those that were pruned or failed."""
     plan, statuses = [], {}
     for one in search.study(directory, spec).get_trials():
         plan.append(search.named(one, spec))
@@ -192,7 +193,7 @@ def _searched(directory: Path, spec: search.Spec) -> tuple[list[Trial], dict[str
 
 
 def _claim(directory: Path, content: dict[str, Any]) -> None:
-    """Writes what the sweep is, or sees that it is the one that the directory holds."""
+    """Writes what the sweep is; raises `UserError` where the directory holds another sweep."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "sweep.json"
     if file.exists() and json.loads(file.read_text()) != json.loads(json.dumps(content)):
@@ -201,14 +202,16 @@ def _claim(directory: Path, content: dict[str, Any]) -> None:
 
 
 def _show(plan: Sequence[Trial], directory: Path, spec: search.Spec | None) -> None:
+    def show(trial: Trial) -> None:
+        print("python -m nin_jax.main", shlex.join(trial.arguments(directory)))
+
     if spec:
-        print(f"# {spec.trials} trials such as the first of these, chosen from {spec.space}")
+        print(f"# {spec.trials} trials such as this one, chosen from {spec.space}")
     for trial in plan:
-        print(" ".join(["python -m nin_jax.main", *map(shlex.quote, trial.arguments(directory))]))
+        show(trial)
     if FLAGS.final:
-        print("# then, with the values of the best")
-        line = final(plan[0].flags, plan[0].common).arguments(directory)
-        print(" ".join(["python -m nin_jax.main", *map(shlex.quote, line)]))
+        print("# then, with the values of the best setting")
+        show(final(plan[0].flags, plan[0].common))
 
 
 def _slots() -> list[dict[str, str]]:

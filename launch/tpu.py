@@ -5,23 +5,21 @@ python -m launch.tpu --name=nin --zone=us-central1-a --accelerator_type=v5litepo
                      -- --config=experiments/NAME.py --workdir=SHARED_DIR ...
 
 Creates the pod, copies this checkout to every worker, installs it there, runs the command on all workers at once, and
-deletes the pod, also when something fails (--keep leaves it). The processes find each other by themselves. The workdir has
-to lie on a file system that all workers share, which --setup mounts. A pod that is preempted is made anew, --restarts
-times, and the run goes on.
+deletes the pod, also after a failure (--keep leaves it). The processes find each other by themselves. The workdir must be
+on a file system that all workers share, which --setup mounts. A preempted pod is created again, up to --restarts times,
+and the run resumes.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from launch import command
-from nin_jax import main
 from nin_jax.console import say
 from nin_jax.errors import Preempted, UserError
 
@@ -33,26 +31,21 @@ flags.DEFINE_string("zone", None, "Zone of the pod.", flag_values=FLAGS)
 flags.DEFINE_string("project", None, "Project; that of gcloud.", flag_values=FLAGS)
 flags.DEFINE_string("accelerator_type", "v5litepod-16", "Kind and size of the pod.", flag_values=FLAGS)
 flags.DEFINE_string("version", "v2-alpha-tpuv5-lite", "Image of its workers.", flag_values=FLAGS)
-flags.DEFINE_bool("spot", False, "Cheaper, and may be taken away.", flag_values=FLAGS)
-flags.DEFINE_bool("keep", False, "Leave the pod there in the end.", flag_values=FLAGS)
+flags.DEFINE_bool("spot", False, "Cheaper, and may be preempted.", flag_values=FLAGS)
+flags.DEFINE_bool("keep", False, "Do not delete the pod in the end.", flag_values=FLAGS)
 flags.DEFINE_string("setup", None, "A command for each worker before the run, such as a mount.", flag_values=FLAGS)
-flags.DEFINE_integer("restarts", 3, "How often to begin again after a preemption.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("restarts", 3, "Restarts after a preemption.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_bool("dry_run", False, "Print the commands and run none.", flag_values=FLAGS)
-
-NOT_BETTER_AGAIN = (0, 2, 70, 74)  # exit codes after which the same command would end in the same way
 
 
 def launch(argv: Sequence[str]) -> int:
     """Runs the command line above; returns the exit code of the run."""
-    rest = command.parse(FLAGS, argv, __doc__)
-    parsed = main.parse(["nin_jax", *rest])
+    rest, workdir = command.parse_run(FLAGS, argv, __doc__)
     for flag in ("name", "zone"):
         if not re.fullmatch(r"[a-z][a-z0-9-]*", FLAGS[flag].value or ""):
             raise UserError(f"--{flag}={FLAGS[flag].value or ''}: small letters, digits and -")
-    if not parsed.workdir.is_absolute():
-        raise UserError(
-            f"--workdir={parsed.workdir}: must be an absolute path, on a file system that all workers share"
-        )
+    if not workdir.is_absolute():
+        raise UserError(f"--workdir={workdir}: must be an absolute path, on a file system that all workers share")
     create, prepare, run, delete = steps(rest)
     if FLAGS.dry_run:
         for line in (create, *prepare, run, *([] if FLAGS.keep else [delete])):
@@ -63,9 +56,9 @@ def launch(argv: Sequence[str]) -> int:
         for left in range(FLAGS.restarts, -1, -1):
             if all(_done(line) == 0 for line in (create, *prepare)):
                 code = _done(run)
-            if code in NOT_BETTER_AGAIN:
+            if code in (0, *command.FINAL):
                 break
-            say(f"the pod was lost or interrupted ({code}); {left} times left")
+            say(f"the pod was lost or interrupted ({code}); {left} restarts left")
             if left:
                 _done(delete)
     finally:
@@ -96,10 +89,7 @@ def steps(rest: Sequence[str]) -> tuple[list[str], list[list[str]], list[str], l
 
 def _done(line: Sequence[str]) -> int:
     say(shlex.join(line))
-    try:
-        return subprocess.run(list(line)).returncode
-    except FileNotFoundError as error:
-        raise UserError("gcloud is not on this machine; --dry_run prints the commands") from error
+    return command.tool(line, "--dry_run prints the commands").returncode
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,8 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-T = TypeVar("T")
+from nin_jax.errors import ExitError
 
+T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -67,3 +69,13 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 def fail(line: str) -> None:
     """The one line of a command that did not end well, plain, on stderr."""
     print(f"nin_jax: {' '.join(line.split())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def exiting() -> Iterator[None]:
+    """Ends the process as an `ExitError` says: one line on stderr, and its exit code."""
+    try:
+        yield
+    except ExitError as error:
+        fail(str(error))
+        raise SystemExit(error.exit_code) from None

@@ -2,8 +2,8 @@
 
 python -m launch.kubernetes [--values=FILE] [--name=NAME] [--dry_run] -- --config=experiments/NAME.py --workdir=/runs/NAME ...
 
-Fills in jobset.yaml and hands it to `kubectl apply`; the cluster needs the JobSet controller. A pod that is evicted saves
-and leaves with 75, and the set starts again; exit codes 2, 70 and 74 end it.
+Fills in jobset.yaml and passes it to `kubectl apply`; the cluster needs the JobSet controller. An evicted pod saves a
+checkpoint and exits with 75, and the set restarts; exit codes 2, 70 and 74 end it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import string
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ import yaml
 from absl import flags
 
 from launch import command
-from nin_jax import main
-from nin_jax.errors import UserError, nearest
+from nin_jax.errors import UserError, nearest, one_line
 
 HERE = Path(__file__).parent
 
@@ -33,10 +31,9 @@ flags.DEFINE_bool("dry_run", False, "Print the manifest and start nothing.", fla
 
 def launch(argv: Sequence[str]) -> int:
     """Runs the command line above."""
-    rest = command.parse(FLAGS, argv, __doc__)
-    parsed = main.parse(["nin_jax", *rest])
-    if not parsed.workdir.is_absolute():
-        raise UserError(f"--workdir={parsed.workdir}: must be a path in the pods, below /runs")
+    rest, workdir = command.parse_run(FLAGS, argv, __doc__)
+    if not workdir.is_absolute():
+        raise UserError(f"--workdir={workdir}: must be a path in the pods, below /runs")
     values = read(Path(FLAGS.values))
     if FLAGS.name:
         values["name"] = FLAGS.name
@@ -44,27 +41,25 @@ def launch(argv: Sequence[str]) -> int:
     if FLAGS.dry_run:
         print(text, end="")
         return 0
-    try:
-        return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode  # noqa: S607 - the one on PATH
-    except FileNotFoundError as error:
-        raise UserError("kubectl is not on this machine; --dry_run prints the manifest") from error
+    line = ["kubectl", "apply", "-f", "-"]
+    return command.tool(line, "--dry_run prints the manifest", input=text, text=True).returncode
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The values in a file, with the keys that this project's has. Raises `UserError`."""
+    """The values in a file, those of the project's values.yaml where it has none. Raises `UserError`."""
     known = yaml.safe_load((HERE / "values.yaml").read_text())
     try:
         values = yaml.safe_load(file.read_text())
         wrong = next((key for key in values if key not in known), None)
     except (OSError, yaml.YAMLError, TypeError) as error:
-        raise UserError(f"--values={file} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"--values={file} cannot be read: {one_line(error)}") from error
     if wrong is not None:
         raise UserError(f"--values={file}: unknown value {wrong!r}: {nearest(str(wrong), known)}")
     return {**known, **values}
 
 
 def manifest(values: Mapping[str, Any], rest: Sequence[str]) -> str:
-    """The manifest of a run. Raises `UserError` for values that Kubernetes would not take."""
+    """The manifest of a run. Raises `UserError` for values that Kubernetes would reject."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", str(values["name"])):
         raise UserError(f"name {values['name']!r}: small letters, digits and -, 40 at most")
     for key in ("processes", "restarts"):

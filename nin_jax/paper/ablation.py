@@ -1,4 +1,4 @@
-"""What the files of experiments/ablations share: a row of a table as a config, and the whole table as a sweep."""
+"""Shared by experiments/ablations: one row of a table as a config, and the whole table as a sweep."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from nin_jax.config import Config, words
 
-Rows = Mapping[str, Mapping[str, Any]]  # what each row sets, by the row's name: {"fc": {"model.head": "fc"}}
+Rows = Mapping[str, Mapping[str, Any]]  # settings by the row's name: {"fc": {"model.head": "fc"}}
 
 
 def row(config: Config, rows: Rows, name: str | None) -> Config:
-    """`config` with what the row of that name sets; as it is without a name. Raises ValueError for another name."""
+    """`config` with the settings of the named row; unchanged without a name. Raises ValueError for an unknown name."""
     if name is not None:
         words(name, tuple(rows))
         config.update_from_flattened_dict(rows[name])

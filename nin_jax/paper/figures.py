@@ -1,10 +1,10 @@
 """The paper's figures, from runs.
 
-    python -m nin_jax.paper.figures fig3 RUN_DIR... [--out=DIR]      error while training, of one run or several
-    python -m nin_jax.paper.figures fig4 RUN_DIR [--out=DIR]         the class maps of one test picture a class
-    python -m nin_jax.paper.figures evidence RUN_DIR [--out=DIR]     the same pictures under the map of their class
+    python -m nin_jax.paper.figures fig3 RUN_DIR... [--out=DIR]      training and test error over epochs
+    python -m nin_jax.paper.figures fig4 RUN_DIR [--out=DIR]         the class maps of one test image per class
+    python -m nin_jax.paper.figures evidence RUN_DIR [--out=DIR]     the same images under the map of their class
 
-Each writes NAME.png and NAME.svg into DIR, which is RUN_DIR (the first one) unless given, and wants the extra `plot`.
+Each writes NAME.png and NAME.svg into DIR (default: the first RUN_DIR). Needs the extra `plot`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 
 from nin_jax import config as config_lib
-from nin_jax.console import fail, say
-from nin_jax.errors import ExitError, UserError
+from nin_jax.console import exiting, say
+from nin_jax.errors import UserError
 from nin_jax.training.build import Run
 from nin_jax.training.load import Predictor
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everyone
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: safe for colour blindness
 TRUE = "#d55e00"
-SHARE = 10  # per cent of the activations that figure 4 shows
-COLUMNS = 10  # class maps beside a picture; of more classes, those with the largest logits and the true one
+SHOWN_PCT = 10  # of an image's activations, the largest, are shown in figure 4
+MOST_MAPS = 10  # class maps beside an image; with more classes, those of the largest logits and of the true class
 
 
 def errors(workdir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The rows of metrics.jsonl: by split, epochs and errors in per cent. Raises `UserError` where there are none."""
+    """Epochs and errors in per cent by split, from metrics.jsonl. Raises `UserError` where it has no rows."""
     curves: dict[str, list[tuple[float, float]]] = {}
     try:
         for line in (workdir / "metrics.jsonl").read_text().splitlines():
@@ -44,7 +44,7 @@ def errors(workdir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def labels(workdirs: Sequence[Path]) -> list[str]:
-    """What tells each run from the first one, such as "dropout 0.5": the config keys in which they differ."""
+    """A label for each run, such as "dropout 0.5": the config keys in which the runs differ."""
     configs = []
     for workdir in workdirs:
         try:
@@ -66,9 +66,9 @@ def labels(workdirs: Sequence[Path]) -> list[str]:
 
 
 def fig3(workdirs: Sequence[Path]) -> Any:
-    """Training and test error over epochs, a colour for each run: figure 3 for a run with and one without dropout.
+    """Figure 3: training and test error over epochs, one colour per run (there: with and without dropout).
 
-    The training error is that of the updates of an epoch, with dropout on where the run has it.
+    The training error is the mean over an epoch's steps, with dropout on where the run has it.
     """
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
@@ -84,14 +84,14 @@ def fig3(workdirs: Sequence[Path]) -> Any:
 
 
 class Examples:
-    """The first test picture of each class, with what the newest checkpoint of a run makes of it.
+    """The first test image of each class, and what the newest checkpoint of a run predicts for it.
 
     Attributes:
       images: uint8 `[K, H, W, C]`.
-      classes: the true class of each.
+      classes: their true classes.
       logits: float32 `[K, num_classes]`.
-      maps: the class maps, float32 `[K, h, w, num_classes]`.
-      names: of all classes.
+      maps: their class maps, float32 `[K, h, w, num_classes]`.
+      names: names of all classes.
     """
 
     def __init__(self, workdir: Path):
@@ -99,9 +99,9 @@ class Examples:
         run = Run(predictor.config)
         data = run.load(predictor.config.eval_split)
         if not isinstance(data, tuple):
-            raise UserError(f"{workdir}: there are figures only of data sets that fit in memory")
+            raise UserError(f"{workdir}: figures need a data set that fits in memory")
         images, truth = data
-        self.classes = np.unique(truth)[: 2 * COLUMNS]
+        self.classes = np.unique(truth)[: 2 * MOST_MAPS]
         self.images = np.stack([images[np.flatnonzero(truth == k)[0]] for k in self.classes])
         self.logits, maps = predictor(self.images)
         if "class_maps" not in maps:
@@ -111,19 +111,19 @@ class Examples:
 
 
 def strongest(maps: np.ndarray) -> np.ndarray:
-    """Keeps the `SHARE` per cent largest of an image's activations `[h, w, K]`, over all its maps; the others are 0."""
-    return np.where(maps >= np.percentile(maps, 100 - SHARE), np.maximum(maps, 0), 0)
+    """An image's activations `[h, w, K]` with all but the largest `SHOWN_PCT` per cent, over all maps, set to 0."""
+    return np.where(maps >= np.percentile(maps, 100 - SHOWN_PCT), np.maximum(maps, 0), 0)
 
 
 def fig4(examples: Examples) -> Any:
-    """Figure 4: a row for each picture, its class maps beside it, the true class framed.
+    """Figure 4: one row per image, its class maps beside it, the true class framed.
 
-    A map shows the picture's strongest activations (`strongest`); white is none, black the picture's largest.
+    A map shows the image's strongest activations (`strongest`), from white (none) to black (the image's largest).
     """
     plt = _pyplot()
     rows = len(examples.images)
     shown = [_columns(k, logits) for k, logits in zip(examples.classes, examples.logits, strict=True)]
-    few = len(examples.names) <= COLUMNS  # then each column is one class, and is named once
+    few = len(examples.names) <= MOST_MAPS  # then each column is one class, named once at the top
     turned = {"rotation": 40, "rotation_mode": "anchor", "ha": "left"} if few else {}
     figure, axes = plt.subplots(
         rows, len(shown[0]) + 1, figsize=(0.72 * (len(shown[0]) + 1) + 0.9, (0.72 if few else 0.9) * rows + 0.9),
@@ -131,7 +131,7 @@ def fig4(examples: Examples) -> Any:
     )  # fmt: skip
     for row, (image, k, columns) in enumerate(zip(examples.images, examples.classes, shown, strict=True)):
         kept = strongest(examples.maps[row])
-        _picture(axes[row, 0], image)
+        _show(axes[row, 0], image)
         axes[row, 0].set_ylabel(examples.names[k], rotation=0, ha="right", va="center", fontsize=8)
         for column, ax in zip(columns, axes[row, 1:], strict=True):
             ax.imshow(
@@ -146,7 +146,7 @@ def fig4(examples: Examples) -> Any:
 
 
 def evidence(examples: Examples) -> Any:
-    """Each picture, and the map of its true class over it, enlarged: where the network sees that class."""
+    """Each image, and beside it the enlarged map of its true class over it: where the network sees that class."""
     plt = _pyplot()
     rows = -(-len(examples.images) // 5)
     figure, axes = plt.subplots(rows, 10, figsize=(9.6, 1.25 * rows), squeeze=False, layout="constrained")
@@ -157,28 +157,28 @@ def evidence(examples: Examples) -> Any:
         plain, over = axes[i // 5, 2 * (i % 5) : 2 * (i % 5) + 2]
         for ax in (plain, over):
             ax.axis("on")
-            _picture(ax, image)
+            _show(ax, image)
         own = np.maximum(examples.maps[i, ..., k], 0)
         largest = max(float(own.max()), 1e-9)
         over.imshow(
             own, cmap="inferno", vmin=0, vmax=largest, alpha=0.65, interpolation="bilinear",
             extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         )  # fmt: skip
-        said = examples.names[int(np.argmax(examples.logits[i]))]
-        wrong = said != examples.names[k]
+        predicted = examples.names[int(np.argmax(examples.logits[i]))]
+        wrong = predicted != examples.names[k]
         plain.set_title(examples.names[k], fontsize=8)
-        over.set_title(f"taken for {said}" if wrong else "right", fontsize=8, color=TRUE if wrong else "black")
+        over.set_title(f"taken for {predicted}" if wrong else "right", fontsize=8, color=TRUE if wrong else "black")
     return figure
 
 
 def _columns(true: int, logits: np.ndarray) -> list[int]:
-    if len(logits) <= COLUMNS:
+    if len(logits) <= MOST_MAPS:
         return list(range(len(logits)))
-    best = [int(k) for k in np.argsort(-logits, kind="stable")[:COLUMNS]]
+    best = [int(k) for k in np.argsort(-logits, kind="stable")[:MOST_MAPS]]
     return best if true in best else [*best[:-1], int(true)]
 
 
-def _picture(ax: Any, image: np.ndarray) -> None:
+def _show(ax: Any, image: np.ndarray) -> None:
     ax.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", interpolation="nearest")
     ax.set(xticks=[], yticks=[])
 
@@ -187,11 +187,11 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError('figures want matplotlib: python -m pip install "nin_jax[plot]"') from error
+        raise UserError('figures need matplotlib: python -m pip install "nin_jax[plot]"') from error
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "nin_jax"  # the same figure is the same file
+    plt.rcParams["svg.hashsalt"] = "nin_jax"  # the same figure gives the same file
     return plt
 
 
@@ -201,24 +201,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("figure", choices=("fig3", "fig4", "evidence"))
     parser.add_argument("workdirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go; default: the first RUN_DIR")
-    words = parser.parse_args(argv)
-    if words.figure != "fig3" and len(words.workdirs) > 1:
-        raise UserError(f"{words.figure} shows one run, not {len(words.workdirs)}")
-    if words.figure == "fig3":
-        figure = fig3(words.workdirs)
+    args = parser.parse_args(argv)
+    if args.figure != "fig3" and len(args.workdirs) > 1:
+        raise UserError(f"{args.figure} shows one run, not {len(args.workdirs)}")
+    if args.figure == "fig3":
+        figure = fig3(args.workdirs)
     else:
-        examples = Examples(words.workdirs[0])
-        figure = fig4(examples) if words.figure == "fig4" else evidence(examples)
-    out = words.out or words.workdirs[0]
+        figure = {"fig4": fig4, "evidence": evidence}[args.figure](Examples(args.workdirs[0]))
+    out = args.out or args.workdirs[0]
     out.mkdir(parents=True, exist_ok=True)
     for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        figure.savefig(out / (words.figure + ending), dpi=160, metadata=metadata)
-    say(f"{out / words.figure}.png and .svg")
+        figure.savefig(out / (args.figure + ending), dpi=160, metadata=metadata)
+    say(f"{out / args.figure}.png and .svg")
 
 
 if __name__ == "__main__":
-    try:
+    with exiting():
         main()
-    except ExitError as ending:
-        fail(str(ending))
-        raise SystemExit(ending.exit_code) from None

@@ -1,11 +1,11 @@
 """Tables of what the paper reports beside what this code has reached, from the recorded runs.
 
-    python -m nin_jax.paper.tables                        # writes the tables in docs/reproduce.md and README.md
+    python -m nin_jax.paper.tables                        # rewrites the tables in docs/reproduce.md and README.md
     python -m nin_jax.paper.tables --collect RUN_DIR...   # first adds finished runs to experiments/results/*.csv
 
-A run is a row of its experiment's file, once, and a second one for its training error. The experiment is the one whose
-config differs from the run's in the fewest keys; those keys are the row's overrides. Only a row without overrides counts as a number of
-the paper's tables.
+A finished run adds a row to its experiment's file, once, and a second row for its training error. Its experiment is the one
+whose config differs from the run's in the fewest keys; those keys are the row's overrides. Only a row without overrides
+counts as a reproduction of the paper's number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import functools
 import io
 import json
 import operator
-import re
 import runpy
 import shlex
 import statistics
@@ -28,20 +27,21 @@ from typing import Any
 from nin_jax import config as config_lib
 from nin_jax import registry, storage
 from nin_jax.config import Config
-from nin_jax.console import fail, say
-from nin_jax.errors import ExitError, UserError, nearest
-from nin_jax.paper import reported
+from nin_jax.console import exiting, say
+from nin_jax.errors import UserError
+from nin_jax.paper import pages, reported
 from nin_jax.training import loop as train
 
 ROOT = Path(__file__).parents[2]  # of a checkout
 PAGES = "docs/reproduce.md", "README.md"
 RESULTS = "experiments/results"
 
-RUN_COLUMNS = ("seed", "metric", "value", "epochs", "steps", "train_seconds", "device", "devices", "precision")
 COLUMNS = ["config", "overrides", "seed", "paper_row", "metric", "value", "reported", "epochs", "steps"]
 COLUMNS += ["train_seconds", "device", "devices", "precision", "versions", "commit", "date"]
+# Two rows that agree in these are the same run: its experiment may have changed since, and its date is that of a file.
+SAME_RUN = ("seed", "metric", "value", "epochs", "steps", "train_seconds", "device", "devices", "precision")
 
-# What two runs of one experiment may differ in and still be the same row of a table.
+# Two runs that differ in nothing else belong to the same row of a table.
 NOT_THE_EXPERIMENT = (*config_lib.NOT_THE_RUN, "seed", "eval_every_epochs")
 
 TRAINING = "train_error_pct"  # the metric of a run's second row
@@ -65,15 +65,15 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def canonical(config: str) -> str:
-    """The first of the recipes that say the same: "experiments/cifar10.py" for "experiments/ablations/dropout.py:with"."""
+    """The first recipe that says the same: "experiments/cifar10.py" for "experiments/ablations/dropout.py:with"."""
     known = recipes()
-    return (
-        next((k for k, v in known.items() if not _differing(v, known[config])), config) if config in known else config
-    )
+    if config not in known:
+        return config
+    return next(name for name, plain in known.items() if not _differing(plain, known[config]))
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    """`to_dict`, with the arguments of the model that it leaves to the model."""
+    """`to_dict`, with the defaults of the model's own arguments filled in."""
     plain = config_lib.to_dict(config)
     name = plain["model"]["name"]
     model = registry.find("models", name).Model
@@ -87,13 +87,13 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def result(workdir: Path) -> Result | None:
-    """The row of a run directory; None, and a line that says so, where the run is not finished. Raises `UserError`."""
+    """The row of a run directory; None, with a line that says so, for an unfinished run. Raises `UserError`."""
     path = workdir / "config.json"
     try:
         config = config_lib.from_dict(json.loads(path.read_text()))
         plain = _plain(config)
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"--collect={workdir} is no run directory: {path} cannot be read: {error}") from error
+        raise UserError(f"--collect={workdir} is not a run directory: {path} cannot be read: {error}") from error
     path = workdir / "summary.json"
     try:
         summary: Any = json.loads(path.read_text()) if path.exists() else {"status": "not finished"}
@@ -107,50 +107,31 @@ def result(workdir: Path) -> Result | None:
     if not near:
         raise UserError(f"--collect={workdir}: no experiment of the project has its keys (model {config.model.name!r})")
     name = min(near, key=lambda k: len(near[k]))
-    overrides = [f"--config.{key}={_value(plain, key)}" for key in near[name]]
-    metric = f"{train.eval_name(config.eval_split)}_error_pct"
-    rows = [] if overrides else [r for r in reported.ROWS if name in map(canonical, r.configs)]
-    ended = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
-    return {
-        column: str(value)
-        for column, value in {
-            "config": name,
-            "overrides": shlex.join(overrides),
-            "seed": summary["seed"],
-            "paper_row": rows[0].name if rows else "",
-            "metric": metric,
-            "value": round(summary["test_error_pct"], 4),
-            "reported": rows[0].value if rows else "",
-            "epochs": summary["epochs"],
-            "steps": summary["step"],
-            "train_seconds": round(summary["train_seconds"], 3),
-            "device": summary["device"],
-            "devices": summary["devices"],
-            "precision": config.precision,
-            "versions": json.dumps(summary["versions"], sort_keys=True),
-            "commit": summary["commit"] or "",
-            "date": ended.date().isoformat(),
-        }.items()
-    }
+    rows = [] if near[name] else [r for r in reported.ROWS if name in map(canonical, r.configs)]
+    row = {
+        "config": name,
+        "overrides": shlex.join(f"--config.{key}={_value(plain, key)}" for key in near[name]),
+        "paper_row": rows[0].name if rows else "",
+        "metric": f"{train.eval_name(config.eval_split)}_error_pct",
+        "value": round(summary["test_error_pct"], 4),
+        "reported": rows[0].value if rows else "",
+        "steps": summary["step"],
+        "train_seconds": round(summary["train_seconds"], 3),
+        "precision": config.precision,
+        "versions": json.dumps(summary["versions"], sort_keys=True),
+        "commit": summary["commit"] or "",
+        "date": datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat(),
+    } | {key: summary[key] for key in ("seed", "epochs", "device", "devices")}
+    return {column: str(row[column]) for column in COLUMNS}
 
 
 def _value(plain: Mapping[str, Any], key: str) -> Any:
-    """What stands under "optimizer.momentum", as the command line takes it: tuples, not lists."""
+    """The value of "optimizer.momentum" as the command line takes it: tuples, not lists."""
 
     def tuples(value: Any) -> Any:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     return tuples(functools.reduce(operator.getitem, key.split("."), plain))
-
-
-def training_result(row: Result, workdir: Path) -> Result | None:
-    """`row` with the training error of the last epoch's updates, dropout on; None where metrics.jsonl has none."""
-    try:
-        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        value = next(r["error_pct"] for r in reversed(rows) if r["split"] == "train" and r["step"] == int(row["steps"]))
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return None
-    return row | {"paper_row": "", "metric": TRAINING, "value": str(round(value, 4)), "reported": ""}
 
 
 def _keys(plain: Mapping[str, Any], where: str = "") -> set[str]:
@@ -161,14 +142,24 @@ def _keys(plain: Mapping[str, Any], where: str = "") -> set[str]:
     return keys
 
 
-def collect(workdirs: Iterable[Path], folder: Path) -> int:
-    """Adds the rows of each finished run to the file of its experiment; a run that has them already adds none.
+def training_result(row: Result, workdir: Path) -> Result | None:
+    """`row` with the training error of the last epoch's steps, dropout on; None where metrics.jsonl has none."""
+    try:
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        value = next(r["error_pct"] for r in reversed(rows) if r["split"] == "train" and r["step"] == int(row["steps"]))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
+    return row | {"paper_row": "", "metric": TRAINING, "value": str(round(value, 4)), "reported": ""}
 
-    Returns the number of rows added. Raises `UserError`, before anything is written, where one is no run directory.
+
+def collect(workdirs: Iterable[Path], folder: Path) -> int:
+    """Adds the rows of each finished run to the file of its experiment, unless they are there already.
+
+    Returns the number of rows added. Raises `UserError` for a folder that is not a run directory, before writing anything.
     """
 
     def identity(row: Result) -> tuple[str, ...]:
-        return tuple(row[column] for column in RUN_COLUMNS)
+        return tuple(row[column] for column in SAME_RUN)
 
     known = {identity(row) for row in read(folder)}
     new: dict[Path, list[Result]] = {}
@@ -197,69 +188,95 @@ def read(folder: Path) -> list[Result]:
     return rows
 
 
-def tables(results: Sequence[Result]) -> dict[str, str]:
-    """Every generated table as Markdown, by the name that its place in a page has."""
-    groups: dict[tuple[str, str], list[Result]] = {}
-    training: dict[tuple[str, str], list[Result]] = {}
-    for row in results:
-        into = training if row["metric"] == TRAINING else groups
-        into.setdefault((canonical(row["config"]), row["overrides"]), []).append(row)
-    shown: set[str] = set()
-    pages: dict[str, str] = {}
+class Recorded:
+    """Recorded rows by recipe and overrides.
 
-    def ours(config: str) -> list[Result]:
-        shown.add(canonical(config))
-        return groups.get((canonical(config), ""), [])
+    Attributes:
+      tested: rows of a test or validation error, by (recipe, overrides).
+      trained: rows of a training error, likewise.
+    """
 
-    head = "| method | dataset | reported % | ours % | ours - reported | device | training time | command |"
-    for table in dict.fromkeys(row.table for row in reported.ROWS):
-        lines = [head, "|" + "---|" * 8]
-        for row in (r for r in reported.ROWS if r.table == table):
-            value = f"{row.value:.2f}" if row.metric == "test_error_pct" else f"{row.value:g} ({_words(row.metric)})"
-            printed = f"{row.method} | {row.dataset} | {value}"
-            if not row.configs:
-                lines.append(f"| {printed} | | | | | {row.without} |")
-            for config in row.configs:
-                rows = ours(config)
-                difference = f"{_mean(rows) - row.value:+.2f}" if rows else ""
-                lines.append(f"| {printed} | {_error(rows)} | {difference} | {_cost(rows)} | {command(config)} |")
-        pages[table] = "\n".join(lines)
+    def __init__(self, rows: Iterable[Result]):
+        self.tested: dict[tuple[str, str], list[Result]] = {}
+        self.trained: dict[tuple[str, str], list[Result]] = {}
+        for row in rows:
+            group = self.trained if row["metric"] == TRAINING else self.tested
+            group.setdefault((canonical(row["config"]), row["overrides"]), []).append(row)
 
-    def fitted(config: str, overrides: str = "") -> str:
-        return _error(training.get((canonical(config), overrides), []), "")
+    def of(self, config: str) -> list[Result]:
+        """The rows of a recipe without overrides."""
+        return self.tested.get((canonical(config), ""), [])
 
-    head = "| experiment | ours % | training error % | evaluated on | device | training time | command |"
-    lines = [head, "|" + "---|" * 7]
-    for config in (c for c in recipes() if c.startswith("experiments/ablations/") and ":" in c):
-        name = config.removeprefix("experiments/ablations/").replace(".py:", ": ")
-        on = recipes()[config]["eval_split"]
-        rows = ours(config)
-        lines.append(f"| {name} | {_error(rows)} | {fitted(config)} | `{on}` | {_cost(rows)} | {command(config)} |")
-    pages["Ablations"] = "\n".join(lines)
+    def training_error(self, config: str, overrides: str = "") -> str:
+        rows = self.trained.get((canonical(config), overrides), [])
+        return _error(rows) if rows else ""
 
-    lines = ["| ours % | what | training error % | epochs | device | training time | command |", "|" + "---|" * 7]
-    for (config, overrides), rows in groups.items():
-        if overrides or config not in shown:
-            what, epochs = _words(rows[0]["metric"]), float(rows[0]["epochs"])
-            cells = (
-                _error(rows),
-                what,
-                fitted(config, overrides),
-                f"{epochs:g}",
-                _cost(rows),
-                command(config, overrides),
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-    pages["Reduced scale"] = "\n".join(lines) if len(lines) > 2 else "None has been recorded."
 
-    lines = ["| dataset | paper | reported % | ours % | command |", "|" + "---|" * 5]
-    for row in reported.PAPER:
-        if row.method.startswith("NIN + Dropout"):
-            config = row.configs[0]
-            printed = f"{row.dataset}{', augmented' * row.method.endswith('Augmentation')} | {row.table}"
-            lines.append(f"| {printed} | {row.value:.2f} | {_error(ours(config))} | {command(config)} |")
-    pages["Results"] = "\n".join(lines)
-    return pages
+def tables(results: Iterable[Result]) -> dict[str, str]:
+    """Every generated table as Markdown, by its name in the pages."""
+    recorded = Recorded(results)
+    ablations = [c for c in recipes() if c.startswith("experiments/ablations/") and ":" in c]
+    shown = {canonical(config) for row in reported.ROWS for config in row.configs} | set(map(canonical, ablations))
+    generated = {table: _reported_table(table, recorded) for table in dict.fromkeys(row.table for row in reported.ROWS)}
+    generated["Ablations"] = pages.markdown(
+        ["experiment", "ours %", "training error %", "evaluated on", "device", "training time", "command"],
+        [
+            [
+                config.removeprefix("experiments/ablations/").replace(".py:", ": "),
+                _error(recorded.of(config)),
+                recorded.training_error(config),
+                f"`{recipes()[config]['eval_split']}`",
+                *_cost(recorded.of(config)),
+                command(config),
+            ]
+            for config in ablations
+        ],
+    )
+    reduced = [
+        [
+            _error(rows),
+            _words(rows[0]["metric"]),
+            recorded.training_error(config, overrides),
+            f"{float(rows[0]['epochs']):g}",
+            *_cost(rows),
+            command(config, overrides),
+        ]
+        for (config, overrides), rows in recorded.tested.items()
+        if overrides or config not in shown
+    ]
+    head = ["ours %", "what", "training error %", "epochs", "device", "training time", "command"]
+    generated["Reduced scale"] = pages.markdown(head, reduced) if reduced else "None has been recorded."
+    generated["Results"] = pages.markdown(
+        ["dataset", "paper", "reported %", "ours %", "command"],
+        [
+            [
+                row.dataset + ", augmented" * row.method.endswith("Augmentation"),
+                row.table,
+                f"{row.value:.2f}",
+                _error(recorded.of(row.configs[0])),
+                command(row.configs[0]),
+            ]
+            for row in reported.ROWS
+            if row.method.startswith("NIN + Dropout")
+        ],
+    )
+    return generated
+
+
+def _reported_table(table: str, recorded: Recorded) -> str:
+    """A table of the paper: a line for each of its rows and each experiment that reproduces the row."""
+    lines = []
+    for row in (r for r in reported.ROWS if r.table == table):
+        value = f"{row.value:.2f}" if row.metric == "test_error_pct" else f"{row.value:g} ({_words(row.metric)})"
+        printed = [row.method, row.dataset, value]
+        if not row.configs:
+            lines.append([*printed, "", "", "", "", row.without])
+        for config in row.configs:
+            rows = recorded.of(config)
+            difference = f"{_mean(rows) - row.value:+.2f}" if rows else ""
+            lines.append([*printed, _error(rows), difference, *_cost(rows), command(config)])
+    head = ["method", "dataset", "reported %", "ours %", "ours - reported", "device", "training time", "command"]
+    return pages.markdown(head, lines)
 
 
 def command(config: str, overrides: str = "") -> str:
@@ -276,37 +293,23 @@ def _mean(rows: Sequence[Result]) -> float:
     return statistics.fmean(float(row["value"]) for row in rows)
 
 
-def _error(rows: Sequence[Result], none: str = "not run") -> str:
+def _error(rows: Sequence[Result]) -> str:
     """Mean and sample standard deviation over the runs, and their number."""
     if not rows:
-        return none
+        return "not run"
     values = [float(row["value"]) for row in rows]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{_mean(rows):.2f}{spread} (n = {len(rows)})"
 
 
-def _cost(rows: Sequence[Result]) -> str:
-    """The devices, and the mean time of training on them."""
+def _cost(rows: Sequence[Result]) -> tuple[str, str]:
+    """The devices, and the mean training time on them."""
     if not rows:
-        return " | "
+        return "", ""
     devices = dict.fromkeys(f"{row['devices']} x {row['device']}" for row in rows)
     seconds = statistics.fmean(float(row["train_seconds"]) for row in rows)
     unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 1.5 * s or s == 1)
-    return f"{', '.join(devices)} | {seconds / size:.3g} {unit}"
-
-
-PLACE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-
-
-def fill(page: str, generated: Mapping[str, str]) -> str:
-    """A page with the tables in the places that it has for them."""
-
-    def place(match: re.Match[str]) -> str:
-        if match[2] not in generated:
-            raise UserError(f"there is no table {match[2]!r} to generate: {nearest(match[2], generated)}")
-        return f"{match[1]}\n{generated[match[2]]}\n\n{match[3]}"
-
-    return PLACE.sub(place, page)
+    return ", ".join(devices), f"{seconds / size:.3g} {unit}"
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
@@ -321,12 +324,9 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
         say(f"{collect(workdirs, root / RESULTS)} rows added to {root / RESULTS}")
     generated = tables(read(root / RESULTS))
     for page in PAGES:
-        storage.write_whole(root / page, fill((root / page).read_text(), generated))
+        pages.write(root / page, generated)
 
 
 if __name__ == "__main__":
-    try:
+    with exiting():
         main()
-    except ExitError as ending:
-        fail(str(ending))
-        raise SystemExit(ending.exit_code) from None

@@ -17,7 +17,7 @@ import pytest
 from nin_jax import config as config_lib
 from nin_jax import main, storage
 from nin_jax.errors import UserError
-from nin_jax.paper import reported, tables
+from nin_jax.paper import pages, reported, tables
 from nin_jax.runs.provenance import versions
 from nin_jax.training import loop as train
 
@@ -52,8 +52,8 @@ def test_the_pages_are_those_of_the_recorded_rows() -> None:
     places = []
     for page in tables.PAGES:
         text = (ROOT / page).read_text()
-        assert tables.fill(text, generated) == text, f"{page} is stale: run python -m nin_jax.paper.tables"
-        places += [match[2] for match in tables.PLACE.finditer(text)]
+        assert pages.fill(text, generated) == text, f"{page} is stale: run python -m nin_jax.paper.tables"
+        places += [match[2] for match in pages.PLACE.finditer(text)]
     assert sorted(places) == sorted(generated)
 
 
@@ -113,13 +113,13 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
 
 def test_places_are_filled_again_and_unknown_ones_named() -> None:
     page = "a\n<!-- table: x -->\nold\n<!-- end of table -->\nb\n<!-- table: y -->\n<!-- end of table -->\n"
-    once = tables.fill(page, {"x": "| \\1 |", "y": "new"})
+    once = pages.fill(page, {"x": "| \\1 |", "y": "new"})
     assert once == (
         "a\n<!-- table: x -->\n\n| \\1 |\n\n<!-- end of table -->\nb\n<!-- table: y -->\n\nnew\n\n<!-- end of table -->\n"
     )
-    assert tables.fill(once, {"x": "| \\1 |", "y": "new"}) == once
+    assert pages.fill(once, {"x": "| \\1 |", "y": "new"}) == once
     with pytest.raises(UserError, match="no table 'y' to generate"):
-        tables.fill(page, {"x": ""})
+        pages.fill(page, {"x": ""})
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_unfinished_runs_are_left_out_and_other_folders_refused(run: Path, tmp_p
     said = capsys.readouterr().err
     assert "diverged is left out: diverged" in said
     assert "going is left out: not finished" in said
-    with pytest.raises(UserError, match="nothing is no run directory"):
+    with pytest.raises(UserError, match="nothing is not a run directory"):
         tables.collect([run, tmp_path / "nothing"], tmp_path / "results")
     (going / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"going: .*summary\.json cannot be read"):

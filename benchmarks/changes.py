@@ -20,7 +20,7 @@ import torch
 from jax import lax
 
 from benchmarks import measure
-from benchmarks.runs import Ours
+from benchmarks.runs import on_noise
 from nin_jax import convolution, layers
 from nin_jax.console import say
 from nin_jax.devices.cpu_memory import reuse_memory
@@ -141,7 +141,9 @@ def pieces(widths: tuple[int, ...], *shape: int) -> dict[str, Callable[[], Any]]
 
 def evaluations() -> dict[str, Callable[[], Any]]:
     """By batches as large as an update's, and by one."""
-    sides = {f"{size:,} at a time": Ours("cifar10", 128, examples=1024, eval_batch_size=size) for size in (128, 1024)}
+    sides = {
+        f"{size:,} at a time": on_noise("cifar10", 128, examples=1024, eval_batch_size=size) for size in (128, 1024)
+    }
     return {name: ours.evaluate for name, ours in sides.items()}
 
 
@@ -217,9 +219,9 @@ def memory() -> dict[str, Any]:
 
 def dispatches() -> dict[str, Callable[[], Any]]:
     """Four updates of a small network, in one dispatch and in four."""
-    one = Ours("digits", 64, examples=256)
-    with unittest.mock.patch("nin_jax.data.memory.steps_per_dispatch", lambda steps: steps):
-        four = Ours("digits", 64, examples=256)
+    one = on_noise("digits", 64, examples=256)
+    with unittest.mock.patch("benchmarks.runs.steps_per_dispatch", lambda steps: steps):
+        four = on_noise("digits", 64, examples=256)
     return {"one a dispatch (four updates)": lambda: one.update(4), "four a dispatch (four updates)": four.update}
 
 
@@ -272,7 +274,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "reused":
         reuse_memory()
-    update = Ours("mnist", 128, examples=256).update
+    update = on_noise("mnist", 128, examples=256).update
     for _ in sys.stdin:  # each line asks for so many
         for _ in range(UPDATES):
             update()

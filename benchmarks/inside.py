@@ -1,10 +1,10 @@
-"""Inside a run: what input costs, what a checkpoint costs, and how much memory it takes."""
+"""Inside a run: the cost of the input, the cost of a checkpoint, and peak memory."""
 
 from __future__ import annotations
 
 import math
 import os
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import measure
-from benchmarks.runs import Ours
+from benchmarks.runs import Ours, on_noise
 from nin_jax import config as config_lib
 from nin_jax.data import memory
 from nin_jax.runs.checkpoint import Checkpoints
@@ -27,15 +27,15 @@ EXAMPLES = 50_000 // 128 * 128  # of CIFAR's size
 
 
 def input_cost(drawn: Ours) -> dict[str, Any]:
-    """An update on batches drawn from all pictures against the same on one and the same batch."""
+    """A step on batches drawn from all images against a step on the same batch again and again."""
     with mock.patch.object(memory, "batch_indices", lambda order, step, size: jnp.arange(size)):
-        same = Ours("cifar10", 128, examples=EXAMPLES)
+        same = on_noise("cifar10", 128, examples=EXAMPLES)
     sides = {"drawn batches": drawn.update, "the same batch": same.update}
     return {"what": "input"} | measure.alternate(sides, rounds=15, units=drawn.length)
 
 
 def checkpoint_cost(ours: Ours) -> dict[str, Any]:
-    """Seconds that a save keeps the loop waiting, and until the checkpoint is on disk with nothing else to do."""
+    """Seconds that the loop waits for a save, and until the checkpoint is on disk with nothing else to do."""
     row: dict[str, Any] = {"what": "checkpoint", "bytes": sum(a.nbytes for a in jax.tree.leaves(ours.state))}
     seconds: dict[str, list[float]] = {"save returns": [], "on disk": []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -47,19 +47,19 @@ def checkpoint_cost(ours: Ours) -> dict[str, Any]:
             checkpoints.wait()
             seconds["on disk"].append(time.perf_counter() - begin)
         checkpoints.close()
-    kept = {name: [round(s, 4) for s in values[1:]] for name, values in seconds.items()}  # the first opens the folder
-    return row | {"seconds": kept, "median": {name: sorted(v)[len(v) // 2] for name, v in kept.items()}}
+    kept = {name: [round(s, 4) for s in values[1:]] for name, values in seconds.items()}  # the first creates folders
+    return row | {"seconds": kept, "median": {name: statistics.median(values) for name, values in kept.items()}}
 
 
 def peak(name: str, batch: int, size: int) -> dict[str, Any]:
-    """Largest size of a run that finds nothing compiled, evaluates and saves; and what docs/performance.md's formula is of."""
+    """Peak memory of a run with nothing cached that evaluates and saves, and the terms of docs/performance.md's formula."""
     keys = {
         "dataset": f"synthetic(size={size})",
         "train_split": f"train[:{2 * batch}]",
-        "eval_split": "train",  # of which there are more than of others
         "batch_size": batch,
         "epochs": 2,
     }
+    keys["eval_split"] = "train"  # the largest split
     config = config_lib.experiment(name)
     config.update_from_flattened_dict(keys)
     run = Run(config_lib.check(config))
@@ -75,12 +75,7 @@ def peak(name: str, batch: int, size: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "nin_jax.main", f"--config=experiments/{name}.py", f"--workdir={scratch}/run"]
         command += [f"--config.{key}={value}" for key, value in keys.items()]
-        process = subprocess.Popen(
-            command,
-            env=os.environ | {"XDG_CACHE_HOME": scratch},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = measure.start(command, scratch)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise AssertionError(f"{' '.join(command)}: {os.waitstatus_to_exitcode(status)}")
@@ -98,8 +93,8 @@ def peak(name: str, batch: int, size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All of them; peaks first, since Linux counts for a process what the one that started it had by then."""
+    """All of them; peaks first, since Linux counts a parent's memory at the fork as part of its child's peak."""
     memory = [peak(*case) for case in (("cifar10", 128, 32), ("mnist", 128, 28))]
-    ours = Ours("cifar10", 128, examples=EXAMPLES)
+    ours = on_noise("cifar10", 128, examples=EXAMPLES)
     costs = [input_cost(ours), checkpoint_cost(ours)]
     measure.save("inside", costs + memory)

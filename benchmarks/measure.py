@@ -1,4 +1,4 @@
-"""Fair timing: sides that take turns in one process, and a record of where and with what they were timed."""
+"""Fair timing: sides take turns in one process, and the record says on which machine, with which versions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,15 +25,15 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int, units: int = 1) -> dict[str, Any]:
-    """Times the sides in turns, A B ... B A ...: what slows the machine for a while slows all of them.
+    """Times the sides in turns, A B, B A, ...: whatever slows the machine for a while slows all of them.
 
     Args:
-      sides: functions that return when their work is done; each is called once before the clock runs.
+      sides: functions that return when their work is done; each is called once before the clock starts.
       rounds: how often each is timed.
-      units: what one call holds of what is counted, such as updates.
+      units: how many units, such as steps, one call does.
 
     Returns:
-      "seconds", for each side the list of seconds a unit, round by round, and "median".
+      "seconds", for each side the seconds per unit of each round, and their "median".
     """
     for side in sides.values():
         side()
@@ -46,7 +47,7 @@ def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int, units: int = 
 
 
 def ratio(row: Mapping[str, Any], slow: str, fast: str) -> tuple[float, float, float]:
-    """How many times faster `fast` is: the ratio of the medians, and the smallest and largest of a round."""
+    """How many times faster `fast` is: the ratio of the medians, and the smallest and largest ratio of a round."""
     rounds = [a / b for a, b in zip(row["seconds"][slow], row["seconds"][fast], strict=True)]
     return row["median"][slow] / row["median"][fast], min(rounds), max(rounds)
 
@@ -79,6 +80,12 @@ def processor() -> str:
     facts = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     vectors = [f for f in ("avx512_bf16", "avx512f", "avx2") if f in facts.get("flags", "").split()]
     return f"{facts.get('model name', platform.machine())}, {vectors[0] if vectors else 'no vectors named'}"
+
+
+def start(command: list[str], cache: Path | str) -> subprocess.Popen:
+    """Starts a command, without its output, that keeps compiled programs and decoded data in `cache`."""
+    env = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def save(name: str, rows: list[dict[str, Any]]) -> None:

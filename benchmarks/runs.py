@@ -1,7 +1,8 @@
-"""Our side of the measurements: a real experiment, compiled, on pictures of noise of its data set's shape."""
+"""Our side of the measurements: a real experiment, compiled as the training loop compiles it."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nin_jax import config as config_lib
+from nin_jax.config import Config
 from nin_jax.data.splits import Split
 from nin_jax.devices.mesh import host, replicate
 from nin_jax.devices.replicas import compile_replicas, steps_per_dispatch
@@ -19,59 +21,70 @@ from nin_jax.training.evaluate import Evaluator
 
 
 def noise(run: Run, examples: int) -> Split:
-    """uint8 pictures and int32 labels of the data set's shape: how long a step takes does not depend on what is seen."""
+    """uint8 images and int32 labels of the data set's shape: the speed of a step does not depend on what they show."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (examples, *run.info.image_shape), np.uint8)
     return images, rng.integers(0, run.info.classes, examples).astype(np.int32)
 
 
 class Ours:
-    """An experiment's update and evaluation.
+    """The compiled step of an experiment, its state, and its evaluation.
 
     Args:
-      name: of the experiment.
-      batch: images an update.
-      precision: "float32" or "bfloat16".
-      examples: of noise; a multiple of `batch`.
-      changes: other keys of the config, such as {"model.dropout": 0.0}.
+      config: a checked config.
+      split: images and labels to train on and to evaluate, or a number of examples of noise.
+      stats: the fitted preprocessing; None: fitted on at most 2,048 images, which takes no time.
+      length: steps per dispatch; None: as many as a run has.
     """
 
-    def __init__(self, name: str, batch: int, precision: str = "float32", examples: int = 2048, **changes: Any):
-        config = config_lib.experiment(name)
-        config.update_from_flattened_dict({"batch_size": batch, "precision": precision, **changes})
-        self.run = Run(config_lib.check(config))
-        self.config = self.run.config
-        self.recipe = self.run.recipe(examples // batch)
-        split = noise(self.run, examples)
-        few = split[0][:2048], split[1][:2048]  # since how long it takes to fit is not what is looked at
-        self.stats = self.run.fitted(Path("/nonexistent"), write=False, train=few)
-        source = self.run.training(split)
-        self.source, self.data, self.step = source, source.at(0), 0
-        self.seed = replicate(jnp.uint32(0), self.run.mesh)
-        make = jax.jit(lambda seed: step.init_state(self.recipe, seed, self.run.info.image_shape))
-        self.state = replicate(make(self.seed), self.run.mesh)
-        self.evaluator = Evaluator(
-            [self.recipe], self.run.mesh, self.config.mapper, self.run.evaluation(split), [self.stats]
-        )
-        self.length = steps_per_dispatch(examples // batch)
-        arguments = self.state, self.data, self.stats, self.seed
+    def __init__(self, config: Config, split: Split | int, stats: Any = None, length: int | None = None):
+        self.config, self.run, self.step = config, Run(config), 0
+        self.split = noise(self.run, split) if isinstance(split, int) else split
+        if stats is None:
+            few = self.split[0][:2048], self.split[1][:2048]
+            stats = self.run.fitted(Path("/nonexistent"), write=False, train=few)
+        self.stats, updates = stats, len(self.split[1]) // config.batch_size
+        self.recipe, self.source = self.run.recipe(updates), self.run.training(self.split)
+        self.seed, self.data = replicate(jnp.uint32(config.seed), self.run.mesh), self.source.at(0)
+        init = jax.jit(lambda seed: step.init_state(self.recipe, seed, self.run.info.image_shape))
+        self.state = replicate(init(self.seed), self.run.mesh)
+        self.length = length or steps_per_dispatch(updates)
         steps = step.train_steps(self.recipe, self.length)
-        self.compiled = compile_replicas(steps, arguments, self.run.mesh, self.config.mapper, donate=(0,))
+        arguments = self.state, self.data, self.stats, self.seed
+        self.compiled = compile_replicas(steps, arguments, self.run.mesh, config.mapper, donate=(0,))
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """Compiled when it is first called."""
+        source = self.run.evaluation(self.split)
+        return Evaluator([self.recipe], self.run.mesh, self.config.mapper, source, [self.stats])
+
+    def dispatch(self) -> Any:
+        """The metrics of `length` more steps, still on the devices."""
+        data = self.source.at(self.step)
+        self.state, metrics = self.compiled(self.state, data, self.stats, self.seed)
+        self.step += self.length
+        return metrics
 
     def update(self, times: int = 1) -> None:
-        """So many dispatches of updates, as the loop makes them: one of them waits to be read."""
+        """So many dispatches, as the training loop makes them: it reads the metrics of one while the next one runs."""
         waiting = None
         for _ in range(times):
-            data = self.source.at(self.step)
-            self.state, metrics = self.compiled(self.state, data, self.stats, self.seed)
-            self.step += self.length
+            metrics = self.dispatch()
             if waiting is not None:
                 host(waiting)
             waiting = metrics
         host(waiting)
 
     def evaluate(self) -> dict[str, float]:
-        """All examples once."""
+        """The loss and errors over all examples."""
         result = self.evaluator([self.state.variables])
         assert result is not None
         return result
+
+
+def on_noise(name: str, batch: int, precision: str = "float32", examples: int = 2048, **changes: Any) -> Ours:
+    """An experiment on noise, in batches of so many, with other keys of its config such as {"model.dropout": 0.0}."""
+    config = config_lib.experiment(name)
+    config.update_from_flattened_dict({"batch_size": batch, "precision": precision, **changes})
+    return Ours(config_lib.check(config), examples)

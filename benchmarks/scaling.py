@@ -1,7 +1,7 @@
-"""Data-parallel training on 1, 2, 4, 8 devices: what an update sends, that the result is the same, and a model of the time.
+"""Data-parallel training on 1, 2, 4, 8 devices: bytes all-reduced per step, equality of the results, and a model of the time.
 
-The devices are forced CPU devices on the same cores, so seconds here say nothing about speed on real ones; bytes and
-equality do. docs/performance.md has the model and its assumptions.
+The devices are forced CPU devices on the same cores: bytes and equality carry over to real ones, seconds do not.
+docs/performance.md has the model and its assumptions.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ from nin_jax.devices.cpu_memory import reuse_memory
 
 DEVICES = 1, 2, 4, 8
 
-# What the model assumes of an accelerator (H100 and H200 class); none of it was measured here.
-OPERATIONS = (
-    3 * 2 * 222_486_528 - 2 * 14_745_600
-)  # an image of CIFAR-10's: forward, and twice backward but for the input
-RATE = 790e12 * 0.4  # operations a second in bfloat16, and the share of them that a step reaches
+# The model's assumptions about an accelerator (H100 and H200 class); none of them was measured here.
+# Operations per CIFAR-10 image: forward, and twice that backward, without the gradient by the image.
+OPERATIONS = 3 * 2 * 222_486_528 - 2 * 14_745_600
+RATE = 790e12 * 0.4  # operations per second in bfloat16, and the fraction that a step reaches
 BYTES = 4 * 966_986  # of the gradients, float32
-HOST = 8  # accelerators a host
-INSIDE, BETWEEN = 300e9, 50e9  # bytes a second an accelerator, inside a host and between hosts
-LATENCY = 5e-6  # seconds a hop
+HOST = 8  # accelerators per host
+INSIDE, BETWEEN = 300e9, 50e9  # bytes per second and accelerator, inside a host and between hosts
+LATENCY = 5e-6  # seconds per hop
 NAME, BATCH, UPDATES = "digits", 128, 3
 
 
 def all_reduced(compiled: Any) -> list[int]:
-    """Bytes of each all-reduce of a compiled function (of one replica's, once), from its HLO."""
+    """Bytes of each all-reduce of a compiled function, per replica, from its HLO."""
     text = re.sub(r"/\*.*?\*/", "", getattr(compiled, "func", compiled).as_text())
     sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
     found = []
@@ -45,13 +44,13 @@ def all_reduced(compiled: Any) -> list[int]:
 
 
 def model(images: int, devices: int) -> tuple[float, float]:
-    """Seconds of compute and of the all-reduce of an update, with as many images on each device; nothing overlaps.
+    """Seconds of compute and of the all-reduce of a step with so many images on each device; nothing overlaps.
 
         compute = images * OPERATIONS / RATE
         all-reduce = 2 (n - 1) / n * BYTES / link + 2 (n - 1) * LATENCY,   n = devices, or HOST and then hosts
 
-    A ring sends 2 (n - 1) / n of the bytes through every link. Over several hosts there is a ring in each host and then
-    one over the hosts, in which each accelerator takes its share of the bytes.
+    A ring sends 2 (n - 1) / n of the bytes through every link. With several hosts there is a ring in each host and then
+    one across hosts, in which each accelerator sends 1 / HOST of the bytes.
     """
     compute = images * OPERATIONS / RATE
 
@@ -66,17 +65,17 @@ def model(images: int, devices: int) -> tuple[float, float]:
 
 
 def child(devices: int) -> list[dict[str, Any]]:
-    """Three updates of the same batch (strong), and of as many images on each device (weak); what was sent, and the result."""
+    """Three steps of the same batch size (strong scaling) and of the same size per device (weak): bytes sent, and the result."""
     import jax
 
-    from benchmarks.runs import Ours
+    from benchmarks.runs import on_noise
 
     assert jax.device_count() == devices
     rows: dict[int, dict[str, Any]] = {}
     for batch in (BATCH, BATCH // DEVICES[-1] * devices):
         if batch in rows:
             continue
-        ours = Ours(NAME, batch)
+        ours = on_noise(NAME, batch)
         timed = measure.alternate({"update": ours.update}, UPDATES - 1)
         leaves = [np.asarray(p, np.float64) for p in jax.tree.leaves(ours.state.params)]
         rows[batch] = {
@@ -96,13 +95,9 @@ def main() -> None:
     rows = []
     for devices in DEVICES:
         flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.scaling", str(devices)],
-            env=os.environ | {"XLA_FLAGS": flags, "NPROC": "16"},
-            capture_output=True,
-            check=True,
-            text=True,
-        )
+        env = os.environ | {"XLA_FLAGS": flags, "NPROC": "16"}
+        command = [sys.executable, "-m", "benchmarks.scaling", str(devices)]
+        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True, text=True)
         rows += json.loads(done.stdout.splitlines()[-1])
     measure.save("scaling", rows)
 

@@ -1,4 +1,4 @@
-"""From the command to an answer, and to the first epoch's end: whole processes, cold and with the compilation cache."""
+"""Start-up: from the command to its answer, and to the first epoch's end, with and without the compilation cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import measure
 
@@ -18,7 +20,7 @@ DIGITS = [*MAIN, "--config=experiments/digits.py", "--config.epochs=1"]
 
 
 def answer(words: list[str], code: int) -> float:
-    """Seconds until a command has ended with this code."""
+    """Seconds until a command has ended, with this exit code."""
     begin = time.perf_counter()
     done = subprocess.run([*MAIN, *words], capture_output=True, check=False)
     if done.returncode != code:
@@ -27,22 +29,17 @@ def answer(words: list[str], code: int) -> float:
 
 
 def imported() -> float:
-    """Seconds that Python takes to start and to import jax."""
+    """Seconds to start Python and import jax."""
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import jax"], check=True)
-    return round(time.perf_counter() - begin, 3)
+    return time.perf_counter() - begin
 
 
 def first_row(cache: Path) -> float:
-    """Seconds until the first row, of 22 updates, stands in metrics.jsonl; then the command is ended."""
+    """Seconds until metrics.jsonl has its first row, after 22 steps; then the command is killed."""
     with tempfile.TemporaryDirectory() as run:
         begin = time.perf_counter()
-        process = subprocess.Popen(
-            [*DIGITS, f"--workdir={run}"],
-            env=os.environ | {"XDG_CACHE_HOME": str(cache)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = measure.start([*DIGITS, f"--workdir={run}"], cache)
         rows = Path(run, "metrics.jsonl")
         while process.poll() is None and not (rows.exists() and rows.stat().st_size):
             time.sleep(0.005)
@@ -56,21 +53,23 @@ def first_row(cache: Path) -> float:
 
 def main() -> None:
     """All of them."""
-    rows = [
-        {"what": "`import jax` by itself, as a measure of the machine", "seconds": [imported() for _ in range(ROUNDS)]}
-    ]
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, seconds: Callable[[int], float]) -> None:
+        kept = [round(seconds(i), 3) for i in range(ROUNDS)]
+        rows.append({"what": what, "seconds": kept, "median": statistics.median(kept)})
+
+    add("`import jax` by itself, as a measure of the machine", lambda _: imported())
     for what, words, code in (
         ("`--help`", ["--help"], 0),
         ("a mistyped config key", ["--config=experiments/digits.py", "--config.epoch=3"], 2),
         ("a mistyped model", ["--config=experiments/digits.py", "--config.model.name=nim"], 2),
         ("a data_dir that is not there", ["--config=experiments/cifar10.py", "--config.data_dir=/nowhere"], 2),
     ):
-        rows.append({"what": what, "seconds": [round(answer(words, code), 3) for _ in range(ROUNDS)]})
+        add(what, lambda _, words=words, code=code: answer(words, code))
     with tempfile.TemporaryDirectory() as scratch:
-        cold = [round(first_row(Path(scratch, str(i))), 3) for i in range(ROUNDS)]
-        rows.append({"what": "digits, first 22 updates, nothing cached", "seconds": cold})
+        add("digits, first 22 steps, nothing cached", lambda i: first_row(Path(scratch, str(i))))
         whole = [*DIGITS, f"--workdir={scratch}/run"]
         subprocess.run(whole, env=os.environ | {"XDG_CACHE_HOME": scratch}, capture_output=True, check=True)
-        cached = [round(first_row(Path(scratch)), 3) for _ in range(ROUNDS)]
-        rows.append({"what": "digits, first 22 updates, cached", "seconds": cached})
-    measure.save("startup", [row | {"median": statistics.median(row["seconds"])} for row in rows])
+        add("digits, first 22 steps, cached", lambda _: first_row(Path(scratch)))
+    measure.save("startup", rows)

@@ -1,9 +1,9 @@
-"""Our update and our evaluation against PyTorch's, side by side in one process.
+"""Our training step and evaluation against PyTorch's, side by side in one process.
 
-Each network starts from the same weights and must give the same loss before it is timed. PyTorch's setting is the one that
-was fastest in a trial before: all settings are tried on the first workload, on the others those that compile only where one
-of them was the fastest; at batch 1024, where an update takes ten seconds, just the one that was fastest at batch 128. An
-evaluation goes by batches as large as our own run's; PyTorch's by those or by the update's, whichever were faster in a trial.
+Both networks start from the same weights and must give the same loss before they are timed. PyTorch runs in the setting
+that was fastest in a trial: all settings are tried on the first workload, on the others those that compile only if one of
+them won; at batch 1024, where a step takes ten seconds, just the winner at batch 128. We evaluate in batches as large as a
+run's; PyTorch in those or in batches as large as the step's, whichever was faster in a trial.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import measure
-from benchmarks.runs import Ours, noise
+from benchmarks.runs import on_noise
 from benchmarks.torch_nin import Setting, Trainer, network
 from nin_jax import config as config_lib
 from nin_jax.console import say
@@ -31,15 +31,16 @@ from nin_jax.devices.cpu_memory import reuse_memory
 
 
 class Workload(NamedTuple):
-    """What is trained and evaluated: an experiment on noise.
+    """An experiment on noise.
 
     Attributes:
       name: of the experiment.
-      batch: images an update.
-      examples: images an evaluation.
+      batch: images per step.
+      examples: images per evaluation.
       rounds: turns of each side.
-      updates: of a turn.
-      evaluation: whether it is evaluated too.
+      updates: steps per turn.
+      precision: of both sides.
+      evaluation: whether evaluation is timed too.
       changes: other keys of the config.
     """
 
@@ -53,14 +54,15 @@ class Workload(NamedTuple):
     changes: Mapping[str, Any] = {}
 
 
-BFLOAT16 = 128 if "bf16" in measure.processor() else 8  # pictures
+BFLOAT16 = (
+    128 if "bf16" in measure.processor() else 8
+)  # images per step: PyTorch takes 20 s for 128 without hardware for it
 
 WORKLOADS = (
     Workload("cifar10", 128, 1024, rounds=7, updates=2),
     Workload("mnist", 128, 1024, updates=2),
     Workload("cifar10", 1024, 1024, evaluation=False),
     Workload("imagenet", 32, 32, changes={"dataset": "synthetic(size=224,classes=1000)"}),
-    # Few pictures where the processor has no bfloat16: PyTorch then takes 20 s for 128.
     Workload("cifar10", BFLOAT16, 8 * BFLOAT16, precision="bfloat16"),
 )
 
@@ -68,7 +70,7 @@ SETTINGS = (Setting(False), *(Setting(True, mode) for mode in ("", "default", "m
 
 
 def evaluate(trainer: Trainer, image: torch.Tensor, label: torch.Tensor, size: int) -> list[float]:
-    """The mean losses of PyTorch's batches of so many."""
+    """PyTorch's mean loss on each batch of `size` images."""
     return [trainer.evaluate(image[i : i + size], label[i : i + size]) for i in range(0, len(label), size)]
 
 
@@ -77,9 +79,9 @@ def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, A
     name, batch, examples, rounds, updates, precision, evaluation, changes = workload
     low = precision == "bfloat16"
     if "dropout_kind" in config_lib.experiment(name).model:
-        changes = {"model.dropout_kind": "inverted", **changes}  # since that is the one that PyTorch has
-    ours = Ours(name, batch, precision, examples, **changes)
-    images, labels = noise(ours.run, len(ours.data.label))
+        changes = {"model.dropout_kind": "inverted", **changes}  # PyTorch's
+    ours = on_noise(name, batch, precision, examples, **changes)
+    images, labels = ours.split
     prepared = np.array(fitted.apply(ours.recipe.preprocess, ours.stats, jax.numpy.asarray(images)))
     image, label = torch.from_numpy(prepared.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.astype(np.int64))
     shape, params = ours.run.info.image_shape, jax.tree.map(np.asarray, ours.state.params)
@@ -88,11 +90,8 @@ def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, A
     trainers: dict[str, Trainer] = {}
     trial: dict[str, float] = {}
     for setting in (s._replace(bfloat16=low) for s in settings):
-        trainer = Trainer(
-            network(ours.recipe.model, params, shape[-1], setting),
-            ours.config.optimizer,
-            setting,
-        )
+        model = network(ours.recipe.model, params, shape[-1], setting)
+        trainer = Trainer(model, ours.config.optimizer, setting)
         loss = statistics.mean(evaluate(trainer, image, label, batch))
         if abs(loss - truth) > (0.02 if low else 1e-4):
             raise AssertionError(f"{setting}: loss {loss}, ours {truth}")

@@ -114,9 +114,10 @@ def run(
             for number, process in list(running.items()):
                 process.stopped = process.stopped or relay.requested
                 code = process.poll()
-                for row in process.new_rows() if on_row else ():
-                    if on_row(row):
-                        process.stop()
+                if on_row:
+                    for row in process.new_rows():
+                        if on_row(row):
+                            process.stop()
                 if code is not None:
                     codes[number] = code
                     free.append(running.pop(number).env)

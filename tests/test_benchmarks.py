@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import measure, scaling
-from benchmarks.runs import Ours
+from benchmarks.runs import on_noise
 from nin_jax.data import fitted
 
 
@@ -68,7 +68,7 @@ def test_pytorchs_network_is_ours(name: str):
     torch = pytest.importorskip("torch", reason="PyTorch is the other side")
     from benchmarks.torch_nin import Setting, Trainer, network
 
-    ours = Ours(name, 32, examples=32, **NETWORKS[name])
+    ours = on_noise(name, 32, examples=32, **NETWORKS[name])
     shape, params = ours.run.info.image_shape, jax.tree.map(np.asarray, ours.state.params)
     image = np.array(fitted.apply(ours.recipe.preprocess, ours.stats, ours.data.image))
     image, label = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(np.int64(ours.data.label))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks import report, start
 from nin_jax import config, main
+from nin_jax.paper import pages
 from tests.faults import page as faults_page
 from tests.faults import removals, table
 
@@ -13,13 +14,16 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_table_of_starts_is_that_of_the_recorded_rows():
     """docs/starting.md shows benchmarks/results/start.csv, by `python -m benchmarks.start --table`."""
-    assert start.table() in start.DOC.read_text()
+    text = start.DOC.read_text()
+    assert pages.fill(text, {"starts": start.table()}) == text
+    assert "<!-- table: starts -->" in text
 
 
 def test_the_page_of_speed_is_that_of_the_recorded_measurements():
     """docs/performance.md shows benchmarks/results/*.json, by `python -m benchmarks.report`."""
-    text = report.DOC.read_text()
-    assert report.render(text) == text
+    text, generated = report.DOC.read_text(), report.generated()
+    assert pages.fill(text, generated) == text
+    assert sorted(match[2] for match in pages.PLACE.finditer(text)) == sorted(generated)
 
 
 def test_the_page_of_faults_is_that_of_the_recorded_counts():

@@ -22,7 +22,7 @@ def test_two_processes_are_one_run(tmp_path, clean_env):
     os.kill(children(pair)[1], signal.SIGTERM)
     _, err = pair.communicate(timeout=300)
     assert pair.returncode == 0, err
-    assert "starting again, 3 times left" in err
+    assert "restarting, 3 restarts left" in err
     equal(params(tmp_path / "pair"), alone, 1e-6)
     assert (
         rows(tmp_path / "pair") == rows(tmp_path / "alone") == [(s, n) for s in (10, 20, 30) for n in ("train", "test")]
@@ -43,7 +43,7 @@ def test_two_processes_train_cifar10_as_one_does(tmp_path, clean_env):
     wait_for_row(tmp_path / "again")
     os.kill(children(pair)[0], signal.SIGTERM)
     _, err = pair.communicate(timeout=300)
-    assert "starting again" in err
+    assert "restarting" in err
     equal(params(tmp_path / "again"), pairs["pmap"], 0)
 
 
@@ -70,8 +70,8 @@ def test_a_killed_process_is_an_interruption(tmp_path, clean_env):
     os.kill(children(pair)[1], signal.SIGKILL)
     _, err = pair.communicate(timeout=400)
     assert pair.returncode == 0, err
-    assert "process 1 has ended with -9" in err
-    assert "starting again, 3 times left" in err
+    assert "process 1 exited with -9" in err
+    assert "restarting, 3 restarts left" in err
     equal(params(tmp_path / "run"), calm, 0)
     assert rows(tmp_path / "run") == rows(tmp_path / "calm")
 
@@ -85,7 +85,7 @@ def test_a_stopped_launcher_stops_its_run(tmp_path, clean_env):
     _, err = pair.communicate(timeout=300)
     assert pair.returncode == 75, err
     assert err.count("SIGTERM: saved step") == 1
-    assert "starting again" not in err
+    assert "restarting" not in err
     step = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert f"saved step {step} " in err
     alone = start(tmp_path / "run", clean_env, "--processes=1", **SYNTHETIC, epochs=1000)

@@ -278,7 +278,7 @@ def test_an_interrupted_trial_is_started_again(tmp_path, monkeypatch):
     script = "import sys, pathlib; p = pathlib.Path(sys.argv[1].split('=')[1], 'n'); n = len(p.read_text()) if p.exists() else 0"
     script += "; p.write_text('x' * (n + 1)); sys.exit(75 if n < 2 else 0)"
     monkeypatch.setattr(processes, "MAIN", (sys.executable, "-c", script))
-    assert trial.run(Trial("t", {}), tmp_path) == 0
+    assert trial.run([Trial("t", {})], tmp_path) == [0]
     assert (tmp_path / "runs" / "t" / "n").read_text() == "xxx"
 
 

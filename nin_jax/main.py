@@ -22,6 +22,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from nin_jax import config as config_lib
+from nin_jax import registry
 from nin_jax.config import Config
 from nin_jax.console import fail
 from nin_jax.devices.cpu_memory import reuse_memory
@@ -138,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if command.mode != "describe":
                 from nin_jax.data.tfds import check_prepared
 
-                check_prepared(command.config)  # now, and not after seconds of imports
+                dataset, _ = registry.parse_call(command.config.dataset)
+                check_prepared(dataset, command.config.data_dir)  # now, and not after seconds of imports
             commands.append(command)
         except ExitError as ending:
             _leave(ending)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from nin_jax import registry
-from nin_jax.config import Config
 from nin_jax.data.cache import cached
 from nin_jax.data.splits import UNREADABLE, Info, Split, bad_record, parts, take
 from nin_jax.data.worker import map_threads
@@ -113,11 +112,16 @@ class _Examples(Sequence[Mapping[str, Any]]):
         return {"image": features["image"].bytes_list.value[0], "label": features["label"].int64_list.value[0]}
 
 
-def check_prepared(config: Config) -> None:
-    """Raises `UserError` that says how to prepare a data set in TFDS's layout if nothing of it is there."""
-    info = getattr(registry.find("datasets", registry.parse_call(config.dataset)[0]), "INFO", None)
+def check_prepared(dataset: str, data_dir: str | None) -> None:
+    """Raises `UserError` that says how to prepare a data set in TFDS's layout if nothing of it is there.
+
+    Args:
+      dataset: the name of an entry of datasets/.
+      data_dir: as in `tfds_folder`.
+    """
+    info = getattr(registry.find("datasets", dataset), "INFO", None)
     if info and info.prepared:
-        prepared_files(info, tfds_folder(info, config.data_dir), "*")
+        prepared_files(info, tfds_folder(info, data_dir), "*")
 
 
 def prepared_files(info: Info, folder: Path, name: str) -> list[Path]:

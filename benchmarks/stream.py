@@ -63,14 +63,14 @@ def rates(pictures: encoded.Pictures, what: str) -> dict[str, Any]:
     """Everything against its parts, on all cores, in turns; and the parts on one core."""
     units = BATCH * BATCHES
     data = [pictures.records[i]["image"] for i in range(DIFFERENT)]
-    luck = np.random.default_rng(0).random((DIFFERENT, 2))
+    uniform = np.random.default_rng(0).random((DIFFERENT, 2))
 
     def decode(i: int) -> None:
         Image.open(io.BytesIO(data[i % DIFFERENT])).load()
 
     def cut(i: int) -> np.ndarray:
         picture, to, _ = pictures.decode(i)
-        return encoded.cut(picture, to, views.somewhere(luck[i % DIFFERENT].tolist(), *to, pictures.size))
+        return encoded.cut(picture, to, views.random_window(uniform[i % DIFFERENT].tolist(), *to, pictures.size))
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         row = measure.alternate(

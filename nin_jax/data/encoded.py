@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +14,9 @@ from PIL import Image
 
 from nin_jax.console import say
 from nin_jax.data import views
-from nin_jax.data.pictures import FORMATS, STREAMED_PIXELS
+from nin_jax.data.pictures import FORMATS, STREAMED_PIXELS, reason
 from nin_jax.data.worker import map_threads
-from nin_jax.errors import ExitError, UserError, one_line
+from nin_jax.errors import ExitError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Pictures:
       size: pixels, height and width of what the network sees.
       skip: whether records that cannot be used are named in a line and left out, instead of ending the run: in training the
         next usable one takes the place, in evaluation none does.
+      named: the records that were said to be left out, each once in a process.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Pictures:
     short: int
     size: int
     skip: bool = False
+    named: set[int] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -57,7 +58,7 @@ class Pictures:
         except ExitError:
             raise
         except Exception as error:  # the reader is native code and raises anything on a damaged file
-            raise UserError(f"record {index} of {self.name} cannot be read: {one_line(error)}") from error
+            raise UserError(f"record {index} of {self.name} cannot be read: {reason(error)}") from error
         height, width = int(height), int(width)
         if height * width > STREAMED_PIXELS:
             raise UserError(f"record {index} of {self.name}: {width} x {height} pixels are more than {STREAMED_PIXELS}")
@@ -83,17 +84,23 @@ class Pictures:
             picture.load()
             return picture if picture.mode == "RGB" else picture.convert("RGB"), to, label
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"record {index} of {self.name} cannot be decoded: {one_line(error)}") from error
+            raise UserError(f"record {index} of {self.name} cannot be decoded: {reason(error)}") from error
 
     def usable(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int] | None:
         """As `decode`, but None for a record that is to be left out."""
         try:
             return self.decode(index)
-        except UserError as mistake:
-            if not self.skip:
-                raise
-            left_out(str(mistake))
+        except UserError as error:
+            self.leave_out(index, error)
             return None
+
+    def leave_out(self, index: int, error: UserError) -> None:
+        """Says that a record is left out, if that is wanted; else raises `error`, which names it."""
+        if not self.skip:
+            raise error
+        if index not in self.named:
+            self.named.add(index)
+            say(f"warning: {error}; left out")
 
     def usable_from(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
         """The first usable record from this one on, and round. Raises `UserError` if there is none."""
@@ -125,9 +132,3 @@ def cut(picture: Image.Image | np.ndarray, to: tuple[int, int], window: views.Wi
     a, b = picture.height / to[0], picture.width / to[1]
     box = (x * b, y * a, min((x + width) * b, picture.width), min((y + height) * a, picture.height))
     return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))
-
-
-@functools.cache
-def left_out(line: str) -> None:
-    """Says once in each process that a record is left out."""
-    say(f"warning: {line}; left out")

@@ -1,8 +1,12 @@
-"""Pictures from outside: JPEG, PNG and WebP alone, of a bounded number of pixels, and whatever is wrong with one is one error."""
+"""Pictures from outside: encoded files of known formats, of a bounded number of pixels; whatever is wrong with one is one error.
+
+In this package a picture is a user's encoded file or record, an image the array of pixels that a network is shown.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -10,16 +14,25 @@ from pathlib import Path
 
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # what TFDS's layout holds: WebP is the smaller of the two that lose nothing
+from nin_jax.errors import one_line
+
+FORMATS = ("JPEG", "PNG", "WEBP")  # those of TFDS's layout: WebP is the smaller of the two that lose nothing
 PIXELS = 50_000_000  # a larger picture is refused before it is decoded: a small file can unpack to gigabytes
-
 STREAMED_PIXELS = 150_000_000  # the same where few are in memory at a time: photographs as cameras make them
-
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # PIXELS is lower
 
 
 class Unreadable(ValueError):
     """A picture that cannot be used, and why."""
+
+
+def silence_size_warnings() -> None:
+    """Turns off Pillow's warning of large pictures in the whole process: the limits here refuse them, or allow them."""
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def reason(error: Exception) -> str:
+    """What a decoder says, in one line, without the addresses in memory of what it read."""
+    return re.sub(r" <_io\.BytesIO object at \w+>", "", one_line(error))
 
 
 def open_picture(source: Path | bytes) -> Image.Image:
@@ -42,4 +55,4 @@ def open_picture(source: Path | bytes) -> Image.Image:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+        raise Unreadable(reason(error)) from error

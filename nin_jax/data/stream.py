@@ -11,25 +11,26 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import os
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, NamedTuple
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
 
-import grain
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh
 
 from nin_jax.data import memory, views, worker
-from nin_jax.data.encoded import Pictures, cut, left_out
+from nin_jax.data.encoded import Pictures, cut
 from nin_jax.data.worker import map_threads
 from nin_jax.devices.mesh import rows_here, share_out, shared_out_like
 from nin_jax.errors import UserError
 
 DEVICE_AHEAD, HOST_AHEAD = 2, 2  # batches that wait on the devices, and in each process that decodes
 CORES_A_PROCESS = 8  # Python's lock lets threads decode on about so many cores
+
+Each = Callable[[Callable[[int, int], None], Sequence[int]], None]  # see `worker.Threads.each`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +59,17 @@ class Training:
         first = place * self.batch_size
         return memory.epoch_order(self.seed, epoch, len(self.pictures))[first + self.rows].tolist()
 
-    def __getitem__(self, step: int) -> memory.Batch:
-        luck = np.random.default_rng((self.seed, int(step))).random((self.batch_size, 2))[self.rows]
+    def batch(self, step: int, each: Each) -> memory.Batch:
+        """The share of update `step`; `each` says which threads decode."""
+        uniform = np.random.default_rng((self.seed, step)).random((self.batch_size, 2))[self.rows]
         size = self.pictures.size
         images, labels = np.empty((len(self.rows), size, size, 3), np.uint8), np.empty(len(self.rows), np.int32)
 
         def fill(row: int, index: int) -> None:
             picture, to, labels[row] = self.pictures.usable_from(index)
-            images[row] = cut(picture, to, views.somewhere(luck[row], *to, size))
+            images[row] = cut(picture, to, views.random_window(uniform[row], *to, size))
 
-        _on_all_cores(fill, self.indices(int(step)))
+        each(fill, self.indices(step))
         return memory.Batch(images, labels)
 
 
@@ -99,8 +101,9 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, number: int) -> memory.Batch:
-        group = self.groups[int(number)]
+    def batch(self, number: int, each: Each) -> memory.Batch:
+        """The share of a batch; `each` says which threads decode."""
+        group = self.groups[number]
         records = group.rows[self.rows[len(group.rows)]]
         images = np.zeros((len(records), group.windows, group.height, group.width, 3), np.uint8)
         labels, weight = np.zeros(len(records), np.int32), np.zeros(len(records), np.float32)
@@ -113,7 +116,7 @@ class Evaluation:
                 for i, window in enumerate(views.windows(self.views, *to, self.pictures.size)):
                     images[row, i] = cut(picture, to, window)
 
-        _on_all_cores(fill, records.tolist())
+        each(fill, records.tolist())
         return memory.Batch(images, labels, weight)
 
 
@@ -126,10 +129,8 @@ def plan(pictures: Pictures, protocol: str, batch_size: int, devices: int) -> li
     def shape(index: int) -> tuple[int, int, int] | None:
         try:
             size = pictures.open(index)[1]
-        except UserError as mistake:
-            if not pictures.skip:
-                raise
-            left_out(str(mistake))
+        except UserError as error:
+            pictures.leave_out(index, error)
             return None
         return (1, *views.windows(protocol, *views.scaled(*size, pictures.short), pictures.size)[0][2:])
 
@@ -159,39 +160,55 @@ def plan(pictures: Pictures, protocol: str, batch_size: int, devices: int) -> li
 class _Ahead:
     """Batches of `Training` or `Evaluation` from one on, decoded and put on the devices before they are asked for."""
 
-    def __init__(self, batches: Any, first: int, mesh: Mesh, workers: int):
-        if not flags.FLAGS.is_parsed():  # grain has flags, and asks for them also where the program has none
-            flags.FLAGS.mark_as_parsed()
+    def __init__(self, batches: Training | Evaluation, first: int, mesh: Mesh, workers: int):
         self.mesh, self.workers = mesh, workers
-        data = grain.MapDataset.source(batches)[first:]
-        reading = grain.ReadOptions(num_threads=HOST_AHEAD, prefetch_buffer_size=HOST_AHEAD)
-        processes = grain.MultiprocessingOptions(num_workers=workers)
-        self.iterator = iter(data.to_iter_dataset(reading).mp_prefetch(processes, worker_init_fn=_in_worker))
-        self.thread = concurrent.futures.ThreadPoolExecutor(1)
-        self.waiting = deque(self.thread.submit(self._one) for _ in range(DEVICE_AHEAD))
+        if workers:  # each gets a thread too many, for the time in which another process hands a batch over
+            self.decoders = worker.processes(workers, _start, batches, 1 + worker.cores() // workers)
+            self.decode = _decode
+        else:
+            self.decoders = concurrent.futures.ThreadPoolExecutor(HOST_AHEAD)
+            self.decode = functools.partial(batches.batch, each=worker.Threads(worker.cores()).each)
+        self.numbers = iter(range(first, len(batches)))
+        self.decoding: deque[concurrent.futures.Future[memory.Batch]] = deque()
+        self.sender = concurrent.futures.ThreadPoolExecutor(1)
+        self.sending = deque(self.sender.submit(self._send) for _ in range(DEVICE_AHEAD))
 
-    def _one(self) -> Any:
+    def _send(self) -> memory.Batch | None:
+        """Puts the next batch on the devices."""
+        missing = HOST_AHEAD * max(1, self.workers) - len(self.decoding)
+        for number in itertools.islice(self.numbers, missing):
+            self.decoding.append(self.decoders.submit(self.decode, number))
         try:
-            batch = next(self.iterator, None)
-        except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
-                raise
+            return share_out(self.decoding.popleft().result(), self.mesh) if self.decoding else None
+        except BrokenProcessPool as error:
             raise UserError(
                 f"a process that decodes pictures was ended from outside; if memory was short, set --config.workers to "
                 f"less than {self.workers}"
             ) from error
-        return None if batch is None else share_out(batch, self.mesh)
 
-    def take(self) -> Any:
+    def take(self) -> memory.Batch | None:
         """The next batch; None after the last."""
-        batch = self.waiting.popleft().result()
-        self.waiting.append(self.thread.submit(self._one))
+        batch = self.sending.popleft().result()
+        self.sending.append(self.sender.submit(self._send))
         return batch
 
     def close(self) -> None:
         """Ends threads and processes."""
-        self.thread.shutdown(cancel_futures=True)
-        self.iterator.close()
+        self.sender.shutdown(cancel_futures=True)
+        self.decoders.shutdown(cancel_futures=True)
+
+
+_decoder: Callable[[int], memory.Batch]  # of a process that decodes
+
+
+def _start(batches: Training | Evaluation, threads: int) -> None:
+    """Begins a process that decodes."""
+    global _decoder
+    _decoder = functools.partial(batches.batch, each=worker.Threads(threads).each)
+
+
+def _decode(number: int) -> memory.Batch:
+    return _decoder(number)
 
 
 class TrainStream:
@@ -279,38 +296,5 @@ def workers_here(wanted: int) -> int:
     """How many processes decode; 0: threads of this one do. -1 wanted: as many as have eight cores each, if two have."""
     if wanted >= 0:
         return wanted
-    processes = _cores() // CORES_A_PROCESS
+    processes = worker.cores() // CORES_A_PROCESS
     return processes if processes > 1 else 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_sharing = [1]  # processes that the cores are shared with, as `_in_worker` is told
-
-
-@functools.cache
-def _pool() -> tuple[concurrent.futures.ThreadPoolExecutor, int]:
-    """The threads of this process that decode, and how many."""
-    threads = max(1, _cores() // _sharing[0])
-    return concurrent.futures.ThreadPoolExecutor(threads), threads
-
-
-def _on_all_cores(f: Callable[[int, int], None], items: Sequence[int]) -> None:
-    """`f(i, items[i])` for each i."""
-    pool, cores = _pool()
-    tasks = min(4 * cores, len(items))  # not one for each: handing one over takes a tenth of decoding a small picture
-
-    def some(first: int) -> None:
-        for i in range(first, len(items), tasks):
-            f(i, items[i])
-
-    list(pool.map(some, range(tasks)))
-
-
-def _in_worker(index: int, count: int) -> None:
-    """Begins a process that decodes."""
-    del index
-    worker.begin()
-    _sharing[0] = count

@@ -48,7 +48,7 @@ def windows(name: str, height: int, width: int, size: int) -> list[Window]:
     return [(a, b, size, size) for a, b in places]
 
 
-def somewhere(luck: Sequence[float], height: int, width: int, size: int) -> Window:
-    """A window anywhere in a scaled picture, by two numbers uniform on [0, 1): every place is equally likely."""
-    y, x = (int(u * (side - size + 1)) for u, side in zip(luck, (height, width), strict=True))
+def random_window(uniform: Sequence[float], height: int, width: int, size: int) -> Window:
+    """A window of a scaled picture, placed by two numbers uniform on [0, 1): every place is equally likely."""
+    y, x = (int(u * (side - size + 1)) for u, side in zip(uniform, (height, width), strict=True))
     return y, x, size, size

@@ -21,7 +21,7 @@ from jax.sharding import AxisType
 from PIL import Image
 
 from nin_jax import config
-from nin_jax.data import encoded, fitted, memory, stream, views
+from nin_jax.data import encoded, fitted, memory, stream, views, worker
 from nin_jax.data.datasets import imagenet
 from nin_jax.devices.mesh import AXIS, host, replicate
 from nin_jax.devices.replicas import compile_replicas
@@ -62,6 +62,11 @@ def mesh(n: int):
     return jax.make_mesh((n,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
 
 
+def one_by_one(f, items):
+    for i, item in enumerate(items):
+        f(i, item)
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -78,11 +83,11 @@ def test_an_epoch_has_each_picture_at_most_once_in_an_order_of_its_own():
 
 
 def test_a_batch_is_the_same_for_any_number_of_processes():
-    whole = training()[5]
-    parts = [training(rows=rows)[5] for rows in ([0, 1, 2], [3, 4], [5, 6, 7])]
+    whole = training().batch(5, one_by_one)
+    parts = [training(rows=rows).batch(5, one_by_one) for rows in ([0, 1, 2], [3, 4], [5, 6, 7])]
     for i in range(2):
         np.testing.assert_array_equal(whole[i], np.concatenate([part[i] for part in parts]))
-    assert not np.array_equal(whole.image, training()[6].image)
+    assert not np.array_equal(whole.image, training().batch(6, one_by_one).image)
 
 
 def test_worker_processes_hand_over_the_same_batches():
@@ -92,7 +97,7 @@ def test_worker_processes_hand_over_the_same_batches():
     try:
         for number in (3, 4, 5, 6):
             batch = host(ahead[0].take())
-            wanted = [source[number]] + ([host(ahead[1].take())] if number >= 5 else [])
+            wanted = [source.batch(number, one_by_one)] + ([host(ahead[1].take())] if number >= 5 else [])
             for other in wanted:
                 np.testing.assert_array_equal(batch.image, np.reshape(other.image, batch.image.shape))
                 np.testing.assert_array_equal(batch.label, np.reshape(other.label, batch.label.shape))
@@ -159,8 +164,9 @@ def test_bad_records_are_left_out_where_that_is_wanted(capsys):
     source, sound = (stream.Training(p, 0, 6, np.arange(6), 3) for p in (bad, good))
     place = source.indices(0).index(2)
     assert sound.indices(0)[place] == 2
-    assert source[0].label.tolist() == [3 if i == 2 else i for i in source.indices(0)]
-    assert "record 2 of some train cannot be read" in capsys.readouterr().err
+    assert source.batch(0, one_by_one).label.tolist() == [3 if i == 2 else i for i in source.indices(0)]
+    source.batch(0, one_by_one)
+    assert capsys.readouterr().err.count("record 2 of some train cannot be read") == 1
     for protocol in ("center", "dense"):
         batches = list(stream.EvalStream(bad, mesh(1), 4, protocol, 0))
         labels = [np.asarray(b.label)[np.asarray(b.weight) > 0] for b, _, _ in batches]
@@ -387,7 +393,7 @@ def test_the_real_pictures():
     assert len(split) == 15
     every = imagenet.load("validation", str(REAL), size=32, short=40)
     assert [split.open(i)[3] for i in range(10, 15)] == [every.open(i)[3] for i in range(15, 20)]
-    batch = stream.Training(split, 0, 15, np.arange(15), 1)[0]
+    batch = stream.Training(split, 0, 15, np.arange(15), 1).batch(0, worker.Threads(3).each)
     assert batch.image.shape == (15, 32, 32, 3)
     assert batch.image.std(axis=(1, 2, 3)).min() > 10
     assert isinstance(batch, memory.Batch)
@@ -414,8 +420,8 @@ ENDLESS = """
 import os, sys
 import jax
 from jax.sharding import AxisType
-from nin_jax.datasets import imagenet
-from nin_jax.pipeline import stream
+from nin_jax.data import stream
+from nin_jax.data.datasets import imagenet
 if __name__ == "__main__":
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     source = stream.TrainStream(imagenet.load("train", sys.argv[1], size=32, short=40), mesh, 8, 0, 100, 2)

@@ -27,7 +27,7 @@ def test_windows_lie_inside_and_are_of_one_size(name, height, width):
 
 @given(y=st.floats(0, 1, exclude_max=True), x=st.floats(0, 1, exclude_max=True))
 def test_a_random_window_lies_inside(y, x):
-    top, left, height, width = views.somewhere((y, x), 256, 300, 224)
+    top, left, height, width = views.random_window((y, x), 256, 300, 224)
     assert 0 <= top <= 32
     assert 0 <= left <= 76
     assert (height, width) == (224, 224)

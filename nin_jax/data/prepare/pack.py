@@ -16,7 +16,6 @@ import functools
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import re
 import tarfile
@@ -95,8 +94,7 @@ def _in_processes(shards: list[Shard], processes: int) -> Iterator[None]:
     if processes == 1:
         yield from map(write, shards)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(processes, context, initializer=worker.begin)
+    pool = worker.processes(processes)
     try:
         for done in concurrent.futures.as_completed([pool.submit(write, shard) for shard in shards]):
             yield done.result()

@@ -176,9 +176,9 @@ class _Ahead:
     def _send(self) -> memory.Batch | None:
         """Puts the next batch on the devices."""
         missing = HOST_AHEAD * max(1, self.workers) - len(self.decoding)
-        for number in itertools.islice(self.numbers, missing):
-            self.decoding.append(self.decoders.submit(self.decode, number))
         try:
+            for number in itertools.islice(self.numbers, missing):
+                self.decoding.append(self.decoders.submit(self.decode, number))
             return share_out(self.decoding.popleft().result(), self.mesh) if self.decoding else None
         except BrokenProcessPool as error:
             raise UserError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
@@ -18,6 +19,7 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from nin_jax.errors import ExitError
@@ -64,6 +66,15 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
                 say(f"{what}: {i} of {total}")
                 said = True
             yield item
+
+
+@contextlib.contextmanager
+def transfer(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar of `total` bytes; the function that it gives is told how many there are so far."""
+    columns = *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda size: bar.update(task, completed=size)
 
 
 def fail(line: str) -> None:

@@ -104,9 +104,11 @@ def run(command: Command) -> None:
     import jax
 
     from nin_jax.data.cache import cache_dir
+    from nin_jax.data.worker import silence_size_warnings
     from nin_jax.devices import processes
 
     reuse_memory()
+    silence_size_warnings()
     processes.join()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

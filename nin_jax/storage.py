@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nin_jax.errors import StorageFailed
+from nin_jax.errors import StorageFailed, one_line
 
 T = TypeVar("T")
 
@@ -36,20 +36,28 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def retry(attempt: Callable[[], T], may_pass: Callable[[Exception], bool]) -> T:
+    """`attempt()`, again after each pause of `RETRY_AFTER` while it raises an error that may pass; then the last one is raised."""
+    for pause in RETRY_AFTER:
+        try:
+            return attempt()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            time.sleep(pause)
+    return attempt()
+
+
 def persist(what: str, write: Callable[[], T]) -> T:
     """`write()`, again after each pause of `RETRY_AFTER` while it raises an `OSError` that may pass.
 
     A full disk, a quota and a network file system that does not answer may; a missing right or folder does not. Raises
     `StorageFailed`, which names `what`.
     """
-    for pause in (*RETRY_AFTER, None):
-        try:
-            return write()
-        except OSError as error:
-            if pause is None or error.errno in FOR_GOOD:
-                raise StorageFailed(f"cannot write {what}: {' '.join(str(error).split())}") from error
-            time.sleep(pause)
-    raise AssertionError
+    try:
+        return retry(write, lambda error: isinstance(error, OSError) and error.errno not in FOR_GOOD)
+    except OSError as error:
+        raise StorageFailed(f"cannot write {what}: {one_line(error)}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import warnings
 import zlib
 from pathlib import Path
 
@@ -23,11 +22,6 @@ STREAMED_PIXELS = 150_000_000  # the same where few are in memory at a time: pho
 
 class Unreadable(ValueError):
     """A picture that cannot be used, and why."""
-
-
-def silence_size_warnings() -> None:
-    """Turns off Pillow's warning of large pictures in the whole process: the limits here refuse them, or allow them."""
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def reason(error: Exception) -> str:

@@ -246,7 +246,9 @@ class TrainStream:
             self.start(step)
         assert self.ahead is not None
         self.step += 1
-        return self.ahead.take()
+        batch = self.ahead.take()
+        assert batch is not None, f"update {step} is after the last"
+        return batch
 
     def close(self) -> None:
         """Ends threads and processes."""

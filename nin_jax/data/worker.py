@@ -7,14 +7,19 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from nin_jax.console import track
-from nin_jax.data.pictures import silence_size_warnings
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def silence_size_warnings() -> None:
+    """Turns off Pillow's warning of large pictures in the whole process: `data.pictures` has limits of its own."""
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit", RuntimeWarning)
 
 
 def cores() -> int:

@@ -28,9 +28,9 @@ import scipy.sparse
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-from nin_jax import registry
+from nin_jax import registry, storage
 from nin_jax.data.prepare import prepare
-from nin_jax.data.prepare.prepare import DATASETS, Archive, Dataset
+from nin_jax.data.prepare.archives import DATASETS, Archive, Dataset, official
 from nin_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -267,7 +267,8 @@ def test_killed_preparation_begins_again(cifar10: Sample, tmp_path: Path) -> Non
     script = f"""
 import itertools, os, pathlib, signal
 from PIL import Image
-from nin_jax.data.prepare import Archive, Dataset, prepare
+from nin_jax.data.prepare.archives import Archive, Dataset
+from nin_jax.data.prepare.prepare import prepare
 fromarray, calls = Image.fromarray, itertools.count()
 def killed_in_test_split(array):
     if next(calls) == 70:
@@ -511,7 +512,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             pass
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(prepare, "RETRY_AFTER", (0.0, 0.0))
+    monkeypatch.setattr(storage, "RETRY_AFTER", (0.0, 0.0))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         state.url = f"http://127.0.0.1:{running.server_port}/"
         thread = threading.Thread(target=running.serve_forever, args=(0.02,))
@@ -598,7 +599,7 @@ def test_official_archives(name: str) -> None:
     }
     places = {"mnist": slice(4), "cifar10": slice(4, 5), "cifar100": slice(5, 6), "svhn_cropped": slice(6, 9)}
     files = list(expected)[places[name]]
-    dataset = prepare.official(name)
+    dataset = official(name)
     assert {a.file: (a.size, a.sha256) for a in dataset.archives} == {file: expected[file] for file in files}
     registered = tfds.builder_cls(name).url_infos
     assert {a.url: a.sha256 for a in dataset.archives} == {url: info.checksum for url, info in registered.items()}
@@ -663,7 +664,7 @@ def test_mistakes_on_the_command_line(arguments: list[str], message: str, tmp_pa
 
 
 def test_download_impossible_on_the_command_line(tmp_path: Path) -> None:
-    code = "import nin_jax.data.prepare as p; p.RETRY_AFTER = (); p.run()"
+    code = "from nin_jax import storage; storage.RETRY_AFTER = (); from nin_jax.data.prepare.__main__ import run; run()"
     process = command("cifar10", f"--data_dir={tmp_path / 'a b'}", code=code, https_proxy="http://127.0.0.1:1")
     url, downloads = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", f"{tmp_path}/a b/downloads/cifar10"
     again = f"python -m nin_jax.data.prepare cifar10 '--archives={downloads}' '--data_dir={tmp_path}/a b'"
@@ -684,7 +685,12 @@ def test_download_impossible_on_the_command_line(tmp_path: Path) -> None:
     ],
 )
 def test_other_endings(raised: str, exit_code: int, message: str, tmp_path: Path) -> None:
-    code = f"import nin_jax.data.prepare as p\ndef fail(*_): raise {raised}\np._archives = fail\np.run()"
+    code = f"""
+from nin_jax.data.prepare import __main__, prepare
+def fail(*_): raise {raised}
+prepare._archives = fail
+__main__.run()
+"""
     ends(command("mnist", f"--data_dir={tmp_path}", code=code), exit_code, message)
 
 

@@ -21,8 +21,9 @@ from jax.sharding import AxisType
 from PIL import Image
 
 from nin_jax import config
-from nin_jax.data import encoded, fitted, memory, stream, views, worker
+from nin_jax.data import encoded, fitted, memory, stream, views
 from nin_jax.data.datasets import imagenet
+from nin_jax.data.worker import Threads
 from nin_jax.devices.mesh import AXIS, host, replicate
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.errors import Preempted, UserError
@@ -393,7 +394,7 @@ def test_the_real_pictures():
     assert len(split) == 15
     every = imagenet.load("validation", str(REAL), size=32, short=40)
     assert [split.open(i)[3] for i in range(10, 15)] == [every.open(i)[3] for i in range(15, 20)]
-    batch = stream.Training(split, 0, 15, np.arange(15), 1).batch(0, worker.Threads(3).each)
+    batch = stream.Training(split, 0, 15, np.arange(15), 1).batch(0, Threads(3).each)
     assert batch.image.shape == (15, 32, 32, 3)
     assert batch.image.std(axis=(1, 2, 3)).min() > 10
     assert isinstance(batch, memory.Batch)

@@ -20,12 +20,14 @@ from absl import app, flags, logging
 
 from nin_jax.data.prepare.archives import DATASETS, official
 from nin_jax.data.prepare.prepare import IMAGENET, prepare, prepare_imagenet
-from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest
+from nin_jax.data.worker import silence_size_warnings
+from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest, one_line
 
 
 def main(argv: Sequence[str]) -> None:
     """Prepare the dataset that the one argument names, as the flags say."""
     logging.set_verbosity(logging.WARNING)  # `app.run` would let TFDS tell every step
+    silence_size_warnings()
     known = [*DATASETS, IMAGENET]
     match argv[1:]:
         case [name] if name in known:
@@ -63,7 +65,7 @@ def run() -> None:
     try:
         app.run(main, flags_parser=flags.FLAGS)
     except (ExitError, flags.Error) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         sys.exit(getattr(error, "exit_code", UserError.exit_code))
 
 

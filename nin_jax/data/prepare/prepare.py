@@ -9,18 +9,17 @@ import shlex
 import shutil
 import ssl
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nin_jax import storage
+from nin_jax.console import transfer
 from nin_jax.data.prepare.archives import DATASETS, Archive, Dataset, Splits, read
 from nin_jax.errors import UserError
 
-RETRY_AFTER = (1.0, 3.0, 9.0)  # seconds between the attempts to download
 IMAGENET = "imagenet2012"
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
@@ -131,20 +130,9 @@ def _verify(path: Path, archive: Archive) -> None:
 
 def _download(archive: Archive, folder: Path) -> None:
     """Fetch `folder`/FILE by way of FILE.part, with which a later attempt or call goes on."""
-    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-
     part = folder / f"{archive.file}.part"
-    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()) as bar:
-        task = bar.add_task(archive.file, total=archive.size)
-        for pause in (*RETRY_AFTER, None):
-            try:
-                for size in _append(archive, part):
-                    bar.update(task, completed=size)
-                break
-            except NETWORK_ERRORS:
-                if pause is None:
-                    raise
-                time.sleep(pause)
+    with transfer(archive.size, archive.file) as show:
+        storage.retry(lambda: _append(archive, part, show), lambda error: isinstance(error, NETWORK_ERRORS))
     try:
         _verify(part, archive)
     except UserError:
@@ -153,8 +141,8 @@ def _download(archive: Archive, folder: Path) -> None:
     part.replace(folder / archive.file)
 
 
-def _append(archive: Archive, part: Path) -> Iterator[int]:
-    """One attempt to complete `part`; yields its size after each chunk, never more than `archive.size`."""
+def _append(archive: Archive, part: Path, show: Callable[[int], None]) -> None:
+    """One attempt to complete `part`; shows its size after each chunk, never more than `archive.size`."""
     size = part.stat().st_size if part.exists() else 0
     if size < archive.size:
         request = urllib.request.Request(archive.url, headers={"Range": f"bytes={size}-"})  # noqa: S310 - a URL of the table
@@ -167,7 +155,7 @@ def _append(archive: Archive, part: Path) -> Iterator[int]:
             while size < archive.size and (chunk := response.read(min(1 << 18, archive.size - size))):
                 file.write(chunk)
                 size += len(chunk)
-                yield size
+                show(size)
     if size < archive.size:
         raise ConnectionError(f"the connection ended after {size} of {archive.size} bytes")
 
@@ -178,8 +166,6 @@ def _write(dataset: Dataset, data_dir: Path, splits: Splits, class_names: Mappin
     from PIL import Image
     from tensorflow_datasets.core import shuffle
 
-    # With more bytes than this in a split TFDS would sort it on disk, by TensorFlow. SVHN's `extra` comes close.
-    shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
     stock: Any = tfds.builder_cls(dataset.name)
 
     # TFDS takes skip_registration, but pyright loses it among the other base classes.
@@ -206,4 +192,9 @@ def _write(dataset: Dataset, data_dir: Path, splits: Splits, class_names: Mappin
                     example["id"] = f"{split}_{index:0{dataset.id_digits}d}"
                 yield index, example
 
-    Builder(data_dir=data_dir).download_and_prepare(file_format="array_record")
+    # With more bytes than this in a split TFDS would sort it on disk, by TensorFlow. SVHN's `extra` comes close.
+    limit, shuffle.MAX_MEM_BUFFER_SIZE = shuffle.MAX_MEM_BUFFER_SIZE, sys.maxsize
+    try:
+        Builder(data_dir=data_dir).download_and_prepare(file_format="array_record")
+    finally:
+        shuffle.MAX_MEM_BUFFER_SIZE = limit

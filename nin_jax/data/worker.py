@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from nin_jax.console import track
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that ask a run to stop
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -58,12 +60,20 @@ def processes(
 ) -> concurrent.futures.ProcessPoolExecutor:
     """A pool of so many processes, each of which calls `start(*arguments)` first."""
     context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(count, context, _begin, (start, *arguments))
+    pool = concurrent.futures.ProcessPoolExecutor(count, context, _begin, (start, *arguments))
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which they inherit, until they have learned to ignore them
+    try:
+        for _ in range(count):
+            pool.submit(int)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return pool
 
 
 def _begin(start: Callable[..., None] | None, *arguments: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     silence_size_warnings()
     parent = multiprocessing.parent_process()
     assert parent is not None

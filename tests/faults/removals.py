@@ -53,8 +53,8 @@ REMOVALS = (
     Removal(
         "an error that may pass is tried again",
         "storage.py",
-        "if pause is None or error.errno in FOR_GOOD:",
-        "if True:",
+        "isinstance(error, OSError) and error.errno not in FOR_GOOD",
+        "False",
         "tests/faults/test_storage.py::test_what_is_tried_again",
     ),
     Removal(

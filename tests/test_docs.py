@@ -1,15 +1,23 @@
 """What README and docs say is what the project has."""
 
+import contextlib
+import importlib.util
+import io
 import re
+import shlex
 from pathlib import Path
 
 from benchmarks import report, start
-from nin_jax import config, main
+from nin_jax import config, main, registry
 from nin_jax.paper import pages
+from nin_jax.training.build import Run
+from nin_jax.training.describe import describe
 from tests.faults import page as faults_page
 from tests.faults import removals, table
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_the_table_of_starts_is_that_of_the_recorded_rows():
@@ -47,7 +55,55 @@ def test_every_experiment_named_anywhere_is_there_and_legal():
         main.parse(["main", f"--config={name}"])
 
 
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: the word behind the fence, and the lines."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_every_command_stands_in_a_block_that_says_whether_ci_runs_it():
+    """What `.ci/run` runs is in ```bash; of the rest, in ```console, module, experiment and config keys are checked here."""
+    for page in PAGES:
+        found = [(kind, line) for kind, text in blocks(page) for line in text.splitlines() if "python -m " in line]
+        assert {kind for kind, _ in found} <= {"bash", "console"}, page
+        outside = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        assert not re.search(r"^ *python -m ", outside, re.MULTILINE), page
+        for kind, line in found:
+            words = shlex.split(line, comments=True)
+            if kind == "console" and words[2] != "pip":
+                assert importlib.util.find_spec(words[2]) is not None, line
+                rest = words[words.index("--") + 1 :] if "--" in words else words[3:]
+                if words[2] == "nin_jax.main" or "--" in words:
+                    main.parse(["main", *rest])
+
+
+def test_the_models_of_readme_are_as_described():
+    """Parameters and multiply-adds of README's table are those of `--mode=describe`."""
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\| ([\d,]+) \| ([\d,]+) \| ([\dx ]+) \| `(.+?)` \|$", README.read_text(), re.MULTILINE
+    )
+    assert {row[0] for row in rows} == set(registry.names("models"))
+    for name, parameters, multiply_adds, shape, recipe in rows:
+        run = Run(main.parse(["main", f"--config={recipe}"]).config)
+        with contextlib.redirect_stdout(io.StringIO()):
+            totals = describe(run)
+        found = run.config.model.name, f"{totals['parameters']:,}", f"{totals['multiply_adds_per_image']:,}"
+        assert (*found, " x ".join(map(str, run.info.image_shape))) == (name, parameters, multiply_adds, shape), recipe
+
+
+def test_the_speeds_of_readme_are_those_of_the_page_of_speed():
+    rows = re.findall(r"\| ([\d,.]+ \| [\d,.]+ \| \*\*[\d.]+\*\*) \|$", README.read_text(), re.MULTILINE)
+    assert len(rows) == 6
+    for row in rows:
+        assert f" | {row} (" in report.DOC.read_text(), row
+
+
+def test_every_file_of_the_package_that_a_page_names_is_there():
+    for page in PAGES:
+        for name in re.findall(r"`((?:nin_jax|experiments|launch|benchmarks|tests)/[\w/.-]+)`", page.read_text()):
+            assert (ROOT / name).exists(), (page, name)
+
+
 def test_every_link_to_a_file_leads_somewhere():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page, target)

@@ -83,7 +83,7 @@ def test_mean_deviation_and_difference(tmp_path: Path) -> None:
     assert lines(generated["Results"], "experiments/cifar10.py")[0][3] == wanted
     assert lines(generated["Table 1"], "experiments/cifar10.py:release")[0][3] == "not run"
     (cells,) = lines(generated["Table 4"], "experiments/mnist.py")
-    assert cells[2:7] == ["0.47", "0.50 (n = 1)", "+0.03", "4 x cpu cpu", "2 h"]
+    assert cells[2:7] == ["0.47", "0.50 (n = 1)", "+0.03", "4 x cpu", "2 h"]
 
 
 def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
@@ -109,6 +109,11 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
     assert "experiments/digits.py" in body[2]
     assert "experiments/gone.py:x" in body[3]
     assert lines(generated["Ablations"], "experiments/ablations/weight_decay.py:1e-4")[0][1] == "12.50 (n = 1)"
+    measured = generated["Measured here"].splitlines()[2:]
+    assert [line.split(" | ")[6] for line in measured[:2]] == ["10.41, by another recipe"] * 2
+    (cells,) = lines(generated["Measured here"], "experiments/digits.py")
+    assert cells[6] == "not in the paper"
+    assert "gone" not in generated["Measured here"]
 
 
 def test_places_are_filled_again_and_unknown_ones_named() -> None:

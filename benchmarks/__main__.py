@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from nin_jax.devices.cpu_memory import reuse_memory
+from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 from nin_jax.errors import nearest
 
 NAMES = ("training", "startup", "inside", "changes", "scaling")
@@ -37,5 +37,6 @@ if __name__ == "__main__":
     # What PyTorch compiles is compiled anew, as what XLA compiles is.
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", scratch)
+        await_dispatches()
         reuse_memory()
         main(sys.argv[1:])

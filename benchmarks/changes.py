@@ -23,7 +23,7 @@ from benchmarks import measure
 from benchmarks.runs import on_noise
 from nin_jax import convolution, layers
 from nin_jax.console import say
-from nin_jax.devices.cpu_memory import reuse_memory
+from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 
 ROUNDS = 5
 UPDATES = 5  # a turn, of memory
@@ -273,6 +273,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "reused":
+        await_dispatches()
         reuse_memory()
     update = on_noise("mnist", 128, examples=256).update
     for _ in sys.stdin:  # each line asks for so many

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from nin_jax.devices.cpu_memory import reuse_memory
+from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 
 DEVICES = 1, 2, 4, 8
 
@@ -34,7 +34,7 @@ NAME, BATCH, UPDATES = "digits", 128, 3
 
 def all_reduced(compiled: Any) -> list[int]:
     """Bytes of each all-reduce of a compiled function, per replica, from its HLO."""
-    text = re.sub(r"/\*.*?\*/", "", getattr(compiled, "func", compiled).as_text())
+    text = re.sub(r"/\*.*?\*/", "", compiled.program.as_text())
     sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
     found = []
     for shapes in re.findall(r"= (\(?[^=]*?) all-reduce(?:-start)?\(", text):
@@ -103,5 +103,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    await_dispatches()
     reuse_memory()
     print(json.dumps(child(int(sys.argv[1]))))

@@ -27,7 +27,7 @@ from benchmarks.runs import Ours
 from nin_jax import main
 from nin_jax.console import exiting, say
 from nin_jax.data.cache import cache_dir
-from nin_jax.devices.cpu_memory import reuse_memory
+from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 from nin_jax.devices.mesh import host
 from nin_jax.paper import pages
 from nin_jax.runs.provenance import commit, versions
@@ -115,6 +115,7 @@ if __name__ == "__main__":
         if args.table:
             pages.write(DOC, {"starts": table()})
         else:
+            await_dispatches()
             reuse_memory()
             jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
             measure(flags, [int(seed) for seed in args.seeds.split(",")], args.updates)

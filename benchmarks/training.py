@@ -27,7 +27,7 @@ from benchmarks.torch_nin import Setting, Trainer, network
 from nin_jax import config as config_lib
 from nin_jax.console import say
 from nin_jax.data import fitted
-from nin_jax.devices.cpu_memory import reuse_memory
+from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 
 
 class Workload(NamedTuple):
@@ -151,6 +151,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    await_dispatches()
     reuse_memory()
     chosen = [s for s in SETTINGS if str(s) in sys.argv[2:]]
     print(json.dumps(compare(WORKLOADS[int(sys.argv[1])], chosen)))

@@ -25,7 +25,6 @@ from nin_jax import config as config_lib
 from nin_jax import registry
 from nin_jax.config import Config
 from nin_jax.console import fail
-from nin_jax.devices.cpu_memory import reuse_memory
 from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest, one_line, out_of_memory
 
 MODES = ("train", "eval", "describe")
@@ -101,19 +100,13 @@ def parse(argv: Sequence[str]) -> Command:
 
 def run(command: Command) -> None:
     """Does what the command says."""
-    import jax
-
     from nin_jax.data.cache import cache_dir
     from nin_jax.data.worker import silence_size_warnings
     from nin_jax.devices import processes
+    from nin_jax.devices.process import prepare_process
 
-    reuse_memory()
+    prepare_process(cache_dir() / "xla")
     silence_size_warnings()
-    processes.join()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # JAX's default is a second
     if command.mode == "train":
         from nin_jax.training.loop import train
 

@@ -45,11 +45,12 @@ class Resident:
       batch_size: pictures of a batch, over all devices.
       examples: how many there are.
       like: what a dispatch is made from, or its shapes.
+      split: whether that is split over the replicas (`compile_replicas`).
       mirrored: whether an evaluation sees each view's mirror image too.
       exact: whether each example counts; else some may be left out in an evaluation.
     """
 
-    mirrored, exact = False, True
+    mirrored, exact, split = False, True, False
 
     def __init__(self, arrays: Arrays, batch_size: int):
         self.like, self.examples, self.batch_size = arrays, arrays.label.shape[0], batch_size

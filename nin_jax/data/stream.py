@@ -221,6 +221,8 @@ class TrainStream:
       workers: see `workers_here`.
     """
 
+    split = True  # each batch over the replicas
+
     def __init__(self, pictures: Pictures, mesh: Mesh, batch_size: int, seed: int, epochs: int, workers: int):
         rows = rows_here(batch_size, mesh)
         updates = epochs * (len(pictures) // batch_size)
@@ -267,6 +269,8 @@ class EvalStream:
       protocol: see `views`.
       workers: see `workers_here`.
     """
+
+    split = True  # each batch over the replicas
 
     def __init__(self, pictures: Pictures, mesh: Mesh, batch_size: int, protocol: str, workers: int):
         groups = plan(pictures, protocol, batch_size, mesh.size)

@@ -1,4 +1,4 @@
-"""The memory allocator, as training on a CPU needs it."""
+"""Memory on a CPU: each update works in the memory of the one before."""
 
 from __future__ import annotations
 
@@ -7,28 +7,34 @@ import ctypes
 
 import jax
 
+# Options of glibc's mallopt(3), from malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
-def reuse_memory() -> None:
-    """Lets every step on a CPU work in the memory of the step before. To be called before jax starts.
 
-    On a CPU, XLA asks for a step's temporary memory, a gigabyte for CIFAR-10, at every step and frees it after. glibc
-    would give it back to the kernel and get it anew page by page, which takes as long as much of the step
-    (docs/performance.md has it measured): where the C library is glibc, it now stays with the process, which is as large
-    as it has been at its largest. And a step's results were there up to a millisecond before its memory was free, so
-    that the next one often took as much again: now a dispatch returns when all is done.
+def await_dispatches() -> None:
+    """Makes a dispatch on a CPU return when all is computed. To be called before JAX looks for devices.
+
+    Otherwise an update's results are there up to a millisecond before its temporary memory is free, so that the next one
+    often takes as much again. Devices other than CPUs are not affected.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def reuse_memory() -> None:
+    """Keeps freed memory in this process, which stays as large as it has been at its largest.
+
+    On a CPU, XLA allocates an update's temporary memory, a gigabyte for CIFAR-10, at every update and frees it after. glibc
+    would give it back to the kernel and get it anew page by page, which takes as long as much of the update
+    (docs/performance.md has it measured). With other C libraries than glibc nothing happens.
+    """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads, since only the first can grow
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: nothing is mapped by itself, to be unmapped when it is freed
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap's end is not given back
-        # Room for what is small, in pieces that do not grow together: else it would lie where a step's memory was, which
+        libc.mallopt(M_ARENA_MAX, 1)  # one heap for all threads, since only the first can grow
+        libc.mallopt(M_MMAP_MAX, 0)  # no allocation gets a mapping of its own, which would be unmapped when freed
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # the end of the heap is not given back
+        # Room for what is small, in pieces that do not grow together: else it would lie where an update's memory was, which
         # then no longer fits there. Pages that nobody writes to take no memory.
-        libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
-            ctypes.c_void_p,
-            [ctypes.c_size_t],
-            [ctypes.c_void_p],
-        )
+        libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        libc.free.argtypes = [ctypes.c_void_p]
         for piece in [(libc.malloc(2**20), libc.malloc(64))[0] for _ in range(1024)]:
             libc.free(piece)

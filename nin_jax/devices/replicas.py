@@ -1,10 +1,9 @@
-"""A step mapped over the replicas and compiled; how many steps one dispatch holds."""
+"""A function of one replica, mapped over all of them and compiled; how many updates one dispatch holds."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,66 +13,101 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nin_jax.devices.mesh import AXIS
 
 
-def _is_shared_out(argument: Any) -> bool:
-    specs = [getattr(getattr(a, "sharding", None), "spec", PartitionSpec()) for a in jax.tree.leaves(argument)]
-    return PartitionSpec(AXIS) in specs
+class Replicated(NamedTuple):
+    """A compiled function of all replicas, to be called with arrays like those it was compiled for.
+
+    Attributes:
+      program: what XLA compiled.
+      leading: arrays that the program takes before the caller's.
+    """
+
+    program: jax.stages.Compiled
+    leading: tuple[jax.Array, ...] = ()
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.program(*self.leading, *arguments)
 
 
 def compile_replicas(
-    f: Callable[..., Any], arguments: Sequence[Any], mesh: Mesh, mapper: str, donate: tuple[int, ...] = ()
-) -> Callable[..., Any]:
+    f: Callable[..., Any],
+    arguments: Sequence[Any],
+    mesh: Mesh,
+    mapper: str,
+    *,
+    split: Sequence[bool] = (),
+    donate: tuple[int, ...] = (),
+) -> Replicated:
     """Compiles a per-replica function whose results are the same on every replica.
 
     Inside, `jax.lax.axis_index(AXIS)` is the replica's number and collectives over `AXIS` join the replicas. State is
     never stacked: arguments and results are whole arrays, replicated. Only of a batch from `share_out` each replica gets
-    its own share.
+    its own share, without the first axis.
 
     Args:
       f: function of arrays; what it returns must be equal on all replicas (after `pmean`, `psum`, `all_gather`).
-      arguments: arrays (or their shapes) like those it will be called with.
+      arguments: arrays (or their shapes, with shardings) like those it will be called with.
       mesh: from `make_mesh()`.
-      mapper: "pmap" or "shard_map".
+      mapper: "pmap" or "shard_map". Since JAX 0.8 both compile to the same program.
+      split: for each argument whether it is split over the replicas, `[devices, ...]`; by default none is.
       donate: positions of the arguments whose memory the results may take.
     """
-    everywhere = PartitionSpec()
-    shared = [_is_shared_out(a) for a in arguments]
-    if mapper == "shard_map":
+    split = tuple(split) or (False,) * len(arguments)
+    if len(split) != len(arguments):
+        raise ValueError(f"{len(arguments)} arguments, but {len(split)} of split")
+    compiled = {"pmap": _pmap, "shard_map": _shard_map}[mapper]
+    return compiled(f, arguments, mesh, split, donate)
 
-        def of_one(*args: Any) -> Any:
-            return f(*(jax.tree.map(lambda x: x[0], a) if s else a for a, s in zip(args, shared, strict=True)))
 
-        # check_vma=False: gradients are per replica until the step itself takes their mean, as under pmap.
-        specs = tuple(PartitionSpec(AXIS) if s else everywhere for s in shared)
-        mapped = jax.shard_map(of_one, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
-        return jax.jit(mapped, donate_argnums=donate).lower(*arguments).compile()
-    # pmap wants one argument that is split, so the replicas' numbers come along.
+def _shard_map(
+    f: Callable[..., Any], arguments: Sequence[Any], mesh: Mesh, split: tuple[bool, ...], donate: tuple[int, ...]
+) -> Replicated:
+    def of_one(*args: Any) -> Any:
+        return f(*(jax.tree.map(lambda x: x[0], a) if s else a for a, s in zip(args, split, strict=True)))
+
+    # check_vma=False: gradients are per replica until the step itself takes their mean, as under pmap.
+    specs = tuple(PartitionSpec(AXIS) if s else PartitionSpec() for s in split)
+    mapped = jax.shard_map(of_one, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    return Replicated(jax.jit(mapped, donate_argnums=donate).lower(*arguments).compile())
+
+
+def _pmap(
+    f: Callable[..., Any], arguments: Sequence[Any], mesh: Mesh, split: tuple[bool, ...], donate: tuple[int, ...]
+) -> Replicated:
+    """`jax.pmap` for arrays of the whole run, as `shard_map` takes them.
+
+    A call of what `jax.pmap` returns takes and returns the arrays of one process. The program behind it, a jit of a
+    shard_map, does not, so that is what is called. Three things make this work in JAX 0.10 to 0.12:
+
+    * pmap wants an argument that is split, which here need not be any: the replicas' numbers go first.
+    * With several processes `lower` leaves its arguments as they are if the first is an abstract value, which
+      `ShapeDtypeStruct` is not (jax/_src/pmap.py, host_local_array_to_global_array); else it takes them for one process'.
+    * `lower(...).compile()` knows nothing of one process' arrays: JAX says so as a warning, and it is what is wanted.
+    """
     mapped = jax.pmap(
         lambda _, *args: f(*args),
         AXIS,
-        in_axes=(0, *(0 if s else None for s in shared)),
+        in_axes=(0, *(0 if s else None for s in split)),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=tuple(d + 1 for d in donate),
     )
     numbers = np.arange(mesh.size, dtype=np.int32)
-    split = NamedSharding(mesh, PartitionSpec(AXIS))
-    replicas = jax.make_array_from_callback(numbers.shape, split, lambda index: numbers[index])
-    # Called, what pmap makes takes and returns the arrays of one process. What it is compiled to takes those of the run,
-    # as shard_map's does; given the shape of its first argument, it leaves all of them as they are.
-    shape = ShapedArray(replicas.shape, replicas.dtype)
-    return functools.partial(mapped.lower(shape, *arguments).compile(), replicas)
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    replicas = jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
+    program = mapped.lower(ShapedArray(replicas.shape, replicas.dtype), *arguments).compile()
+    return Replicated(program, (replicas,))
 
 
 def compile_for_once(lowered: jax.stages.Lowered) -> Callable[..., Any]:
-    """Compiles what is called one time: on a CPU roughly, since to do it well takes longer than it saves."""
+    """Compiles what is called once: on a CPU without optimization, since optimizing takes longer than it saves."""
     return lowered.compile({"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None)
 
 
 def steps_per_dispatch(steps: int) -> int:
-    """How many steps to scan in one dispatch, of an event every `steps` steps. Depends on nothing else but the device kind.
+    """How many updates to scan in one dispatch, where an event is due every `steps` updates.
 
-    An accelerator's step is short, so dispatching each would dominate: up to 100 are scanned, as evenly as possible.
-    On a CPU a step may take a second, and signals and progress are looked at after each.
+    An accelerator's update is short, so dispatching each one would dominate: up to 100 are scanned, as evenly as possible.
+    On a CPU an update may take a second, and signals and progress are looked at after each.
     """
     if jax.default_backend() == "cpu":
         return 1

@@ -11,13 +11,10 @@ import copy
 import dataclasses
 import gc
 import json
-import logging
 import math
 import shutil
-import sys
 import tempfile
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,14 +39,11 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells of every file; what matters it raises
         self.directory, self.read_only = workdir.absolute() / "checkpoints", read_only
         processes.from_first(lambda: self._open(keep))
 
     def _open(self, keep: int) -> None:
         read_only = self.read_only
-        if not read_only:
-            _Quiet.install()
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(keep),
@@ -233,7 +227,6 @@ class Checkpoints:
             except Exception as error:  # orbax and tensorstore raise anything on damaged files
                 if out_of_memory(error):
                     raise
-                _Quiet.install()
                 broken.append((step, one_line(error)[:300]))
         if broken:
             time.sleep(0.2)  # for the reads that are still out
@@ -300,28 +293,6 @@ def _parts(state: Any) -> Any:
         return state
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
-
-
-class _Quiet:
-    """An `unraisablehook` without what a failed save or restore leaves behind, so that it costs one line and not forty.
-
-    When one array cannot be read or written, orbax closes its event loop under the others, and each of them complains on
-    stderr when it comes back, which may be at the very end; asyncio tells of those that had failed too.
-    """
-
-    def __init__(self) -> None:
-        self.before = sys.unraisablehook
-
-    def __call__(self, info: Any) -> None:
-        if "Event loop is closed" not in str(info.exc_value):
-            self.before(info)
-
-    @staticmethod
-    def install() -> None:
-        if not isinstance(sys.unraisablehook, _Quiet):
-            sys.unraisablehook = _Quiet()
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _crc_of_notes(notes: Mapping[str, Any]) -> str:

@@ -56,7 +56,9 @@ class Evaluator:
         if key not in self.compiled:
             arguments = tuple(variables), data, self.stats, np.int32(0)
             steps = step.eval_steps(self.recipes, length, self.source.batch_size, mirrored=self.source.mirrored)
-            self.compiled[key] = compile_replicas(steps, arguments, self.mesh, self.mapper)
+            self.compiled[key] = compile_replicas(
+                steps, arguments, self.mesh, self.mapper, split=(False, self.source.split, False, False)
+            )
         return self.compiled[key]
 
     def __call__(

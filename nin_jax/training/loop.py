@@ -229,6 +229,7 @@ class _Loop:
                 (self.shapes, self.batches.like, self.stats, self.seed),
                 self.mesh,
                 self.config.mapper,
+                split=(False, self.batches.split, False, False),
                 donate=(0,),
             )
 

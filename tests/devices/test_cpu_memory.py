@@ -12,7 +12,8 @@ import pytest
 PROGRAM = """
 import json
 from pathlib import Path
-from nin_jax.devices.cpu_memory import reuse_memory
+from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
+await_dispatches()
 reuse_memory()
 import jax
 import jax.numpy as jnp

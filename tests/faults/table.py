@@ -23,7 +23,7 @@ class Row(NamedTuple):
 ROWS = (
     Row(
         "kill -9 at any moment (start, load, compile, restore, train, evaluate, row, save, final write)",
-        "the next start goes on from the newest checkpoint; parameters, momentum and rows end bit-equal",
+        "the next start resumes from the newest checkpoint; parameters, momentum and rows end bit-equal",
         (f"{HERE}/test_kills.py::test_kill_9",),
         (
             "a save cut short is ignored",
@@ -34,7 +34,7 @@ ROWS = (
     ),
     Row(
         "SIGTERM or SIGINT in each phase, once and twice",
-        "exit 75, one line, a checkpoint of the present step",
+        "exit 75, one line, a checkpoint of the current step",
         (
             f"{HERE}/test_kills.py::test_signals",
             "tests/training/test_loop.py::test_a_signal_in_any_phase",
@@ -45,7 +45,7 @@ ROWS = (
     ),
     Row(
         "damaged checkpoint: any file cut, emptied, flipped, removed, foreign, longer, of a later version",
-        "the newest good step, one line for each broken one, which is set aside",
+        "resumes from the newest good step; each broken one is named in a line and set aside",
         (
             f"{HERE}/test_checkpoints.py::test_damaged_checkpoints",
             f"{HERE}/test_checkpoints.py::test_damaged_checkpoints_by_the_command",
@@ -72,19 +72,19 @@ ROWS = (
     ),
     Row(
         "full disk (a small file system of the command's own)",
-        "exit 74, one line, nothing half-written stays; with room it goes on bit-equal",
+        "exit 74, one line, nothing half-written stays; once there is room it resumes, bit-equal",
         (f"{HERE}/test_storage.py::test_a_full_disk", "tests/training/test_loop.py::test_a_full_disk_ends_with_storage_failed"),
         ("error afterwards; the leftover keeps the disk full", "by orbax", "?", "?"),
     ),
     Row("read-only run directory", "exit 74, one line; evaluation works", (f"{HERE}/test_storage.py::test_a_read_only_workdir",)),
     Row(
-        "run directory deleted or renamed in mid-run",
+        "run directory deleted or renamed during the run",
         "exit 74 at the next row or save",
         (f"{HERE}/test_storage.py::test_a_workdir_that_goes",),
     ),
     Row(
-        "storage that falters (EIO on a write, a save in the background that fails)",
-        "tried again after 0.5, 2 and 8 s, then exit 74",
+        "storage errors that pass (EIO on a write, a background save that fails)",
+        "retried after 0.5, 2 and 8 s, then exit 74",
         (
             f"{HERE}/test_storage.py::test_what_is_tried_again",
             f"{HERE}/test_storage.py::test_storage_that_falters",
@@ -96,12 +96,12 @@ ROWS = (
     Row("clock that jumps ten days", "the same run", (f"{HERE}/test_storage.py::test_a_clock_that_jumps",)),
     Row(
         "two writers in one run directory; the first killed by -9",
-        "the second exits with 2; after the kill the next start has the lock",
+        "the second exits with 2; after the kill the next start gets the lock",
         (f"{HERE}/test_storage.py::test_two_writers",),
     ),
     Row(
         "metrics.jsonl with half a last line, any other content",
-        "each row once, none after the step that the run goes on from",
+        "each row once, none after the step that the run resumes from",
         ("tests/training/test_loop.py::test_half_a_last_row_and_a_broken_preprocessing_file", f"{HERE}/test_fuzz.py::test_any_metrics"),
     ),
     Row(
@@ -121,8 +121,8 @@ ROWS = (
         ),
     ),
     Row(
-        "record that cannot be decoded, label that is no class",
-        'exit 2, named; with bad_records="skip" left out, named, counted in the summary',
+        "record that cannot be decoded, label that is not a class",
+        'exit 2, named; with bad_records="skip" left out, named and counted in the summary',
         (
             f"{HERE}/test_data.py::test_an_undecodable_record",
             f"{HERE}/test_data.py::test_an_undecodable_picture_in_a_folder",
@@ -135,11 +135,11 @@ ROWS = (
         "exit 2, named",
         (f"{HERE}/test_data.py::test_what_no_data_set_may_hold", f"{HERE}/test_data.py::test_preprocessing_that_is_not_finite"),
     ),
-    Row("class without examples", "said in a line", (f"{HERE}/test_data.py::test_a_class_without_examples",)),
+    Row("class without examples", "a warning in one line", (f"{HERE}/test_data.py::test_a_class_without_examples",)),
     Row(
         "loss or parameters not finite, dead network",
-        "exit 70 with the update named, never a checkpoint of it; with `rollbacks` back to the newest good step at a lower "
-        "rate, recorded",
+        "exit 70, the update named, never saved in a checkpoint; with `rollbacks`, back to the newest good step at a "
+        "lower rate, recorded",
         (
             f"{HERE}/test_divergence.py::test_a_rollback",
             f"{HERE}/test_divergence.py::test_no_rollback_is_left",
@@ -160,33 +160,33 @@ ROWS = (
         "hang (device, file system, peer)",
         "exit 75 after `watchdog_seconds`, every thread's stack on stderr",
         (f"{HERE}/test_watchdog.py::test_a_run_that_hangs", f"{HERE}/test_watchdog.py::test_a_process_that_was_stopped_gets_its_time_anew"),
-        ("waits for ever", "a playbook", "?", "waits for ever"),
+        ("waits forever", "a playbook", "?", "waits forever"),
     ),
     Row(
         "one of several processes killed by -9",
-        "the others end with 75 and one line, or by JAX's abort (134) where the first one is gone; started again, all go on "
-        "from the newest checkpoint, bit-equal",
+        "the others exit with 75 and one line, or JAX aborts them (134) if the first process is gone; started again, all "
+        "resume from the newest checkpoint, bit-equal",
         (f"{HERE}/test_peers.py::test_a_process_is_killed", "tests/launch/test_local.py::test_a_killed_process_is_an_interruption"),
         ("aborts, by JAX's heartbeat", "elastic_retry with Pathways on TPUs", "?", "?"),
     ),
     Row(
         "one of several processes stopped (SIGSTOP)",
-        "the others end with 75 after `watchdog_seconds`, or by JAX's abort (134) after 60 s; then as above",
+        "the others exit with 75 after `watchdog_seconds`, or JAX aborts them (134) after 60 s; then as above",
         (f"{HERE}/test_peers.py::test_a_process_is_stopped",),
     ),
     Row(
         "one of several processes preempted",
-        "all save the same step and end with 75",
+        "all save the same step and exit with 75",
         (f"{HERE}/test_peers.py::test_a_process_is_preempted", "tests/launch/test_local.py::test_two_processes_are_one_run"),
     ),
     Row(
-        "started again with another number of processes",
+        "started again with a different number of processes",
         "the same run, equal to rounding",
         (f"{HERE}/test_peers.py::test_another_number_of_processes_goes_on", "tests/launch/test_local.py::test_a_stopped_launcher_stops_its_run"),
     ),
     Row(
         "out of memory",
-        "exit 2, the batch sizes named; no checkpoint is taken for broken",
+        "exit 2, the batch sizes named; no checkpoint is mistaken for broken",
         (
             "tests/test_main.py::test_what_a_machine_lacks_is_one_line",
             "tests/training/test_loop.py::test_a_machine_without_memory_breaks_no_checkpoint",
@@ -204,8 +204,8 @@ ROWS = (
         ),
     ),
     Row(
-        "pictures that unpack to gigabytes, archives with links or more than they say",
-        "refused by the header; archives are read in memory, up to the size they should have",
+        "images that unpack to gigabytes, archives with links or larger than they say",
+        "refused from the header; archives are read in memory, up to the size they should have",
         (
             f"{HERE}/test_security.py::test_the_pixels_of_a_record_are_limited",
             "tests/data/datasets/test_folder.py::test_unreadable_pictures_are_named",

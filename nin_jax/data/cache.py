@@ -24,30 +24,35 @@ def cache_dir() -> Path:
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "nin_jax"
 
 
-def cached(name: str, facts: Sequence[Any], make: Callable[[], Split]) -> Split:
-    """Returns what `make` made for the same `facts`, memory-mapped; calls it if there is none, or a broken one.
+def cached(
+    name: str,
+    facts: Sequence[Any],
+    make: Callable[[], Split],
+    parts: tuple[str, str] = ("images", "labels"),
+) -> Split:
+    """Returns the two arrays that `make` made for the same `facts`, the first memory-mapped; calls it if there are none, or broken ones.
 
-    A cache entry is a folder named after `name` and a hash of `facts` with images.npy, labels.npy and their checksums. It
-    is written under another name and renamed when complete, so a half-written one is never read.
+    A cache entry is a folder named after `name` and a hash of `facts` with a file for each of `parts` and their checksums.
+    It is written under another name and renamed when complete, so a half-written one is never read.
     """
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     entry = cache_dir() / f"{name}-{digest}"
     if entry.exists():
         try:
-            return _read(entry)
+            return _read(entry, parts)
         except ExitError:  # a signal may arrive here too
             raise
         except Exception as error:  # NumPy raises anything on a damaged file
             say(f"cached data set {entry} is broken ({one_line(error)}): decoding it again")
             shutil.rmtree(entry, ignore_errors=True)
-    images, labels = make()
+    arrays = make()
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{name}-"))
         try:
-            np.save(scratch / "images.npy", images, allow_pickle=False)
-            np.save(scratch / "labels.npy", labels, allow_pickle=False)
-            checksums = {"images": _checksum(images), "labels": _checksum(labels)}
+            checksums = {part: _checksum(array) for part, array in zip(parts, arrays, strict=True)}
+            for part, array in zip(parts, arrays, strict=True):
+                np.save(scratch / f"{part}.npy", array, allow_pickle=False)
             (scratch / "checksums.json").write_text(json.dumps(checksums))
             scratch.chmod(0o755)
             try:
@@ -60,22 +65,20 @@ def cached(name: str, facts: Sequence[Any], make: Callable[[], Split]) -> Split:
     except OSError as error:
         raise StorageFailed(f"cannot cache the decoded data set in {entry.parent} (XDG_CACHE_HOME): {error}") from error
     try:
-        return _read(entry)
+        return _read(entry, parts)
     except ExitError:
         raise
     except Exception:  # another process found a broken entry and is just removing this one in its place
-        return images, labels
+        return arrays
 
 
-def _read(entry: Path) -> Split:
-    images, labels = (
-        np.load(entry / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("images", "labels")
-    )
+def _read(entry: Path, parts: tuple[str, str]) -> Split:
+    first, second = (np.load(entry / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in parts)
     checksums = json.loads((entry / "checksums.json").read_text())
-    for part, array in (("images", images), ("labels", labels)):
+    for part, array in zip(parts, (first, second), strict=True):
         if _checksum(array) != checksums[part]:
             raise ValueError(f"{part}.npy: checksum differs")
-    return images, np.array(labels)
+    return first, np.array(second)
 
 
 def _checksum(array: np.ndarray) -> str:

@@ -6,16 +6,63 @@ In this package a picture is a user's encoded file or record, an image the array
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import zlib
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from nin_jax.errors import one_line
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # those of TFDS's layout: WebP is the smaller of the two that lose nothing
+# Those of a user's own files. All are told by their first bytes, and none makes Pillow start another program, as EPS does.
+FOLDER_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+SUFFIXES = {
+    *(
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".ico",
+    ),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+}
+LIKE_PICTURES = {  # what else cameras, phones and drawing programs write
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".svg",
+        ".svgz",
+        ".psd",
+        ".xcf",
+        ".tga",
+        ".pcx",
+        ".eps",
+        ".dds",
+        ".exr",
+        ".hdr",
+    ),
+    *(".dng", ".raw", ".arw", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"),
+    *(".3fr", ".iiq", ".dcm", ".fits", ".pfm", ".emf", ".wmf", ".xpm", ".xbm", ".qoi", ".icns", ".avifs"),
+}
+BEGINNINGS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|....ftyp(avif|heic|heix|mif1)", re.DOTALL
+)
+
 PIXELS = 50_000_000  # a larger picture is refused before it is decoded: a small file can unpack to gigabytes
 STREAMED_PIXELS = 150_000_000  # the same where few are in memory at a time: photographs as cameras make them
 
@@ -29,13 +76,28 @@ def reason(error: Exception) -> str:
     return re.sub(r" <_io\.BytesIO object at \w+>", "", one_line(error))
 
 
-def open_picture(source: Path | bytes) -> Image.Image:
-    """The decoded picture in a file or in bytes, as it is stored. Raises `Unreadable`, and nothing else for its content."""
+def starts_like_a_picture(file: Path) -> bool:
+    """Whether the first bytes are those of a picture, whatever its name."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
+        with file.open("rb") as f:
+            return BEGINNINGS.match(f.read(16)) is not None
+    except OSError:
+        return False
+
+
+def open_picture(source: Path | bytes, formats: tuple[str, ...] = FORMATS, *, pixels: bool = True) -> Image.Image:
+    """The picture in a file or in bytes, as it is stored; of an animation the first frame.
+
+    Raises `Unreadable`, and nothing else for its content. Without `pixels` only its header is read.
+    """
+    if isinstance(source, Path) and source.is_symlink() and not source.exists():
+        raise Unreadable(f"it is a link to {os.readlink(source)}, which is not there")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as picture:
             if picture.width * picture.height > PIXELS:
                 raise Unreadable(f"{picture.width} x {picture.height} pixels are more than {PIXELS}")
-            picture.load()
+            if pixels:
+                picture.load()
             return picture
     except Unreadable:
         raise
@@ -50,3 +112,46 @@ def open_picture(source: Path | bytes) -> Image.Image:
         Image.DecompressionBombWarning,
     ) as error:
         raise Unreadable(reason(error)) from error
+
+
+def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tuple[int, int, int]) -> np.ndarray:
+    """A picture as a network is shown it, uint8 `[H, W, C]` of that shape.
+
+    It is turned upright as its EXIF data say, laid on the background colour where it is transparent, made grey (C = 1) or
+    red, green, blue (C = 3), scaled (bilinear, each pixel over all that it covers) until it just covers the shape, and
+    cut to the centre.
+    """
+    height, width, channels = shape
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format == "PPM"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))  # convert would clip at 255
+    elif upright.mode in ("I", "F"):
+        raise Unreadable(f"its pixels are 32-bit numbers (mode {upright.mode}), whose black and white nothing says")
+    if upright.has_transparency_data:
+        ground = Image.new("RGBA", upright.size, (*background, 255))
+        upright = Image.alpha_composite(ground, upright.convert("RGBA"))
+    upright = upright.convert("L" if channels == 1 else "RGB")
+    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted, np.uint8).reshape(shape)
+
+
+KINDS = ("colour", "grey", "transparent", "unreadable")
+
+
+def look(source: Path) -> tuple[int, int, str]:
+    """Width, height and kind (of `KINDS`) of a picture, by its header and, where it has one, its transparency."""
+    try:
+        picture = open_picture(source, FOLDER_FORMATS, pixels=False)
+        if picture.has_transparency_data:
+            alpha = open_picture(source, FOLDER_FORMATS).convert("RGBA").getchannel("A")
+            if np.asarray(alpha).min() < 255:
+                return *picture.size, "transparent"
+        return *picture.size, "grey" if picture.mode in (
+            "1",
+            "L",
+            "LA",
+            "I",
+            "F",
+        ) or "I;16" in picture.mode else "colour"
+    except Exception:  # Pillow raises anything on damaged data; decoding says what is wrong
+        return 0, 0, "unreadable"

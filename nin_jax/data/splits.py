@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ class Info(NamedTuple):
       class_names: by label; empty where they have none but their numbers.
       streamed: whether it does not fit in memory, so that its pictures are decoded while the network computes.
       prepared: whether it is read from where it lies prepared in TFDS's layout.
+      found: lines for the start of a run: what a user's own folder holds.
+      counts: the same in numbers, for the summary.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Info(NamedTuple):
     class_names: tuple[str, ...] = ()
     streamed: bool = False
     prepared: bool = False
+    found: tuple[str, ...] = ()
+    counts: Mapping[str, int] = MappingProxyType({})
 
 
 def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dataset: str) -> Split:
@@ -98,9 +103,13 @@ def usable(split: Split, info: Info, which: str, bad_records: str) -> tuple[Spli
     """The examples of a split whose label is one of the data set's classes, and how many are left out.
 
     Raises `UserError` for the first that is not, with `bad_records="stop"`; and where nothing is left, or the pictures are
-    not what `info` says.
+    not what `info` says. Names the classes of which there is no example.
     """
     images, labels = split
+    absent = np.setdiff1d(np.arange(info.classes), labels).tolist()
+    if absent:
+        named = ", ".join(str(info.class_names[k] if info.class_names else k) for k in absent[:20])
+        say(f"warning: {which} has no example of {len(absent)} of {info.classes} classes: {named}")
     if images.dtype != np.uint8 or images.shape != (len(labels), *info.image_shape):
         raise UserError(
             f"{which}: images are {images.dtype} {list(images.shape)}, expected uint8 "

@@ -227,7 +227,7 @@ def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
 
 
 def python(code: str, env: dict[str, str]) -> subprocess.Popen[str]:
-    head = "import sys, time, pathlib, numpy as np\nfrom nin_jax.pipeline import arrays\n"
+    head = "import sys, time, pathlib, numpy as np\nfrom nin_jax.data.cache import cached\n"
     env = env | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", head + code], env=env, stdout=subprocess.PIPE, text=True)
 

@@ -216,7 +216,7 @@ MAT = """
 import sys
 from pathlib import Path
 from nin_jax.errors import UserError
-from nin_jax.pipeline import archives
+from nin_jax.data.prepare import archives
 for name in sys.argv[1:]:
     print(name, flush=True)
     try:

@@ -320,6 +320,7 @@ def test_from_pictures_to_a_trained_network(clean_env: dict[str, str], tmp_path:
              "--config.model.widths=((8,),(8,))", "--config.model.kernels=(3,3)", "--config.model.pools=('avg',)",
              "--config.model.dropout=0", "--config.epochs=3", "--config.batch_size=16", "--config.augment=()",
              "--config.schedule.boundaries_epochs=()", "--config.schedule.warmup_epochs=0"]  # fmt: skip
+    clean_env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     for start in (1, 2):
         done = subprocess.run(
             [sys.executable, "-m", "nin_jax.main", *words], capture_output=True, text=True, cwd=tmp_path,
@@ -327,6 +328,7 @@ def test_from_pictures_to_a_trained_network(clean_env: dict[str, str], tmp_path:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert len(list(Path(clean_env["XDG_CACHE_HOME"], "nin_jax").glob("folder-train-8x3-*"))) == 1, start
+        assert "bright         32          8" in done.stderr
     summary = json.loads((tmp_path / "runs/folder/summary.json").read_text())
     assert (summary["status"], summary["step"], summary["test_examples"]) == ("done", 12, 16)
     assert summary["test_error_pct"] < 20

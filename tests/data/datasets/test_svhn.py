@@ -14,6 +14,7 @@ import scipy.io
 
 from nin_jax import main
 from nin_jax.data.datasets import svhn
+from nin_jax.data.prepare import archives as archives_of
 from nin_jax.data.prepare import prepare
 from nin_jax.errors import UserError
 
@@ -23,7 +24,7 @@ Files = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> X uint8 [32, 32, 3,
 def prepared(files: Files, root: Path) -> str:
     """Writes the MATLAB files and prepares them as the command does with the official ones; returns the data_dir."""
     archives, splits = [], {}
-    for official in prepare.official("svhn_cropped").archives:
+    for official in archives_of.official("svhn_cropped").archives:
         split = official.file.removesuffix("_32x32.mat")
         path = root / official.file
         scipy.io.savemat(path, dict(zip("Xy", files[split], strict=True)), do_compression=True)

@@ -1,25 +1,25 @@
 """A run directory from the weights of a Caffe network.
 
     python -m nin_jax.weights.caffe FILE.caffemodel --config=experiments/NAME.py[:ARG] --workdir=DIR
-                                   [--mean=FILE.binaryproto] [--config.KEY=VALUE ...]
+                                   [--mean=FILE.binaryproto] [--check=FILE.npz] [--config.KEY=VALUE ...]
 
-With --mean the mean(per='pixel') of the config's `preprocess` is the middle of that picture, blue, green, red as Caffe has it,
-and no training data is needed. DIR is then a run at step 0, with the preprocessing fitted and the file's name and SHA-256 in source.json: --mode=eval
-evaluates it, --mode=train goes on from it, `nin_jax.load_run` loads it. Layers are matched by name.
+DIR becomes a run at step 0, with fitted preprocessing, and the file's name and SHA-256 in source.json: --mode=eval evaluates
+it, --mode=train fine-tunes it, `nin_jax.load_run` loads it. With --mean, the mean(per='pixel') of the config's `preprocess` is
+the centre of that mean image (blue, green, red, as in Caffe), and no training data is needed. --check compares the logits
+with those in a file (see `imported.check`). Layers are matched by name.
 
 A caffemodel is a protobuf message, NetParameter. It holds layers (field 2, V1LayerParameter, before 2015; field 100,
 LayerParameter, since), each with a name and blobs (fields 4 and 6; 1 and 7): the kernel, out x in x height x width, and
-the bias; a 1x1 kernel may lie as a matrix, (1 x 1 x) out x in. "conv4-1024" is the name of conv4 in the authors' ImageNet
-network, where the number of maps is added when a layer was changed. Files come from the web, so nothing in one is believed: lengths, shapes, counts and numbers are checked, and
-memory stays in proportion to the size of the network that the config describes.
+the bias; a 1x1 kernel may be stored as a matrix, (1 x 1 x) out x in. "conv4-1024" is conv4 in the authors' ImageNet network,
+whose names end in the number of channels where a layer was changed. Files come from the web, so nothing in one is trusted:
+lengths, shapes, counts and numbers are checked, and memory stays in proportion to the network that the config describes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +33,21 @@ from nin_jax.data import fitted
 from nin_jax.data.preprocess import mean
 from nin_jax.errors import UserError, one_line
 from nin_jax.training.build import Run
-from nin_jax.weights.imported import command
+from nin_jax.weights.imported import Options, command
 
-GENERATIONS = {2: (4, 6), 100: (1, 7)}  # field of a network that holds a layer: the layer's fields of name and blobs
+GENERATIONS = {2: (4, 6), 100: (1, 7)}  # a network's field for a layer: that layer's fields for name and blobs
 RAW_TYPES = {0: "<f8", 1: "<f4", 2: "<f2"}  # raw_data_type of NVIDIA's Caffe: DOUBLE, FLOAT, FLOAT16
-BYTES_A_NUMBER = 20  # value and gradient in double precision, each with a tag of its own: no writer needs more
+BYTES_A_NUMBER = 20  # value and gradient in double precision, each with its own tag: no writer needs more
 BYTES_OF_TEXT = 2**20  # for names and settings of the layers; a large network has a tenth of it
-MOST_OF_A_MEAN = 2**26  # bytes; that of 256 x 256 has a twentieth of it in double precision
+MOST_OF_A_MEAN = 2**26  # bytes; a mean image of 256 x 256 takes a twentieth of it in double precision
 MAX_FIELDS = 10_000  # of one message; the largest networks have hundreds of layers
-LARGEST = 1e9  # no weight comes near; what a flipped high bit of an exponent makes of one is far above
+LARGEST = 1e9  # far above any weight, far below one whose exponent has a flipped high bit
 
 
 def _blob_messages() -> tuple[Any, Any]:
     """Message classes of BlobProto and BlobShape, with the fields of Caffe and of NVIDIA's fork that matter here.
 
-    The shape is declared as bytes and parsed by itself, so that a hostile one costs no more memory than it has bytes.
+    The shape is declared as bytes and parsed separately, so that a hostile one takes no more memory than it has bytes.
     """
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="nin_jax/caffe.proto", package="nin_jax", syntax="proto2")
@@ -57,7 +57,7 @@ def _blob_messages() -> tuple[Any, Any]:
         for field, number, kind, label in fields:
             described.field.add(name=field, number=number, type=kind, label=label)
 
-    one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED  # a reader takes repeated numbers packed and unpacked
+    one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED  # repeated numbers are read packed and unpacked
     message("BlobShape", ("dim", 1, kinds.TYPE_INT64, many))
     message(
         "BlobProto",
@@ -81,7 +81,7 @@ BlobProto, BlobShape = _blob_messages()
 
 
 def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    """The number that begins at `place`, seven bits a byte, and the place behind it."""
+    """The number that begins at `place`, seven bits per byte, and the place after it."""
     value = 0
     for shift in range(0, 70, 7):
         if place >= len(data):
@@ -96,8 +96,8 @@ def _varint(data: memoryview, place: int) -> tuple[int, int]:
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """The fields of a message that have a length (texts and messages), as (number, content), without copying.
 
-    Networks and layers are walked by this instead of parsed, because an empty message has two bytes in a file and forty
-    times as many in memory. Raises `DecodeError` where the message is none.
+    Networks and layers are walked instead of parsed, because an empty message takes two bytes in a file and forty times
+    that in memory. Raises `DecodeError` for what is not a message.
     """
     place = 0
     for _ in range(MAX_FIELDS):
@@ -123,9 +123,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def layers(content: bytes) -> dict[str, list[memoryview]]:
-    """The blobs, still encoded, of each layer that has any, by the layer's name.
+    """The encoded blobs of each layer that has any, by the layer's name.
 
-    Raises `DecodeError` for what is no network, `UserError` for a network with two such layers of one name.
+    Raises `DecodeError` for what is not a network, `UserError` for a network with two such layers of one name.
     """
     found: dict[str, list[memoryview]] = {}
     for generation, layer in _fields(memoryview(content)):
@@ -151,9 +151,9 @@ def array(blob: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> np.nda
     Args:
       blob: an encoded BlobProto. Its numbers are `data` (float, packed or not), `double_data`, or NVIDIA's `raw_data`
         in double, single or half precision; its shape is `shape`, or the four numbers of older files.
-      shapes: what the shape may be, in Caffe's order.
+      shapes: the shapes that it may have, in Caffe's order.
 
-    Raises `UserError` where shape, count or a number is wrong, `DecodeError` where the blob is none.
+    Raises `UserError` for a wrong shape, count or number, `DecodeError` for what is not a blob.
     """
     message = BlobProto.FromString(bytes(blob))
     shape = _shape(message)
@@ -174,11 +174,11 @@ def array(blob: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> np.nda
         numbers = np.fromiter(message.data, np.float32, len(message.data))
     if numbers.size != math.prod(shape):
         raise UserError(f"is {_by(shape)}, but has {numbers.size} numbers")
-    with np.errstate(over="ignore"):  # a double that float32 cannot hold becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # a double too large for float32 becomes infinite, and is refused
         numbers = numbers.astype(np.float32)
     good = np.abs(numbers) <= LARGEST  # and so not NaN
     if not good.all():
-        raise UserError(f"has the number {numbers[~good][0]}, which is no weight")
+        raise UserError(f"has the number {numbers[~good][0]}, which cannot be a weight")
     return numbers.reshape(shapes[0])
 
 
@@ -205,27 +205,24 @@ def to_params(found: Mapping[str, Sequence[memoryview]], like: Any) -> Any:
     Returns:
       the same tree of float32 arrays; kernels out x in x height x width become `[height, width, in, out]`.
 
-    Raises `UserError` that names the layer which is missing, too many or of another shape, `DecodeError` the one which is
-    damaged.
+    Raises `UserError` for a layer that is missing, left over or of another shape, `DecodeError` for a damaged one.
     """
     flat: Any = flatten_dict(like)
     wanted = {path[-2]: len(leaf.shape) for path, leaf in flat.items() if path[-1] == "kernel"}
     names = [name if name in wanted else re.sub(r"-\d+$", "", name) for name in found]
     if len(set(names)) < len(names):
-        raise UserError(f"two of its layers are the same one of the network: {', '.join(map(repr, found))}")
+        raise UserError(f"two of its layers match one layer of the network: {', '.join(map(repr, found))}")
     found = dict(zip(names, found.values(), strict=True))
     for name, dimensions in wanted.items():
         if dimensions != 4:
-            raise UserError(f"layer {name!r} of the config's network is no convolution; only those can be imported")
+            raise UserError(f"layer {name!r} of the config's network is not a convolution; only those can be imported")
         if name not in found:
-            raise UserError(
-                f"it has no layer {name!r}; it has {', '.join(map(repr, list(found)[:12])) or 'no weights'}"
-            )
+            raise UserError(f"it has no layer {name!r}; it has {', '.join(map(repr, found)) or 'no weights'}")
         if len(found[name]) != 2:
-            raise UserError(f"layer {name!r} has {len(found[name])} blobs; a kernel and a bias are wanted")
+            raise UserError(f"layer {name!r} has {len(found[name])} blobs; it must have a kernel and a bias")
     for name in found:
         if name not in wanted:
-            raise UserError(f"it has a layer {name!r}, which the network has not; that has {', '.join(wanted)}")
+            raise UserError(f"it has a layer {name!r}, and the network only {', '.join(wanted)}")
     params = {}
     for path, leaf in flat.items():
         kernel = path[-1] == "kernel"
@@ -238,8 +235,8 @@ def to_params(found: Mapping[str, Sequence[memoryview]], like: Any) -> Any:
             caffe = [shape, (1, 1, 1, *shape)]
         try:
             value = array(found[path[-2]][0 if kernel else 1], caffe)
-        except UserError as mistake:
-            raise UserError(f"layer {path[-2]!r}: the {path[-1]} {mistake}") from mistake
+        except UserError as error:
+            raise UserError(f"layer {path[-2]!r}: the {path[-1]} {error}") from error
         except DecodeError as error:
             raise DecodeError(f"layer {path[-2]!r}: the {path[-1]}: {one_line(error)}") from error
         params[path] = np.ascontiguousarray(value.transpose(2, 3, 1, 0)) if kernel else value
@@ -247,73 +244,60 @@ def to_params(found: Mapping[str, Sequence[memoryview]], like: Any) -> Any:
 
 
 def mean_image(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The middle, float32 `shape` = `[H, W, C]`, of a mean picture (1 x) C x height x width at least so large. Raises `UserError`."""
+    """The centre, float32 `shape` = `[H, W, C]`, of a mean image (1 x) C x height x width. Raises `UserError`."""
     try:
         with open(file, "rb") as f:
             content = f.read(MOST_OF_A_MEAN + 1)
         if len(content) > MOST_OF_A_MEAN:
             raise UserError(f"--mean={file} has more than {MOST_OF_A_MEAN:,} bytes")
         found = _shape(BlobProto.FromString(content))
-        height, width, maps = shape
-        if (
-            len(found) not in (3, 4)
-            or found[:-3] not in ((), (1,))
-            or found[-3] != maps
-            or found[-2] < height
-            or found[-1] < width
-        ):
-            raise UserError(f"--mean={file} is {_by(found)}; {maps}x{height}x{width} or larger is wanted")
-        whole = array(content, [found]).reshape(found[-3:])
+        height, width, channels = shape
+        outer, inner = found[:-3], found[-3:]
+        if outer not in ((), (1,)) or inner[:1] != (channels,) or inner[1] < height or inner[2] < width:
+            raise UserError(f"--mean={file} is {_by(found)}; it must be {channels}x{height}x{width} or larger")
+        whole = array(content, [found]).reshape(inner)
     except OSError as error:
         raise UserError(f"--mean={file} cannot be read: {error.strerror}") from error
     except DecodeError as error:
-        raise UserError(f"--mean={file} is no mean picture of Caffe, or damaged: {one_line(error)}") from error
-    y, x = (found[-2] - height) // 2, (found[-1] - width) // 2
+        raise UserError(f"--mean={file} is not a mean image of Caffe, or is damaged: {one_line(error)}") from error
+    y, x = (inner[1] - height) // 2, (inner[2] - width) // 2
     return np.ascontiguousarray(whole[:, y : y + height, x : x + width].transpose(1, 2, 0))
 
 
-def with_mean(file: Path) -> Callable[[Run], fitted.Stats]:
-    """The preprocessing of a run whose only op that is fitted is the mean, which is that of a file."""
-
-    def prepare(run: Run) -> fitted.Stats:
-        ops = [(call, module) for call, module, _ in run.preprocess if not module.PER_IMAGE]
-        if [module for _, module in ops] != [mean]:
-            raise UserError(
-                f"--mean: preprocess={tuple(run.config.preprocess)} must have one mean(per='pixel'), and nothing else to fit"
-            )
-        picture = mean_image(file, run.info.image_shape)
-        return [{"mean": picture} if module is mean else {} for _, module, _ in run.preprocess]
-
-    return prepare
+def prepare(run: Run, options: Options) -> fitted.Stats | None:
+    """With --mean, the preprocessing of a run whose only fitted op is the mean. Raises `UserError`."""
+    if "mean" not in options:
+        return None
+    if [module for _, module, _ in run.preprocess if not module.PER_IMAGE] != [mean]:
+        raise UserError(
+            f"--mean: preprocess={tuple(run.config.preprocess)} must have one mean(per='pixel'), and nothing else to fit"
+        )
+    image = mean_image(Path(options["mean"]).expanduser(), run.info.image_shape)
+    return [{"mean": image} if module is mean else {} for _, module, _ in run.preprocess]
 
 
-def read(file: Path, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables shaped `like`, and the "file", "bytes" and "sha256" that they come from. Raises `UserError`."""
+def read(file: Path, like: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Variables shaped `like` from a file. Raises `UserError`."""
     if like["batch_stats"]:
         raise UserError("a Caffe network of this kind has no batch normalisation: set model.batch_norm=False")
     limit = BYTES_OF_TEXT + BYTES_A_NUMBER * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like["params"]))
     try:
-        if not file.is_file():
-            raise UserError(f"{file}: no such file")
         with open(file, "rb") as f:
             content = f.read(limit + 1)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    try:
         if len(content) > limit:
             raise UserError(f"it has more than the {limit:,} bytes that the network's parameters can take")
-        params = to_params(layers(content), like["params"])
+        return {"params": to_params(layers(content), like["params"]), "batch_stats": {}}
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except DecodeError as error:
-        raise UserError(f"{file} is not a Caffe network, or damaged: {one_line(error)}") from error
-    except UserError as mistake:
-        raise UserError(f"{file} does not fit: {mistake}") from mistake
-    source = {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return {"params": params, "batch_stats": {}}, source
+        raise UserError(f"{file} is not a Caffe network, or is damaged: {one_line(error)}") from error
+    except UserError as error:
+        raise UserError(f"{file} does not fit: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line above; ends the process with the exit code of `nin_jax.main`'s contract."""
-    command(read, "the .caffemodel file", __doc__, argv, {"--mean": with_mean})
+    command(read, "the .caffemodel file", __doc__, argv, ("mean",), prepare)
 
 
 if __name__ == "__main__":

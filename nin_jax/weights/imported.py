@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,27 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nin_jax import main as command_line
 from nin_jax.config import Config
-from nin_jax.console import fail, say
+from nin_jax.console import exiting, say
 from nin_jax.data import fitted
-from nin_jax.devices.mesh import replicate
-from nin_jax.errors import ExitError, UserError
+from nin_jax.devices.mesh import host, replicate
+from nin_jax.errors import UserError, one_line
 from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.runs.directory import claim
 from nin_jax.storage import write_json
 from nin_jax.training import step
 from nin_jax.training.build import Run
 
-# Of a file and what `shapes` gives: the variables, and the "file", "bytes" and "sha256" they come from.
-Reader = Callable[[Path, dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
-Preparation = Callable[[Run], fitted.Stats]  # the fitted preprocessing of a run, from elsewhere too
+Options = Mapping[str, str]  # values of a command's own flags, by name without dashes
+# Variables of a file in the shapes that `shapes` gives.
+Reader = Callable[[Path, dict[str, Any], Options], dict[str, Any]]
+# Fitted preprocessing that comes from elsewhere too; None: it is fitted on the training split.
+Preparation = Callable[[Run, Options], fitted.Stats | None]
+
+AGREEMENT = 1e-3  # of the largest logit; float32 on two machines differs by a hundredth of that
 
 
 def shapes(run: Run) -> dict[str, Any]:
-    """Shapes of a network's "params" and "batch_stats", in the order in which it makes them."""
+    """Shapes of a network's "params" and "batch_stats", in the order in which it creates them."""
     order: list[tuple[str, ...]] = []
 
     def init() -> dict[str, Any]:
@@ -42,31 +47,71 @@ def shapes(run: Run) -> dict[str, Any]:
     return {"params": {}, "batch_stats": {}, **unflatten_dict({path: flat[path] for path in order})}
 
 
-def make_run(read: Reader, file: Path, config: Config, workdir: Path, prepare: Preparation | None = None) -> None:
+def make_run(
+    read: Reader, file: Path, config: Config, workdir: Path, options: Options, prepare: Preparation = lambda *_: None
+) -> None:
     """Makes `workdir` a run of `config` at step 0 with the weights of a file.
 
-    Nothing is written before the file has been read and has fitted. Without `prepare` the preprocessing is fitted on the
-    training split. Raises `UserError`, `StorageFailed`.
+    Nothing is written before the file has been read, fits, and has passed the check. Raises `UserError`, `StorageFailed`.
     """
     run = Run(config)
     recipe = run.recipe(1)
-    variables, source = read(file, shapes(run))
-    stats = prepare(run) if prepare else None
-    train = None if prepare else run.load(config.train_split)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    variables = read(file, shapes(run), options)
+    content = file.read_bytes()
+    source = {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    stats = prepare(run, options)
+    if stats is None:
+        stats = host(run.fitted(workdir, write=False))
+    if "check" in options:
+        check(Path(options["check"]).expanduser(), run, recipe, variables, stats)
     state = step.state_of(recipe, variables["params"], variables["batch_stats"])
     with claim(workdir, config):
         checkpoints = Checkpoints(workdir, config.keep)
         if checkpoints.manager.all_steps():
             raise UserError(f"--workdir={workdir} holds a run already; choose another, or remove it")
-        if stats is None:
-            run.fitted(workdir, write=True, train=train)
-        else:
-            run.write_fitted(workdir, stats)
-        write_json(workdir / "source.json", source)  # of its own, because the checkpoint of step 0 goes in time
+        run.write_fitted(workdir, stats)
+        write_json(workdir / "source.json", source)  # besides, since the checkpoint of step 0 is deleted in time
         checkpoints.save(0, replicate(state, run.mesh), {"source": source})
         checkpoints.close()
     count = sum(np.size(p) for p in jax.tree.leaves(variables["params"]))
     say(f"{workdir}: step 0 with the {count:,} parameters of {file.name} (SHA-256 {source['sha256']})")
+
+
+def check(file: Path, run: Run, recipe: step.Recipe, variables: Mapping[str, Any], stats: fitted.Stats) -> None:
+    """Compares the network's logits with those in an .npz file. Raises `UserError` where they differ.
+
+    The file holds "logits" `[B, K]` and one other array: uint8 images, which are preprocessed as the config says, or floats,
+    which are given to the network as they are. They are `[B, H, W, C]` or, as in PyTorch, `[B, C, H, W]`.
+    """
+    shape, classes = run.info.image_shape, run.info.classes
+    try:
+        with np.load(file) as arrays:
+            (image,) = (arrays[name] for name in arrays.files if name != "logits")
+            theirs = arrays["logits"].reshape(-1, classes)
+        if image.shape[-3:] == (shape[-1], *shape[:-1]) != shape:
+            image = np.moveaxis(image, -3, -1)
+        image = image.reshape(len(theirs), *shape)
+    except Exception as error:  # NumPy raises anything for a damaged file
+        raise UserError(
+            f"--check={file}: must hold 'logits' {('B', classes)} and images or inputs {('B', *shape)}: {one_line(error)}"
+        ) from error
+    if image.dtype == np.uint8:
+        ours = jax.jit(lambda v, s, x: step.predict(recipe, v, s, x)[0])(variables, stats, image)
+    else:
+        ours = jax.jit(lambda v, x: run.model.apply(v, x, train=False)[0])(variables, image.astype(np.float32))
+    difference = np.abs(np.asarray(ours, np.float64) - theirs).max() / max(float(np.abs(theirs).max()), 1e-9)
+    if not difference <= AGREEMENT:
+        raise UserError(
+            f"--check={file}: the logits differ by {difference:.2g} of the largest: first {_listed(theirs[0])} in the file, "
+            f"{_listed(ours[0])} here; nothing was written"
+        )
+    say(f"the logits of {len(image)} images agree to {difference:.1g} of the largest")
+
+
+def _listed(logits: Any) -> str:
+    return "[" + ", ".join(f"{value:.4g}" for value in logits[:10]) + (", ..." if len(logits) > 10 else "") + "]"
 
 
 def command(
@@ -74,7 +119,8 @@ def command(
     what: str,
     doc: str | None,
     argv: Sequence[str] | None,
-    preparations: Mapping[str, Callable[[Path], Preparation]] = types.MappingProxyType({}),
+    own: Sequence[str] = (),
+    prepare: Preparation = lambda *_: None,
 ) -> None:
     """Runs `FILE --config=... --workdir=...`; ends the process with the exit code of `nin_jax.main`'s contract.
 
@@ -83,20 +129,17 @@ def command(
       what: such as "the .caffemodel file".
       doc: the help.
       argv: the command line; None: that of the process.
-      preparations: by flag, such as "--mean", what makes a `Preparation` of the file that is its value.
+      own: names of the format's own flags, such as "mean".
+      prepare: gives the preprocessing, if it does not have to be fitted.
     """
     program, *words = argv or sys.argv
-    try:
-        if any(word in ("-h", "--help") for word in words):
-            print(doc)
-            return
+    if any(word in ("-h", "--help") for word in words):
+        print(doc)
+        return
+    with exiting():
         if not words or words[0].startswith("-"):
             raise UserError(f"the first argument must be {what}; --help shows the whole command")
-        flags = [word.partition("=") for word in words[1:]]
-        rest = ["".join(flag) for flag in flags if flag[0] not in preparations]
-        prepare = [preparations[name](Path(value).expanduser()) for name, _, value in flags if name in preparations]
-        parsed = command_line.parse([program, *rest])
-        make_run(read, Path(words[0]).expanduser(), parsed.config, parsed.workdir, *prepare[-1:])
-    except ExitError as ending:
-        fail(str(ending))
-        raise SystemExit(ending.exit_code) from None
+        flags = [(word, re.fullmatch(rf"--?({'|'.join((*own, 'check'))})=(.*)", word)) for word in words[1:]]
+        options = {flag[1]: flag[2] for _, flag in flags if flag}
+        parsed = command_line.parse([program, *(word for word, flag in flags if not flag)])
+        make_run(read, Path(words[0]).expanduser(), parsed.config, parsed.workdir, options, prepare)

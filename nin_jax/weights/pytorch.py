@@ -1,23 +1,25 @@
 """A run directory from the weights of a PyTorch network.
 
-    python -m nin_jax.weights.pytorch FILE.safetensors|FILE.pth --config=experiments/NAME.py[:ARG] --workdir=DIR
-                                     [--config.KEY=VALUE ...]
+    python -m nin_jax.weights.pytorch FILE.pth|FILE.safetensors --config=experiments/NAME.py[:ARG] --workdir=DIR
+                                     [--prefix=NAME] [--check=FILE.npz] [--config.KEY=VALUE ...]
 
-DIR is then a run at step 0, with the preprocessing fitted and the file's name and SHA-256 in source.json: --mode=eval
-evaluates it, --mode=train goes on from it, `nin_jax.load_run` loads it.
+DIR becomes a run at step 0, with fitted preprocessing, and the file's name and SHA-256 in source.json: --mode=eval evaluates
+it, --mode=train fine-tunes it, `nin_jax.load_run` loads it. --check compares the logits with those in a file (see
+`imported.check`). PyTorch need not be installed, and nothing in the file is executed.
 
-A file holds a state dict: "NAME.weight" of convolutions (out x in x height x width), fully connected layers (out x in)
-and batch normalisation, "NAME.bias", "NAME.running_mean" and "NAME.running_var". Layers are matched by name, whatever
-stands before its last dot ("features.conv1.weight" is that of conv1). Where no name fits, as in an nn.Sequential, they are matched
-by their order, and the order must fit in every shape. Which became which is printed.
+The file holds a state dict, alone or under a key such as "state_dict", "model" or "net": "NAME.weight" of convolutions
+(out x in x height x width), fully connected layers (out x in) and batch normalisation, "NAME.bias", "NAME.running_mean" and
+"NAME.running_var". Where it holds several networks, such as a model and its EMA, --prefix names the one to take.
 
-.safetensors files are read without PyTorch; any other is given to `torch.load` with weights_only=True, which executes
-nothing in it, and needs PyTorch to be installed.
+Layers are matched by the last part of their names ("features.conv1.weight" is conv1), if all of ours are there. Otherwise a
+file of torch.save is matched in its own order, in which the network created its layers; every shape must fit. A .safetensors
+file keeps no order, so there each layer must be the only one of its shape, or --check must confirm the order of the names. The
+mapping is printed.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,81 +29,154 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nin_jax.console import say
-from nin_jax.errors import ExitError, UserError, one_line
-from nin_jax.weights.imported import command
+from nin_jax.errors import ExitError, UserError, nearest, one_line
+from nin_jax.weights import torch_files
+from nin_jax.weights.imported import Options, command
+from nin_jax.weights.torch_files import SAVE_WEIGHTS, Call, Tensor
 
 PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
-Layer = tuple[str, dict[str, Any]]  # a name, and its arrays or shapes by what PyTorch calls them
+Layer = tuple[str, dict[str, Any]]  # a name, and its tensors or shapes by what PyTorch calls them
+Pairs = list[tuple[Layer, Layer]]  # the file's, the network's
 
 
-def tensors(file: Path) -> dict[str, np.ndarray]:
-    """The float32 arrays of a file, in its order. Raises `UserError`."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.numpy import load_file
+def networks(root: Any) -> dict[str, dict[str, Any]]:
+    """The state dicts in what a file holds, by the keys that lead there ("" for the whole file). Raises `UserError`."""
+    found: dict[str, dict[str, Any]] = {}
+    modules: list[str] = []
+    seen: set[int] = set()
 
-            found: Mapping[str, Any] = load_file(file)
-        else:
-            try:
-                import torch
-            except ImportError as error:
-                raise UserError(
-                    f"{file}: only .safetensors files can be read without PyTorch; install torch"
-                ) from error
-            found = torch.load(file, map_location="cpu", weights_only=True)
-            if isinstance(found.get("state_dict"), Mapping):  # what training scripts save: weights among other things
-                found = found["state_dict"]
-            found = {name: value.float().numpy() for name, value in found.items() if isinstance(value, torch.Tensor)}
-    except ExitError:
-        raise
-    except Exception as error:  # both readers raise anything on a damaged file
-        raise UserError(f"{file} is no file of weights, or damaged: {one_line(error)[:300]}") from error
-    return {name: np.asarray(value, np.float32) for name, value in found.items() if np.size(value)}
+    def walk(value: Any, keys: tuple[str, ...]) -> None:
+        if isinstance(value, Call) and not value.name.startswith("numpy."):
+            modules.append(value.name)
+        if not isinstance(value, dict) or id(value) in seen or len(keys) > 3:
+            return
+        seen.add(id(value))
+        named = {name: one for name, one in value.items() if isinstance(name, str)}
+        if any(isinstance(one, Tensor) and f".{name}".endswith(".weight") for name, one in named.items()):
+            found[".".join(keys)] = named
+            return
+        for name, one in named.items():
+            walk(one, (*keys, name))
+
+    walk(root, ())
+    if not found and modules:
+        raise UserError(f"it holds a whole module ({modules[0]}), which only its own code can rebuild; {SAVE_WEIGHTS}")
+    if not found:
+        raise UserError(f"it holds no state dict, with names such as 'conv1.weight'; {SAVE_WEIGHTS}")
+    return found
 
 
-def layers_of_file(found: Mapping[str, np.ndarray]) -> list[Layer]:
-    """Arrays by layer, in the order of their names with numbers as numbers ("classifier.10" after "classifier.2")."""
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in found.items():
+def chosen(found: Mapping[str, Mapping[str, Any]], prefix: str | None) -> dict[str, Any]:
+    """The state dict of one network: the only one, or the part below a prefix. Raises `UserError`."""
+    if prefix is None:
+        if len(found) > 1:
+            raise UserError(
+                f"it holds several networks: {', '.join(found)}; choose one with --prefix={next(iter(found))}"
+            )
+        return dict(*found.values())
+    whole = {f"{keys}.{name}".lstrip("."): value for keys, part in found.items() for name, value in part.items()}
+    inner = dict(*found.values()) if len(found) == 1 else {}
+    for state in (whole, inner):
+        if below := {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}:
+            return below
+    raise UserError(f"--prefix={prefix}: no name begins with it: {nearest(prefix, prefixes(whole | inner))}")
+
+
+def prefixes(names: Mapping[str, Any]) -> list[str]:
+    """All that --prefix may be: "a" and "a.b" of "a.b.weight"."""
+    parts = [name.split(".") for name in names]
+    return list(dict.fromkeys(".".join(part[:i]) for part in parts for i in range(1, len(part) - 1)))
+
+
+def layers_of_file(state: Mapping[str, Any]) -> list[Layer]:
+    """Tensors by layer, in the file's order. Raises `UserError` for numbers that no layer of ours has."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for name, value in state.items():
         layer, _, part = name.rpartition(".")
-        if part in PARTS.values():
+        if part in PARTS.values() and isinstance(value, Tensor):
             layers.setdefault(layer, {})[part] = value
-    return sorted(layers.items(), key=lambda item: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", item[0])])
+        elif part in PARTS.values() or (isinstance(value, Tensor) and value.dtype.kind not in "iub"):
+            unknown.append(name)
+    if unknown:
+        raise UserError(f"it has numbers that belong to none of our layers: {', '.join(unknown)}")
+    return list(layers.items())
 
 
 def layers_of_network(like: Mapping[str, Any]) -> list[Layer]:
-    """(path, shape) of the variables by layer, in the order in which the network makes its layers."""
+    """(path, shape) of the variables by layer, in the order in which the network creates its layers."""
     layers: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path, leaf in flatten_dict(like).items():
-        layers.setdefault(path[1:-1], {})[PARTS[path[-1]]] = (path, leaf)
+    flat: Any = flatten_dict(like)
+    for path, leaf in flat.items():
+        layers.setdefault(path[1:-1], {})[PARTS[path[-1]]] = (path, leaf.shape)
     return [(path[-1], parts) for path, parts in layers.items()]
 
 
-def match(theirs: Sequence[Layer], mine: Sequence[Layer]) -> list[tuple[Layer, Layer]]:
-    """Pairs of layers (the file's, the network's), by name where all names are there, else by order. Raises `UserError`."""
+def match(theirs: Sequence[Layer], mine: Sequence[Layer], *, ordered: bool, checked: bool) -> Pairs:
+    """Pairs of layers: by name where all names are there, else by order, else by shape. Raises `UserError`.
+
+    Args:
+      theirs, mine: the file's layers, and the network's.
+      ordered: whether the file's layers are in the order in which they were created.
+      checked: whether the logits will be compared, so that the order may be guessed.
+    """
+    if len(theirs) != len(mine):
+        raise UserError(
+            f"it has {len(theirs)} layers ({', '.join(name for name, _ in theirs)}), and the network {len(mine)} "
+            f"({', '.join(name for name, _ in mine)}){_fitting_prefixes(theirs, len(mine))}"
+        )
     by_name = {name.rpartition(".")[2]: (name, parts) for name, parts in theirs}
     if all(name in by_name for name, _ in mine):
         return [(by_name[name], (name, parts)) for name, parts in mine]
-    if len(theirs) != len(mine):
-        raise UserError(
-            f"it has {len(theirs)} layers ({', '.join(name for name, _ in theirs)[:300]}), and the network "
-            f"{len(mine)} ({', '.join(name for name, _ in mine)[:300]})"
+    if ordered:
+        return list(zip(theirs, mine, strict=True))
+    theirs = sorted(theirs, key=lambda one: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", one[0])])
+    fitting = [[one for one in theirs if _fits(one[1], parts)] for _, parts in mine]
+    for (name, _), several in zip(mine, fitting, strict=True):
+        if not several:
+            shown = ", ".join(f"{name} {parts['weight'].shape}" for name, parts in theirs if "weight" in parts)
+            raise UserError(f"it has no layer of the shape of {name}; it has {shown}")
+    if not checked and any(len(several) > 1 for several in fitting):
+        shown = ", ".join(
+            f"{' or '.join(one for one, _ in f)} -> {name}" for (name, _), f in zip(mine, fitting, strict=True)
         )
-    return list(zip(theirs, mine, strict=True))
+        raise UserError(
+            f"a .safetensors file does not keep the order of its layers, and several have the same shape: {shown}; name them as "
+            "ours, or save them with torch.save, or add --check=FILE.npz with images and their logits"
+        )
+    pairs: Pairs = []
+    for one, several in zip(mine, fitting, strict=True):
+        taken = [name for (name, _), _ in pairs]
+        pairs.append((next((other for other in several if other[0] not in taken), several[0]), one))
+    return pairs
 
 
-def convert(value: np.ndarray, shape: tuple[int, ...], maps: int) -> np.ndarray | None:
-    """A PyTorch array in our layout; None if it has not the numbers for `shape`.
+def _fitting_prefixes(theirs: Sequence[Layer], count: int) -> str:
+    names = {f"{name}.weight": None for name, _ in theirs}
+    fitting = [p for p in prefixes(names) if sum(name.startswith(f"{p}.") for name in names) == count]
+    return f"; choose one of its networks with {' or '.join(f'--prefix={p}' for p in fitting)}" if fitting else ""
+
+
+def _fits(tensors: Mapping[str, Tensor], parts: Mapping[str, Any]) -> bool:
+    """Whether a layer of a file has the shapes of one of the network's."""
+
+    def fits(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+        same = math.prod(theirs) == math.prod(ours)
+        return same and convert(np.broadcast_to(np.float32(0), theirs), ours, 1) is not None
+
+    return tensors.keys() == parts.keys() and all(fits(tensors[k].shape, shape) for k, (_, shape) in parts.items())
+
+
+def convert(value: np.ndarray, shape: tuple[int, ...], channels: int) -> np.ndarray | None:
+    """A PyTorch array in our layout; None if it does not have the numbers for `shape`.
 
     Args:
       value: a kernel out x in x height x width becomes `[height, width, in, out]`, a matrix out x in `[in, out]` or a 1x1
         kernel; others stay.
       shape: ours.
-      maps: of the layer before. The rows of a matrix on flattened maps go by maps, rows and columns there, and by rows,
-        columns and maps here.
+      channels: of the layer before. The rows of a matrix on flattened maps go by channel, row and column there, and by
+        row, column and channel here.
     """
     if value.ndim == 4 and len(shape) == 4:
         value = value.transpose(2, 3, 1, 0)
@@ -109,50 +184,60 @@ def convert(value: np.ndarray, shape: tuple[int, ...], maps: int) -> np.ndarray 
         value = value.T[None, None]
     elif len(shape) == 2 and value.ndim in (2, 4):
         value = value.reshape(len(value), -1)
-        if value.shape[::-1] == shape and shape[0] % maps == 0:
-            value = value.reshape(len(value), maps, -1).transpose(2, 1, 0).reshape(-1, len(value))
-    return np.ascontiguousarray(value) if value.shape == shape else None
+        if value.shape[::-1] == shape and shape[0] % channels == 0:
+            value = value.reshape(len(value), channels, -1).transpose(2, 1, 0).reshape(-1, len(value))
+    return np.ascontiguousarray(value, np.float32) if value.shape == shape else None
 
 
-def to_variables(found: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> Any:
-    """Variables shaped `like` from a state dict. Raises `UserError`."""
-    flat, pairs, maps = {}, [], 1
-    for (theirs, arrays), (mine, parts) in match(layers_of_file(found), layers_of_network(like)):
-        pairs.append(f"{theirs} -> {mine}")
-        for part, (path, leaf) in parts.items():
-            if part not in arrays:
-                raise UserError(f"layer {theirs!r}, matched with {mine!r}, has no {part}")
-            value = convert(arrays[part], leaf.shape, maps)
-            if value is None:
-                raise UserError(
-                    f"layer {theirs!r}, matched with {mine!r}: {part} is {arrays[part].shape}, ours {leaf.shape}"
-                )
-            if not np.isfinite(value).all():
+def to_variables(pairs: Pairs) -> Any:
+    """Variables of the network from pairs of layers. Raises `UserError`."""
+    flat, channels = {}, 1
+    for (theirs, tensors), (mine, parts) in pairs:
+        if tensors.keys() != parts.keys():
+            raise UserError(
+                f"layer {theirs!r}, matched with {mine!r}, has {_listed(tensors)}, and ours {_listed(parts)}"
+            )
+        for part, (path, shape) in parts.items():
+            value = tensors[part].read()
+            converted = convert(value, shape, channels)
+            if converted is None:
+                raise UserError(f"layer {theirs!r}, matched with {mine!r}: {part} is {value.shape}, ours {shape}")
+            if not np.isfinite(converted).all():
                 raise UserError(f"layer {theirs!r}: {part} has numbers that are not finite")
-            flat[path] = value
-        unused = arrays.keys() - parts.keys()
-        if unused:
-            raise UserError(f"layer {theirs!r}, matched with {mine!r}, also has {', '.join(sorted(unused))}")
-        if len(parts["weight"][1].shape) > 1:
-            maps = parts["weight"][1].shape[-1]
-    say(", ".join(pairs))
+            flat[path] = converted
+        if len(parts["weight"][1]) > 1:
+            channels = parts["weight"][1][-1]
     return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
 
 
-def read(file: Path, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables shaped `like`, and the "file", "bytes" and "sha256" that they come from. Raises `UserError`."""
-    found = tensors(file)
+def _listed(parts: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(parts))
+
+
+def read(file: Path, like: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Variables shaped `like` from a file. Raises `UserError`."""
     try:
-        variables = to_variables(found, like)
-    except UserError as mistake:
-        raise UserError(f"{file} does not fit: {mistake}") from mistake
-    content = file.read_bytes()
-    return variables, {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        root, ordered = torch_files.read(file)
+        theirs = layers_of_file(chosen(networks(root), options.get("prefix")))
+        pairs = match(theirs, layers_of_network(like), ordered=ordered, checked="check" in options)
+        variables = to_variables(pairs)
+    except ExitError as error:
+        raise UserError(f"{file} does not fit: {_plain(error)}") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"{file} is not a file of weights, or is damaged: {_plain(error)}") from error
+    say(_plain(", ".join(f"{theirs} -> {mine}" for (theirs, _), (mine, _) in pairs)))
+    return variables
+
+
+def _plain(text: Any) -> str:
+    """One line without what a terminal would obey, since names come from the file."""
+    line = one_line(text) if isinstance(text, Exception) else text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line above; ends the process with the exit code of `nin_jax.main`'s contract."""
-    command(read, "the .safetensors or .pth file", __doc__, argv)
+    command(read, "the .pth or .safetensors file", __doc__, argv, ("prefix",))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Networks written in PyTorch, their files, and what our networks make of the imported weights."""
+"""Networks written in PyTorch, their files as people have them, and what our networks make of the imported weights."""
 
 from __future__ import annotations
 
 import json
+import pickle
+import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import jax
@@ -11,20 +14,21 @@ import pytest
 
 import nin_jax
 from nin_jax import main
-from nin_jax.data import fitted
 from nin_jax.errors import UserError
 from nin_jax.training.build import Run
-from nin_jax.weights import imported, pytorch
+from nin_jax.weights import imported, pytorch, torch_files
 
 torch = pytest.importorskip("torch", reason="PyTorch writes the files")
 nn = torch.nn
 
 SMALL = {"kernels": (3, 3), "widths": ((4, 3), (5,)), "pools": ("max",), "dropout_kind": "inverted"}
+ALIKE = {"kernels": (3,), "widths": ((4, 4, 4, 4),), "pools": ()}  # three layers of the same shape
 NORMALISED = {"kernels": (3,), "widths": ((4,),), "pools": (), "batch_norm": True, "head": "fc"}
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 
 
-def experiment(folder: Path, model=SMALL) -> str:
-    """The flag of an experiment on the digits with such a network."""
+def words(folder: Path, model=SMALL, *more: str) -> list[str]:
+    """The flags of an experiment on the digits, scaled to 0..1, with such a network."""
     file = folder / "small.py"
     file.write_text(f"""
 from nin_jax.config import experiment
@@ -33,71 +37,202 @@ def get_config(arg=None):
     config = experiment("digits")
     with config.unlocked():
         config.model = {{"name": "nin"}} | {model}
+        config.preprocess = ("scale(divisor=255)",)
     return config
 """)
-    return f"--config={file}"
+    return [f"--config={file}", f"--workdir={folder / 'run'}", *more]
 
 
-def run(folder: Path, model=SMALL) -> Run:
-    return Run(main.parse(["nin_jax", experiment(folder, model)]).config)
+def layers(*more: nn.Module) -> list[nn.Module]:
+    return [*more, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
-def network() -> nn.Sequential:
+def network(seed: int = 0) -> nn.Sequential:
     """The network SMALL, as a port would have it: layers by number, no names."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        *(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.ReLU()),
-        *(nn.MaxPool2d(3, 2, ceil_mode=True), nn.Dropout(0.5)),
-        *(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 10, 1), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-    ).eval()
+    torch.manual_seed(seed)
+    first = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.ReLU()
+    second = nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 10, 1), nn.ReLU()
+    return nn.Sequential(*layers(*first, nn.MaxPool2d(3, 2, ceil_mode=True), nn.Dropout(0.5), *second)).eval()
 
 
-def save(weights, file: Path, prefix: str = "") -> Path:
-    weights = {prefix + name: value for name, value in weights.items()}
-    if file.suffix == ".safetensors":
-        from safetensors.torch import save_file
+def alike(*names: str) -> nn.Sequential:
+    """The network ALIKE, with these names of its three equal layers, in the order in which they compute."""
+    torch.manual_seed(1)
+    inner = [part for name in names for part in ((name, nn.Conv2d(4, 4, 1)), (f"relu_{name}", nn.ReLU()))]
+    first, last = [("conv", nn.Conv2d(1, 4, 3, padding=1)), ("relu", nn.ReLU())], [("out", nn.Conv2d(4, 10, 1))]
+    pooled = [("relu_out", nn.ReLU()), ("mean", nn.AdaptiveAvgPool2d(1)), ("flat", nn.Flatten())]
+    net = nn.Sequential(OrderedDict([*first, *inner, *last, *pooled])).eval()
+    for p in net.parameters():
+        nn.init.normal_(p, 0.2, 0.5)
+    return net
 
-        save_file(weights, file)
-    elif file.suffix == ".tar":
-        torch.save({"epoch": 3, "state_dict": weights}, file)
-    else:
-        torch.save(weights, file)
+
+def logits_of(net: nn.Module) -> np.ndarray:
+    return net(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2) / np.float32(255))).detach().numpy()
+
+
+def imported_run(file: Path, folder: Path, model=SMALL, *more: str):
+    pytorch.main(["pytorch", str(file), *words(folder, model, *more)])
+    return nin_jax.load_run(str(folder / "run"))
+
+
+def same(ours: np.ndarray, theirs: np.ndarray, tolerance: float = 1e-5) -> None:
+    assert np.abs(theirs).max() > 1e-3
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+def refused(file: Path, folder: Path, capsys, model=SMALL, *more: str) -> str:
+    """The last line of an import with exit code 2, which left no directory."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        pytorch.main(["pytorch", str(file), *words(folder, model, *more)])
+    assert left.value.code == 2
+    err = capsys.readouterr().err
+    lines = err.splitlines(keepends=True)
+    assert [line for line in lines if line.startswith("nin_jax: ")] == lines[-1:]
+    assert "\x1b" not in err
+    assert not (folder / "run").exists()
+    return lines[-1]
+
+
+def saved(content, file: Path, **options) -> Path:
+    torch.save(content, file, **options)
     return file
 
 
-@pytest.mark.parametrize("name", ["net.safetensors", "net.pth", "net.pth.tar"])
-def test_logits_are_those_of_pytorch(name, tmp_path, capsys):
-    """From the file to a run directory to `load_run`, on pictures as they come."""
-    theirs = network()
-    file = save(theirs.state_dict(), tmp_path / name, prefix="module.features.")
-    words = [f"--workdir={tmp_path / 'run'}", experiment(tmp_path)]
-    pytorch.main(["pytorch", str(file), *words])
-    assert "module.features.0 -> conv1, module.features.2 -> cccp1" in capsys.readouterr().err
-    run = nin_jax.load_run(str(tmp_path / "run"))
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
-    prepared = np.asarray(jax.jit(lambda i: preprocessed(run, i))(pictures))
-    expected = theirs(torch.from_numpy(prepared.transpose(0, 3, 1, 2).copy())).detach().numpy()
-    np.testing.assert_allclose(run(pictures)[0], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+def safetensors(state, file: Path) -> Path:
+    from safetensors.torch import save_file
+
+    save_file(state, file)
+    return file
+
+
+def two_parts() -> nn.Module:
+    net = network()
+    return nn.Sequential(OrderedDict([("features", net[:4]), ("classifier", net[4:])]))
+
+
+STATE = network().state_dict()
+FILES = {
+    "plain": lambda f: saved(STATE, f),
+    "net": lambda f: saved({"net": STATE, "acc": 90.1, "epoch": 3}, f),
+    "model and optimizer": lambda f: saved(
+        {"model": STATE, "optimizer": torch.optim.SGD(network().parameters(), 0.1, 0.9).state_dict()}, f
+    ),
+    "model_state_dict": lambda f: saved({"epoch": 3, "model_state_dict": STATE}, f),
+    "numpy scalars": lambda f: saved({"best": np.float64(90.1), "n": np.int64(3), "state_dict": STATE}, f),
+    "arguments of a class": lambda f: saved({"args": Path("a"), "state_dict": STATE, "device": torch.device("cpu")}, f),
+    "compiled and parallel": lambda f: saved({f"_orig_mod.module.{k}": v for k, v in STATE.items()}, f),
+    "deep": lambda f: saved({"checkpoint": {"ema": {"module": STATE}}}, f),
+    "features and classifier": lambda f: saved(two_parts().state_dict(), f),
+    "stream": lambda f: saved({"state_dict": STATE}, f, _use_new_zipfile_serialization=False),
+    "parameters": lambda f: saved({k: nn.Parameter(v) for k, v in STATE.items()}, f),
+    "protocol 4": lambda f: saved(STATE, f, pickle_protocol=4),
+    "channels last": lambda f: saved(network().to(memory_format=torch.channels_last).state_dict(), f),
+    "views of one storage": lambda f: saved(dict(network().state_dict(), **_views()), f),
+    "doubles": lambda f: saved({k: v.double() for k, v in STATE.items()}, f),
+    "safetensors": lambda f: safetensors(STATE, f.with_suffix(".safetensors")),
+    "float64 safetensors": lambda f: safetensors({k: v.double() for k, v in STATE.items()}, f.with_suffix(".safetensors")),
+}  # fmt: skip
+
+
+def _views():
+    """Two of the tensors of STATE as parts of one storage, the one of them transposed."""
+    both = torch.cat([STATE["2.weight"].flatten(), STATE["8.weight"].permute(1, 0, 2, 3).flatten()])
+    return {"2.weight": both[:12].view(3, 4, 1, 1), "8.weight": both[12:].view(5, 10, 1, 1).permute(1, 0, 2, 3)}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_kind_of_file_gives_the_logits_of_pytorch(kind, tmp_path, monkeypatch):
+    """From the file to a run directory to `load_run`, on images as they come; PyTorch is not asked, and nothing unpickled."""
+    file = FILES[kind](tmp_path / "weights.pth")
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    run = imported_run(file, tmp_path)
+    same(run(IMAGES)[0], logits_of(network()))
     source = json.loads((tmp_path / "run/source.json").read_text())
-    assert (source["file"], source["bytes"]) == (name, file.stat().st_size)
-    main.run(main.parse(["nin_jax", *words, "--mode=eval"]))
+    assert (source["file"], source["bytes"]) == (file.name, file.stat().st_size)
+
+
+@pytest.mark.parametrize("dtype", ["half", "bfloat16"])
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_half_precision_is_read_as_it_is(dtype, ending, tmp_path):
+    net = getattr(network(), dtype)()
+    file = (saved if ending == ".pth" else safetensors)(net.state_dict(), tmp_path / f"w{ending}")
+    same(imported_run(file, tmp_path)(IMAGES)[0], logits_of(net.float()))
+
+
+def test_the_run_can_be_evaluated_and_the_mapping_is_printed(tmp_path, capsys):
+    file = saved({f"module.features.{k}": v for k, v in STATE.items()}, tmp_path / "w.pth.tar")
+    imported_run(file, tmp_path)
+    assert (
+        "module.features.0 -> conv1, module.features.2 -> cccp1, module.features.6 -> conv2, module.features.8 -> cccp2\n"
+        in capsys.readouterr().err
+    )
+    main.run(main.parse(["nin_jax", *words(tmp_path), "--mode=eval"]))
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] == 0
 
 
-def preprocessed(run, pictures):
-    return fitted.apply(Run(run.config).preprocess, run._stats, pictures)
+@pytest.mark.parametrize("names", [("mlp_one", "mlp_two", "mlp_three"), ("z", "m", "a"), ("l10", "l9", "l1")])
+def test_layers_of_one_shape_keep_the_order_of_the_file(names, tmp_path):
+    """The order in which the network created them, and never that of sorted names."""
+    net = alike(*names)
+    run = imported_run(saved(net.state_dict(), tmp_path / "w.pth"), tmp_path, ALIKE)
+    same(run(IMAGES)[0], logits_of(net))
 
 
-def test_the_names_of_the_layers_matter_where_they_are_ours(tmp_path):
+def test_layers_of_one_shape_in_a_file_without_order(tmp_path, capsys):
+    """Refused with the mapping; a check with images and their logits decides whether the order of the names is right."""
+    names = "layer2", "layer9", "layer10"
+    net = alike(*names)
+    file = safetensors(net.state_dict(), tmp_path / "w.safetensors")
+    said = refused(file, tmp_path, capsys, ALIKE)
+    for name in ("cccp1", "cccp2", "cccp3"):
+        assert f"layer2 or layer9 or layer10 -> {name}" in said
+    assert "conv -> conv1" in said
+    assert "--check=FILE.npz" in said
+    np.savez(tmp_path / "c.npz", images=IMAGES, logits=logits_of(net))
+    same(imported_run(file, tmp_path, ALIKE, f"--check={tmp_path / 'c.npz'}")(IMAGES)[0], logits_of(net))
+
+    file = safetensors(alike("one", "two", "three").state_dict(), tmp_path / "swapped.safetensors")
+    np.savez(tmp_path / "c.npz", images=IMAGES, logits=logits_of(alike("one", "two", "three")))
+    other = tmp_path / "other"
+    other.mkdir()
+    assert "the logits differ by" in refused(file, other, capsys, ALIKE, f"--check={tmp_path / 'c.npz'}")
+
+
+def test_names_of_ours_count_more_than_the_order(tmp_path):
     """The authors' names in another order, one of them twice as deep."""
-    theirs = network().state_dict()
     ours = {"0": "conv1", "2": "cccp1", "6": "conv2", "8": "cccp2"}
-    named = {f"net.{ours[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in reversed(theirs.items())}
-    like = imported.shapes(run(tmp_path))
-    by_name = pytorch.to_variables(pytorch.tensors(save(named, tmp_path / "a.safetensors")), like)
-    by_order = pytorch.to_variables(pytorch.tensors(save(theirs, tmp_path / "b.pth")), like)
-    jax.tree.map(np.testing.assert_array_equal, by_name, by_order)
+    state = {f"net.{ours[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in reversed(STATE.items())}
+    for i, write in enumerate((saved, safetensors)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        file = write(state, folder / ("w.pth", "w.safetensors")[i])
+        same(imported_run(file, folder)(IMAGES)[0], logits_of(network()))
+
+
+OTHER = network(1).state_dict()
+SEVERAL = {
+    "keys": ({"state_dict": STATE, "state_dict_ema": OTHER}, "state_dict", "state_dict_ema"),
+    "names": ({**{f"s.{k}": v for k, v in STATE.items()}, **{f"t.net.{k}": v for k, v in OTHER.items()}}, "s", "t.net"),
+    "names below a key": ({"state_dict": {f"{n}.{k}": v for n, s in (("model", STATE), ("ema", OTHER)) for k, v in s.items()}},
+                          "model", "ema"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_of_several_networks_one_is_named(kind, tmp_path, capsys):
+    content, *prefixes = SEVERAL[kind]
+    file = saved(content, tmp_path / "w.pth")
+    said = refused(file, tmp_path, capsys)
+    for prefix, net in zip(prefixes, (network(), network(1)), strict=True):
+        assert prefix in said
+        folder = tmp_path / prefix
+        folder.mkdir()
+        same(imported_run(file, folder, SMALL, f"--prefix={prefix}")(IMAGES)[0], logits_of(net))
+    assert f"--prefix={prefixes[0]}" in said
+    assert "did you mean" in refused(file, tmp_path, capsys, SMALL, f"--prefix={prefixes[1]}x")
 
 
 def test_batch_normalisation_and_a_fully_connected_head(tmp_path):
@@ -112,13 +247,42 @@ def test_batch_normalisation_and_a_fully_connected_head(tmp_path):
     with torch.no_grad():
         net(torch.randn(64, 1, 8, 8))  # moves the running mean and variance
     net.eval()
-    ours = run(tmp_path, NORMALISED)
-    found = {name: value.numpy() for name, value in net.state_dict().items()}
-    variables = pytorch.to_variables({n: v for n, v in found.items() if v.size}, imported.shapes(ours))
-    image = np.random.default_rng(0).standard_normal((3, 8, 8, 1)).astype(np.float32)
-    logits, _ = jax.jit(lambda v, i: ours.model.apply(v, i, train=False))(variables, image)
-    expected = net(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).detach().numpy()
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    for i, write in enumerate((saved, safetensors)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        file = write(net.state_dict(), folder / ("w.pth", "w.safetensors")[i])
+        same(imported_run(file, folder, NORMALISED)(IMAGES)[0], logits_of(net), 2e-5)
+
+
+CHECKS = {
+    "images": lambda x, y: {"images": x, "logits": y},
+    "channels first": lambda x, y: {"x": x.transpose(0, 3, 1, 2), "logits": y},
+    "one image": lambda x, y: {"image": x[0, ..., 0], "logits": y[0]},
+    "inputs": lambda x, y: {"inputs": x.transpose(0, 3, 1, 2) / np.float32(255), "logits": y.astype(np.float64)},
+}
+
+
+@pytest.mark.parametrize("kind", CHECKS)
+def test_the_check_compares_logits(kind, tmp_path, capsys):
+    file, check, logits = saved(STATE, tmp_path / "w.pth"), tmp_path / "c.npz", logits_of(network())
+    np.savez(check, **CHECKS[kind](IMAGES, 1.01 * logits))
+    assert "the logits differ by 0.0099 of the largest" in refused(file, tmp_path, capsys, SMALL, f"--check={check}")
+    np.savez(check, **CHECKS[kind](IMAGES, logits))
+    imported_run(file, tmp_path, SMALL, f"--check={check}")
+    assert "images agree to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, {"images": IMAGES}, {"images": IMAGES[:, :7], "logits": np.zeros((5, 10))}, {"images": IMAGES, "logits": np.ones(9)},
+     {"images": np.array([None]), "logits": np.zeros((1, 10))}],
+    ids=["missing", "no logits", "small images", "nine classes", "objects"],
+)  # fmt: skip
+def test_a_check_that_cannot_be_made(content, tmp_path, capsys):
+    if content is not None:
+        np.savez(tmp_path / "c.npz", **content)
+    said = refused(saved(STATE, tmp_path / "w.pth"), tmp_path, capsys, SMALL, f"--check={tmp_path / 'c.npz'}")
+    assert "c.npz: must hold 'logits'" in said
 
 
 class Executed:
@@ -128,32 +292,104 @@ class Executed:
         return (Path.touch, (Path("executed"),))
 
 
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda d: d / "nowhere.pth", "no such file"),
-        (lambda d: (torch.save({"0.weight": Executed()}, d / "bad.pth"), d / "bad.pth")[1], "no file of weights"),
-        (lambda d: (d / "cut.safetensors").write_bytes(b"\x08" + bytes(20)) and d / "cut.safetensors", "or damaged"),
-        (lambda d: save(dict(list(network().state_dict().items())[2:]), d / "few.pth"), "it has 3 layers"),
-        (lambda d: save(nn.Sequential(*list(network())[:-4], nn.Conv2d(5, 9, 1)).state_dict(), d / "narrow.pth"), "cccp2"),
-        (lambda d: save({k: v * torch.nan for k, v in network().state_dict().items()}, d / "nan.pth"), "not finite"),
-    ],
-    ids=["missing", "pickle", "damaged", "few", "narrow", "nan"],
-)  # fmt: skip
-def test_what_does_not_fit_is_one_line(make, said, tmp_path, monkeypatch, capsys):
-    """Exit 2, nothing executed, and no directory is made."""
+def script(folder: Path) -> Path:
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        torch.jit.trace(network(), torch.zeros(1, 1, 8, 8)).save(folder / "script.pt")
+    return folder / "script.pt"
+
+
+def cut(folder: Path) -> Path:
+    file = saved(STATE, folder / "cut.pth")
+    file.write_bytes(file.read_bytes()[:-700])
+    return file
+
+
+def zipped(folder: Path) -> Path:
+    """A storage that is compressed to a thousandth."""
+    import zipfile
+
+    file = saved({"0.weight": torch.zeros(10**7)}, folder / "bomb.pth")
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(folder / "b.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return folder / "b.pth"
+
+
+def damaged(folder: Path) -> Path:
+    (folder / "d.safetensors").write_bytes(b"\x08" + bytes(20))
+    return folder / "d.safetensors"
+
+
+def listed(folder: Path) -> Path:
+    return saved(list(network().parameters()), folder / "list.pth")
+
+
+REMEDY = "save its weights alone, torch.save(model.state_dict(), 'weights.pth'), and import that file"
+HALF = {k: v for k, v in STATE.items() if k != "0.bias"}
+REFUSED = {
+    "missing": (lambda d: d / "nowhere.pth", "no such file"),
+    "whole module": (lambda d: saved(network(), d / "w.pth"), f"it holds a whole module (torch.nn.modules.container.Sequential), which only its own code can rebuild; {REMEDY}\n"),
+    "module under a key": (lambda d: saved({"net": network()}, d / "w.pth"), f"only its own code can rebuild; {REMEDY}\n"),
+    "module in a stream": (lambda d: saved(network(), d / "w.pth", _use_new_zipfile_serialization=False), REMEDY),
+    "script": (script, "it is a TorchScript program; save its weights alone, torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth'), and import that file\n"),
+    "list of parameters": (listed, "no state dict"),
+    "a call": (lambda d: saved({"0.weight": Executed()}, d / "w.pth"), "(__builtin__.getattr)"),
+    "pickle": (lambda d: (d / "w.pth").write_bytes(pickle.dumps(Executed())) and d / "w.pth", "torch.save did not write"),
+    "damaged": (damaged, "or is damaged"),
+    "cut": (cut, "or is damaged"),
+    "bomb": (zipped, "is compressed"),
+    "few": (lambda d: saved(dict(list(STATE.items())[2:]), d / "w.pth"), "it has 3 layers (2, 6, 8), and the network 4 (conv1, cccp1, conv2, cccp2)\n"),
+    "more": (lambda d: saved({**STATE, "9.weight": torch.ones(3)}, d / "w.pth"), "it has 5 layers"),
+    "narrow": (lambda d: saved({**STATE, "8.weight": torch.ones(9, 5, 1, 1)}, d / "w.pth"), "matched with 'cccp2': weight is (9, 5, 1, 1), ours (1, 1, 5, 10)"),
+    "narrow, without order": (lambda d: safetensors({**STATE, "8.weight": torch.ones(9, 5, 1, 1)}, d / "w.safetensors"), "no layer of the shape of cccp2; it has 0 (4, 1, 3, 3)"),
+    "no bias": (lambda d: saved(HALF, d / "w.pth"), "layer '0', matched with 'conv1', has weight, and ours bias, weight"),
+    "another part": (lambda d: saved({**STATE, "0.running_mean": torch.ones(4)}, d / "w.pth"), "has bias, running_mean, weight, and"),
+    "unknown numbers": (lambda d: saved({**STATE, "0.scale": torch.ones(1)}, d / "w.pth"), "belong to none of our layers: 0.scale"),
+    "an object": (lambda d: saved({**STATE, "0.weight": np.ones(3)}, d / "w.pth"), "belong to none of our layers: 0.weight"),
+    "nan": (lambda d: saved({k: v * torch.nan for k, v in STATE.items()}, d / "w.pth"), "not finite"),
+    "names for a terminal": (lambda d: saved({f"\x1b[31m{k}": v for k, v in HALF.items()}, d / "w.pth"), r"layer '\x1b[31m0'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_fit_is_one_whole_line(kind, tmp_path, monkeypatch, capsys):
+    """Exit 2, the remedy where there is one, nothing executed, and no directory is made."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as left:
-        pytorch.main(["pytorch", str(make(tmp_path)), "--workdir=run", experiment(tmp_path)])
-    assert left.value.code == 2
-    err = capsys.readouterr().err
-    assert said in err
-    assert err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    make, said = REFUSED[kind]
+    assert said in refused(make(tmp_path), tmp_path, capsys)
     assert not Path("executed").exists()
 
 
-def test_a_part_that_the_network_has_not(tmp_path):
-    found = {name: value.numpy() for name, value in network().state_dict().items()}
-    with pytest.raises(UserError, match="also has running_mean"):
-        pytorch.to_variables(found | {"0.running_mean": np.zeros(4, np.float32)}, imported.shapes(run(tmp_path)))
+def test_any_damage_is_noticed_or_harmless(tmp_path):
+    """Cut, or a byte changed, in files of all three formats: an error of one line, or numbers of the right shapes."""
+    like = imported.shapes(Run(main.parse(["nin_jax", *words(tmp_path)]).config))
+    files = [FILES[kind](tmp_path / f"{i}.pth") for i, kind in enumerate(("plain", "stream", "safetensors"))]
+    rng, refusals, accepted = np.random.default_rng(0), 0, 0
+    for file in files:
+        good = file.read_bytes()
+        for i in range(100):
+            content = bytearray(good)
+            place = int(rng.integers(len(good) if i % 2 else min(len(good), 1500)))
+            if i % 4 == 3:
+                del content[place:]
+            else:
+                content[place] ^= 1 << int(rng.integers(8))
+            file.write_bytes(content)
+            try:
+                variables = pytorch.read(file, like, {})
+            except UserError as error:
+                refusals += "\n" not in str(error)
+            else:
+                accepted += 1
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_equal(a.shape, b.shape), variables["params"], like["params"]
+                )
+    assert refusals + accepted == 300
+    assert refusals > 100
+
+
+def test_memory_stays_in_proportion(tmp_path):
+    """A tensor as large as a hostile file says, made of one number."""
+    small = torch.ones(1).expand(10**5, 10**5)
+    with pytest.raises(ValueError, match="in 1 numbers"):
+        torch_files.read(saved({"0.weight": small}, tmp_path / "w.pth"))

@@ -63,7 +63,7 @@ def make_run(
     source = {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     stats = prepare(run, options)
     if stats is None:
-        stats = host(run.fitted(workdir, write=False))
+        stats = host(run.fitted(workdir, write=False, train=run.load(config.train_split)))
     if "check" in options:
         check(Path(options["check"]).expanduser(), run, recipe, variables, stats)
     state = step.state_of(recipe, variables["params"], variables["batch_stats"])

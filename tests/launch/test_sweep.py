@@ -282,12 +282,27 @@ def test_an_interrupted_trial_is_started_again(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "t" / "n").read_text() == "xxx"
 
 
-def test_a_directory_of_another_sweep_is_refused(tmp_path):
-    """One directory, one sweep."""
-    sweep._claim(tmp_path / "sweep", {"trials": {"a": ["x"]}})
-    sweep._claim(tmp_path / "sweep", {"trials": {"a": ["x"]}})
-    with pytest.raises(UserError, match="holds another sweep"):
-        sweep._claim(tmp_path / "sweep", {"trials": {"b": ["x"]}})
+def test_a_directory_may_be_moved_and_named_in_any_way(tmp_path, monkeypatch):
+    """Absolute, relative, by a link, moved: the same sweep, whose finished trials are kept. With other flags it is another."""
+    first, moved, line = tmp_path / "first", tmp_path / "moved", ["--seeds=0,1", "--", "--config=digits"]
+    for seed, error in ((0, 9.0), (1, 11.0)):
+        ended(first, f"seed={seed}", {"config.seed": seed}, error=error)
+
+    def values(directory):
+        (tmp_path / "moved" / "results.csv").unlink(missing_ok=True)
+        assert sweep.launch([f"--dir={directory}", *line]) == 0
+        return [row["value"] for row in table(directory)]
+
+    monkeypatch.chdir(tmp_path)
+    assert values(first) == ["9.0", "11.0"]
+    first.rename(moved)
+    (tmp_path / "link").symlink_to(moved)
+    for name in (moved, "moved", "./moved", "moved/../moved/", "link"):
+        assert values(Path(name)) == ["9.0", "11.0"]
+    monkeypatch.chdir("moved")
+    assert values(Path(".")) == ["9.0", "11.0"]
+    with pytest.raises(UserError, match="--dir=. holds another sweep"):
+        sweep.launch(["--dir=.", *line, "--config.epochs=2"])
 
 
 def test_a_dry_run_shows_every_command(tmp_path, capsys):

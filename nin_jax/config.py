@@ -257,7 +257,7 @@ def model_arguments(name: str) -> dict[str, Any]:
     """
     model = registry.find("models", name).Model
     hints = typing.get_type_hints(model)
-    legal = inspect.signature(model).parameters.keys() - {"num_classes", "dtype", "parent", "name"}
+    legal = inspect.signature(model).parameters.keys() - {"num_classes", "dtype", "axis_name", "parent", "name"}
     return {argument: hints.get(argument, Any) for argument in sorted(legal)}
 
 

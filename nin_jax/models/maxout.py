@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nin_jax.layers import Conv, Dropout, exact, max_pool, maxout, uniform
+from nin_jax.layers import Conv, Dropout, max_pool, maxout, uniform
 
 
 class Model(nn.Module):
@@ -28,7 +29,7 @@ class Model(nn.Module):
       dense_width: number of units of the dense maxout layer; 0 leaves it out.
       dense_pieces: number of affine units that each of them is the maximum of.
       limit: weights start from U(-limit, limit), biases from 0.
-      input_dropout: probability of a zero in the picture, without any rescaling ("unscaled", see `layers.Dropout`).
+      input_dropout: probability of a zero in the image, without any rescaling ("unscaled", see `layers.Dropout`).
       dropout: probability of a zero in the input of every later layer, "inverted".
       dtype: what is computed in; parameters and logits are float32.
     """
@@ -44,29 +45,26 @@ class Model(nn.Module):
     limit: float = 0.005
     input_dropout: float = 0.2
     dropout: float = 0.5
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self, image: jax.Array, *, train: bool, example: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Classifies images.
-
-        Args:
-          image: `[B, H, W, C]`, float32 or bfloat16, large enough for the kernels.
-          train: whether dropout is on; it then needs the rng "dropout".
-          example: int32 `[B]`, index of each image in the global batch, which dropout is keyed by. Default 0 to B - 1.
-
-        Returns:
-          float32 logits `[B, num_classes]`, and the maps `[B, H', W', C']` of each convolutional layer, "h0", "h1", ...,
-          and of its pool, "pool0", "pool1", ... There are no class maps.
-        """
-        tables = (self.widths, self.pieces, self.kernels, self.pads, self.pools)
+    def __post_init__(self) -> None:
+        tables = self._tables()
         if not self.widths or len({len(t) for t in tables}) > 1:
             raise ValueError(f"widths, pieces, kernels, pads and pools must have a number for each layer: {tables}")
         least = min(*self.widths, *self.pieces, *self.kernels, *self.pools, self.dense_pieces)
         if least < 1 or min(*self.pads, self.dense_width, self.limit) < 0:
             raise ValueError(f"widths, pieces, kernels and pools must be 1 or more, the rest 0 or more: {tables}")
+        super().__post_init__()
+
+    @nn.nowrap
+    def _tables(self) -> tuple[Sequence[int], ...]:
+        return self.widths, self.pieces, self.kernels, self.pads, self.pools
+
+    @nn.compact
+    def __call__(
+        self, image: jax.Array, *, train: bool, example: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits and maps of images, see `nin_jax.models`."""
 
         def drop(x: jax.Array, layer: int) -> jax.Array:
             rate, kind = (self.input_dropout, "unscaled") if layer == 0 else (self.dropout, "inverted")
@@ -74,10 +72,10 @@ class Model(nn.Module):
 
         maps: dict[str, jax.Array] = {}
         x = image.astype(self.dtype)
-        for i, (width, pieces, size, pad, pool) in enumerate(zip(*tables, strict=True)):
+        for i, (width, pieces, size, pad, pool) in enumerate(zip(*self._tables(), strict=True)):
             x = Conv(width * pieces, size, uniform(self.limit), self.dtype, pad, name=f"h{i}")(drop(x, i))
             x = maps[f"h{i}"] = maxout(x, pieces)
-            x = maps[f"pool{i}"] = max_pool(exact(x), pool, 2)
+            x = maps[f"pool{i}"] = max_pool(x, pool, 2)
         depth = len(self.widths)
         x = x.reshape(x.shape[0], -1)
         if self.dense_width:

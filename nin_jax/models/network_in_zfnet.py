@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from nin_jax.stages import Stages
+from nin_jax.models._stages import MaxPool, MLPConv, ResponseNormalisation, Stage, Stages
 
 
 class Model(Stages):
@@ -16,17 +16,17 @@ class Model(Stages):
     choice, as the slides say nothing of it. Attributes: see `Stages`.
     """
 
-    layers: Sequence[str] = (
-        "mlpconv(maps=(96, 96), size=7, stride=2, pad=1, deviations=(0.01, 'he'))",
-        "max_pool(size=3, stride=2)",
-        "response_normalisation(size=5, alpha=0.0001, beta=0.75)",
-        "mlpconv(maps=(256, 256), size=5, stride=2, pad=0, deviations=(0.01, 'he'))",
-        "max_pool(size=3, stride=2)",
-        "response_normalisation(size=5, alpha=0.0001, beta=0.75)",
-        "mlpconv(maps=(512, 256), size=3, deviations=(0.01, 'he'))",
-        "mlpconv(maps=(1024, 512, 384), size=3, deviations=(0.01, 'he', 'he'))",
-        "mlpconv(maps=(512, 256), size=3, deviations=(0.01, 'he'))",
-        "max_pool(size=3, stride=2)",
+    layers: Sequence[Stage | str] = (
+        MLPConv((96, 96), size=7, stride=2, pad=1, deviations=(0.01, "he")),
+        MaxPool(size=3, stride=2),
+        ResponseNormalisation(size=5, alpha=0.0001, beta=0.75),
+        MLPConv((256, 256), size=5, stride=2, pad=0, deviations=(0.01, "he")),
+        MaxPool(size=3, stride=2),
+        ResponseNormalisation(size=5, alpha=0.0001, beta=0.75),
+        MLPConv((512, 256), size=3, deviations=(0.01, "he")),
+        MLPConv((1024, 512, 384), size=3, deviations=(0.01, "he", "he")),
+        MLPConv((512, 256), size=3, deviations=(0.01, "he")),
+        MaxPool(size=3, stride=2),
     )
     head: Literal["gap", "fc", "fc_dropout"] = "fc_dropout"
     hidden: Sequence[int] = (4096, 4096)

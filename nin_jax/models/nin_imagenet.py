@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nin_jax.stages import Stages
+from nin_jax.models._stages import Dropout, MaxPool, MLPConv, Stage, Stages
 
 
 class Model(Stages):
-    """Four mlpconv layers and global average pooling: maps of 54, 27, 13 and 6 for pictures of 224 x 224.
+    """Four mlpconv layers and global average pooling: maps of 54, 27, 13 and 6 for images of 224 x 224.
 
     Geometry, initial weights and the one dropout are those of the model zoo's train_val.prototxt; cccp8, the class maps,
     is rectified there too. Attributes: see `Stages`. A deeper network is a longer `layers`.
     """
 
-    layers: Sequence[str] = (
-        "mlpconv(maps=(96, 96, 96), size=11, stride=4, pad=0, deviations=(0.01, 0.05, 0.05))",
-        "max_pool(size=3, stride=2)",
-        "mlpconv(maps=(256, 256, 256), size=5, deviations=(0.05,))",
-        "max_pool(size=3, stride=2)",
-        "mlpconv(maps=(384, 384, 384), size=3, deviations=(0.01, 0.05, 0.05))",
-        "max_pool(size=3, stride=2)",
-        "dropout(rate=0.5)",
-        "mlpconv(maps=(1024, 1024), size=3, deviations=(0.05,))",
+    layers: Sequence[Stage | str] = (
+        MLPConv((96, 96, 96), size=11, stride=4, pad=0, deviations=(0.01, 0.05, 0.05)),
+        MaxPool(size=3, stride=2),
+        MLPConv((256, 256, 256), size=5, deviations=(0.05,)),
+        MaxPool(size=3, stride=2),
+        MLPConv((384, 384, 384), size=3, deviations=(0.01, 0.05, 0.05)),
+        MaxPool(size=3, stride=2),
+        Dropout(rate=0.5),
+        MLPConv((1024, 1024), size=3, deviations=(0.05,)),
     )

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from nin_jax.stages import Stages
+from nin_jax.models._stages import MaxPool, MLPConv, ResponseNormalisation, Stage, Stages
 
 
 class Model(Stages):
     """Five convolutions of 96, 256, 512, 1024 and 512 maps and a head of 4096, 4096 units and the classes.
 
     The slides give kernels, strides and maps. Pools of 3 x 3 and response normalisation after the first two are
-    ZFNet's, its edges those that give its maps of 110, 55, 26, 13 and 6 for pictures of 224 x 224; the constants of the
+    ZFNet's, its edges those that give its maps of 110, 55, 26, 13 and 6 for images of 224 x 224; the constants of the
     normalisation are Caffe's for AlexNet, as no source has them. Weights start from N(0, 0.01^2). Attributes: see `Stages`.
     """
 
-    layers: Sequence[str] = (
-        "mlpconv(maps=(96,), size=7, stride=2, pad=1, deviations=(0.01,))",
-        "max_pool(size=3, stride=2)",
-        "response_normalisation(size=5, alpha=0.0001, beta=0.75)",
-        "mlpconv(maps=(256,), size=5, stride=2, pad=0, deviations=(0.01,))",
-        "max_pool(size=3, stride=2)",
-        "response_normalisation(size=5, alpha=0.0001, beta=0.75)",
-        "mlpconv(maps=(512,), size=3, deviations=(0.01,))",
-        "mlpconv(maps=(1024,), size=3, deviations=(0.01,))",
-        "mlpconv(maps=(512,), size=3, deviations=(0.01,))",
-        "max_pool(size=3, stride=2)",
+    layers: Sequence[Stage | str] = (
+        MLPConv((96,), size=7, stride=2, pad=1, deviations=(0.01,)),
+        MaxPool(size=3, stride=2),
+        ResponseNormalisation(size=5, alpha=0.0001, beta=0.75),
+        MLPConv((256,), size=5, stride=2, pad=0, deviations=(0.01,)),
+        MaxPool(size=3, stride=2),
+        ResponseNormalisation(size=5, alpha=0.0001, beta=0.75),
+        MLPConv((512,), size=3, deviations=(0.01,)),
+        MLPConv((1024,), size=3, deviations=(0.01,)),
+        MLPConv((512,), size=3, deviations=(0.01,)),
+        MaxPool(size=3, stride=2),
     )
     head: Literal["gap", "fc", "fc_dropout"] = "fc_dropout"
     hidden: Sequence[int] = (4096, 4096)

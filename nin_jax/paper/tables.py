@@ -79,7 +79,7 @@ def _plain(config: Config) -> dict[str, Any]:
     name = plain["model"]["name"]
     model = registry.find("models", name).Model
     defaults = {k: getattr(model, k) for k in config_lib.model_arguments(name) if hasattr(model, k)}
-    return plain | {"model": json.loads(json.dumps(defaults)) | plain["model"]}
+    return plain | {"model": json.loads(json.dumps(defaults, default=str)) | plain["model"]}
 
 
 def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

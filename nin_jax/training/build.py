@@ -24,7 +24,7 @@ from nin_jax.data.fitted import read_stats as _read_stats
 from nin_jax.data.fitted import write_stats as _write_stats
 from nin_jax.data.splits import Info, Split, usable
 from nin_jax.devices import processes
-from nin_jax.devices.mesh import check_batch, check_precision, make_mesh, replicate
+from nin_jax.devices.mesh import AXIS, check_batch, check_precision, make_mesh, replicate
 from nin_jax.errors import ExitError, UserError, one_line
 from nin_jax.training import optim, step
 
@@ -75,7 +75,8 @@ class Run:
         """The model, computing in the config's precision."""
         arguments = self.config.model.to_dict()
         module = registry.find("models", arguments.pop("name"))
-        return module.Model(self.info.classes, dtype=jnp.dtype(self.config.precision), **arguments)
+        model = module.Model(self.info.classes, dtype=jnp.dtype(self.config.precision), **arguments)
+        return model.clone(axis_name=AXIS) if hasattr(model, "axis_name") else model
 
     def recipe(self, updates_per_epoch: int, scale: float = 1.0) -> step.Recipe:
         """What the steps are made of; the learning rate is `scale` times the config's."""

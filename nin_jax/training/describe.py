@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict
 from rich.console import Console
 from rich.table import Table
 
+from nin_jax.layers import portable
 from nin_jax.training import step
 from nin_jax.training.build import Run
 
@@ -19,30 +19,27 @@ from nin_jax.training.build import Run
 def multiply_adds(f: Any, *arguments: Any) -> int:
     """Multiplications of all convolutions and matrix products in a function, one for each multiply-add.
 
-    Padding counts, as it does when such numbers are printed in papers: a convolution costs
-    out height x out width x out maps x kernel height x kernel width x in maps for each image. Where devices go
-    different ways to the same result, the one with a convolution in it counts, which is the textbook's.
+    Counted are those of the textbook (`layers.portable`), not those that a CPU saves. Padding counts, as it does when such
+    numbers are printed in papers: a convolution costs out height x out width x out maps x kernel height x kernel width x
+    in maps for each image.
     """
 
-    def count(jaxpr: Any) -> np.ndarray:
-        """Those of convolutions, those of products."""
-        total = np.zeros(2, np.int64)
+    def count(jaxpr: Any) -> int:
+        total = 0
         for eqn in jaxpr.eqns:
             out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
             if eqn.primitive.name == "conv_general_dilated":
                 kernel, dims = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
-                total[0] += out * math.prod(kernel) // kernel[dims[0]]
+                total += out * math.prod(kernel) // kernel[dims[0]]
             elif eqn.primitive.name == "dot_general":
                 contracted = eqn.params["dimension_numbers"][0][0]
-                total[1] += out * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
-            total += max((count(branch.jaxpr) for branch in eqn.params.get("branches", ())), key=tuple, default=0)
-            for value in eqn.params.values():
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    total += count(inner)
+                total += out * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+            inner = (getattr(value, "jaxpr", value) for value in eqn.params.values())
+            total += sum(count(j) for j in inner if hasattr(j, "eqns"))
         return total
 
-    return int(count(jax.make_jaxpr(f)(*arguments).jaxpr).sum())
+    with portable(True):
+        return count(jax.make_jaxpr(f)(*arguments).jaxpr)
 
 
 def describe(run: Run) -> dict[str, Any]:

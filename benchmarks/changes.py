@@ -13,6 +13,7 @@ import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +22,12 @@ from jax import lax
 
 from benchmarks import measure
 from benchmarks.runs import on_noise
-from nin_jax import convolution, layers
+from nin_jax import layers
 from nin_jax.console import say
 from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
+from nin_jax.layers.cpu import patches, products, theorem, tuning
+from nin_jax.layers.cpu.pieces import in_pieces
+from nin_jax.layers.dropout import random_bits
 
 ROUNDS = 5
 UPDATES = 5  # a turn, of memory
@@ -50,16 +54,20 @@ def gradients(f: Callable[..., jax.Array], *arguments: jax.Array) -> Callable[[]
 def convolutions(images: int, side: int, maps: int, features: int, size: int) -> dict[str, Callable[[], Any]]:
     """One convolution in every way there is."""
     x, kernel = normal(images, side, side, maps), normal(size, size, maps, features)
-    ways = {"XLA's convolution": convolution._by_xla, "patches": convolution._by_patches}
-    if maps >= convolution.FEWEST_MAPS:
-        ways["the convolution theorem"] = convolution._by_theorem
+    ways: dict[str, Any] = {"XLA's convolution": by_xla, "patches": patches.convolve}
+    if maps >= tuning.THEOREM_CHANNELS:
+        ways["the convolution theorem"] = theorem.convolve
         ways["the theorem, XLA's FFT"] = by_fft
         ways["the theorem, rows and columns as real numbers"] = by_real_transforms
         groups = 3 if jax.__version_info__ >= (0, 12) else 1  # in place of one, or of three
-        ways[f"the theorem, frequencies in groups: {groups}"] = functools.partial(
-            convolution._by_theorem, groups=groups
-        )
+        ways[f"the theorem, frequencies in groups: {groups}"] = functools.partial(theorem.convolve, groups=groups)
     return {name: gradients(lambda x, k, way=way: way(x, k, size // 2), x, kernel) for name, way in ways.items()}
+
+
+def by_xla(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    """XLA's own convolution, for a 1x1 kernel too."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=dims)
 
 
 def by_fft(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
@@ -74,12 +82,12 @@ def by_fft(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
 
 
 def by_real_transforms(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
-    """As `convolution._by_theorem`, with columns transformed as the rows are: nine products for four frequencies, not six."""
-    rows, columns = (convolution._products(n, kernel.shape[0], pad, complex_input=False) for n in x.shape[1:3])
-    pictures = convolution._transform(rows[0], columns[0], x.transpose(1, 2, 0, 3))
-    filters = convolution._transform(rows[1], columns[1], kernel)
+    """As `theorem.convolve`, with columns transformed as the rows are: nine products for four frequencies, not six."""
+    rows, columns = (theorem.dft_matrices(n, kernel.shape[0], pad, complex_input=False) for n in x.shape[1:3])
+    pictures = theorem.transform(rows[0], columns[0], x.transpose(1, 2, 0, 3))
+    filters = theorem.transform(rows[1], columns[1], kernel)
     products = jnp.einsum("pqbc,pqcf->pqbf", pictures, filters)
-    return convolution._transform(rows[2], columns[2], products).transpose(2, 0, 1, 3)
+    return theorem.transform(rows[2], columns[2], products).transpose(2, 0, 1, 3)
 
 
 def bias() -> dict[str, Callable[[], Any]]:
@@ -87,10 +95,10 @@ def bias() -> dict[str, Callable[[], Any]]:
     x, kernel, shift = normal(64, 32, 32, 3), normal(5, 5, 3, 192), normal(192)
 
     def added(kernel: jax.Array, shift: jax.Array) -> jax.Array:
-        return convolution.biased(convolution._by_patches(x, kernel, 2), shift, x.dtype)
+        return products.add_bias(patches.convolve(x, kernel, 2), shift)
 
     def a_map(kernel: jax.Array, shift: jax.Array) -> jax.Array:
-        return convolution._by_patches(x, kernel, 2, shift)
+        return patches.convolve(x, kernel, 2, shift)
 
     ways = {"added": added, "the weight of a map of ones": a_map}
     return {name: gradients(way, kernel, shift) for name, way in ways.items()}
@@ -115,28 +123,35 @@ def pointwise() -> dict[str, Callable[[], Any]]:
         return (x.reshape(-1, 192) @ kernel[0, 0]).reshape(*x.shape[:-1], 160)
 
     ways = {
-        "XLA's convolution": lambda x, k: convolution._by_xla(x, k, 0),
+        "XLA's convolution": lambda x, k: by_xla(x, k, 0),
         "one product": product,
-        "one product, the kernel's gradient in halves": lambda x, k: convolution.product(x, k[0, 0]),
+        "one product, the kernel's gradient in halves": lambda x, k: products.matmul(x, k[0, 0]),
     }
     return {name: gradients(way, x, kernel) for name, way in ways.items()}
 
 
+class Block(nn.Module):
+    """An mlpconv and its pool in an evaluation."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rows = [layers.Layer(f"layer{i}", width, layers.gaussian("he")) for i, width in enumerate(self.widths)]
+        return in_pieces(layers.MLPConv(rows, 5), layers.max_pool, x)[1]
+
+
 def pieces(widths: tuple[int, ...], *shape: int) -> dict[str, Callable[[], Any]]:
     """A block and its pool in an evaluation; without gradients."""
-    layer = layers.MLPConv(("conv", "cccp1", "cccp2"), widths, 5, ["he"] * 3, pool="max")
-    x = normal(*shape)
-    variables = jax.jit(layer.init)(jax.random.key(0), x[:1])
+    block, x = Block(widths), normal(*shape)
+    variables = jax.jit(block.init)(jax.random.key(0), x[:1])
 
-    def evaluation(method: str) -> Callable[[], Any]:
-        def pooled(variables: Any, x: jax.Array) -> jax.Array:
-            maps: Any = layer.apply(variables, x, train=False, method=method)
-            return maps["pool"]
-
-        f = jax.jit(pooled).lower(variables, x).compile()
+    def evaluation(whole: bool) -> Callable[[], Any]:
+        # Whoever may write to a collection gets all images at once.
+        f = jax.jit(functools.partial(block.apply, mutable=["none"] if whole else False)).lower(variables, x).compile()
         return lambda: jax.block_until_ready(f(variables, x))
 
-    return {"all pictures at once": evaluation("_layers"), "a few after the other": evaluation("__call__")}
+    return {"all pictures at once": evaluation(True), "a few after the other": evaluation(False)}
 
 
 def evaluations() -> dict[str, Callable[[], Any]]:
@@ -164,13 +179,13 @@ def low_precision() -> dict[str, Callable[[], Any]]:
 def low_precision_pool() -> dict[str, Callable[[], Any]]:
     """The first pool with the ReLU before it and, as the next convolution has it, its output's axes in another order."""
 
-    def pool(x: jax.Array, prepare: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        y: Any = layers.max_pool(prepare(jax.nn.relu(x)))
-        return y.astype(jnp.float32).transpose(1, 2, 0, 3)
+    def pool(x: jax.Array) -> jax.Array:
+        return layers.max_pool(jax.nn.relu(x)).astype(jnp.float32).transpose(1, 2, 0, 3)
 
     x = normal(64, 32, 32, 96).astype(jnp.bfloat16)
-    ways = {"in bfloat16": lambda x: x, "in float32": layers.exact}
-    return {name: gradients(lambda x, way=way: pool(x, way), x) for name, way in ways.items()}
+    with layers.portable(True):
+        whole = gradients(pool, x)
+    return {"in bfloat16": whole, "in float32": gradients(pool, x)}
 
 
 def dropout() -> dict[str, Callable[[], Any]]:
@@ -188,7 +203,7 @@ def dropout() -> dict[str, Callable[[], Any]]:
             x,
             0.0,
         ),
-        "all bits of the generator": lambda x: jnp.where(layers._random_bits(key, x.shape, None) < 32768, x, 0.0),
+        "all bits of the generator": lambda x: jnp.where(random_bits(key, x.shape, None) < 32768, x, 0.0),
     }
     compiled = {name: jax.jit(f).lower(x).compile() for name, f in draw.items()}
     return {name: lambda f=f: jax.block_until_ready(f(x)) for name, f in compiled.items()}
@@ -226,7 +241,7 @@ def dispatches() -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    """All of them. The first side of each is before, the last that `layers.py` uses is after."""
+    """All of them. The first side of each is before, the one that is used is after."""
     cases: list[tuple[str, str, Callable[[], dict[str, Callable[[], Any]]]]] = [
         (
             "1x1 convolution, 192 to 160 maps of 32x32",

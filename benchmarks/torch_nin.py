@@ -8,7 +8,6 @@ preprocessed floats in memory.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import torch
 from flax.traverse_util import flatten_dict
 from torch import nn
 
-from nin_jax import stages
+from nin_jax.models._stages import Dropout, MaxPool, MLPConv, Network, named
 
 
 class Setting(NamedTuple):
@@ -44,32 +43,20 @@ class Convolution(NamedTuple):
     pad: int = 0
 
 
-def layers(model: Any) -> Iterator[Convolution | nn.Module]:
-    """The layers of a model of ours, in order: of "nin", or of one that is a list of stages."""
-    cccp = itertools.count(1)
-    if hasattr(model, "kernels"):
-        widths = [*model.widths[:-1], (*model.widths[-1], model.num_classes)]
-        for block, (size, (first, *others)) in enumerate(zip(model.kernels, widths, strict=True), 1):
-            yield Convolution((f"mlpconv{block}", f"conv{block}"), first, size, pad=size // 2)
-            yield from (Convolution((f"mlpconv{block}", f"cccp{next(cccp)}"), maps) for maps in others)
-            if block < len(widths):
-                yield nn.MaxPool2d(3, 2, ceil_mode=True)
-                yield nn.Dropout(model.dropout)
-        return
-    block = itertools.count(1)
-    for stage in map(stages.parse, model.layers):
-        if isinstance(stage, stages.Mlpconv):
-            n, (first, *others) = next(block), stage.maps
+def layers(model: Network) -> Iterator[Convolution | nn.Module]:
+    """The layers of a network of ours, in order."""
+    for stage, name, maps in named(model.stages()):
+        if isinstance(stage, MLPConv):
             pad = stage.size // 2 if stage.pad is None else stage.pad
-            yield Convolution((f"mlpconv{n}", f"conv{n}"), first, stage.size, stage.stride, pad)
-            yield from (Convolution((f"mlpconv{n}", f"cccp{next(cccp)}"), maps) for maps in others)
-        elif isinstance(stage, stages.MaxPool):
+            window = [(stage.size, stage.stride, pad), *[(1, 1, 0)] * (len(maps) - 1)]
+            for layer, features, (size, stride, edge) in zip(maps, stage.maps, window, strict=True):
+                yield Convolution((name, layer), features, size, stride, edge)
+        elif type(stage) is MaxPool:
             yield nn.MaxPool2d(stage.size, stage.stride, ceil_mode=True)
-        elif isinstance(stage, stages.Drop):
+        elif isinstance(stage, Dropout):
             yield nn.Dropout(stage.rate)
         else:
             raise TypeError(f"not written for PyTorch: {stage}")
-    yield Convolution(("class_maps", f"cccp{next(cccp)}"), model.num_classes)
 
 
 class NIN(nn.Module):

@@ -1,4 +1,5 @@
 """The layers of the paper and of its rivals, as small pure functions and Flax modules. NHWC throughout."""
+# ruff: noqa: F401
 
 from nin_jax.layers.conv import Conv, by_platform, convolve, portable
 from nin_jax.layers.dropout import Dropout
@@ -7,23 +8,3 @@ from nin_jax.layers.mlpconv import Layer, MLPConv
 from nin_jax.layers.normalisation import BatchNorm, response_normalisation
 from nin_jax.layers.pool import avg_pool, global_average_pool, max_pool
 from nin_jax.layers.rivals import LocalConv, StochasticPool, maxout
-
-__all__ = [
-    "BatchNorm",
-    "Conv",
-    "Dropout",
-    "Layer",
-    "LocalConv",
-    "MLPConv",
-    "StochasticPool",
-    "avg_pool",
-    "by_platform",
-    "convolve",
-    "gaussian",
-    "global_average_pool",
-    "max_pool",
-    "maxout",
-    "portable",
-    "response_normalisation",
-    "uniform",
-]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nin_jax.layers.cpu import convolution
+from nin_jax.layers import cpu
 from nin_jax.layers.initialisers import Initializer, gaussian
 
 # Inside `with portable(True):` networks are traced without what is for CPUs alone: for exporters, for counting operations,
@@ -39,8 +39,8 @@ def convolve(
     Returns `[B, H', W', F]` in `dtype`, H' = floor((H + 2 * pad - size) / stride) + 1.
     """
     geometry = {"pad": pad, "stride": stride, "dtype": x.dtype if dtype is None else dtype}
-    cpu, default = (functools.partial(f, **geometry) for f in (convolution.convolve, textbook))
-    return by_platform(x, kernel, bias, cpu=cpu, default=default)
+    on_cpu, elsewhere = (functools.partial(f, **geometry) for f in (cpu.convolve, textbook))
+    return by_platform(x, kernel, bias, cpu=on_cpu, default=elsewhere)
 
 
 def textbook(

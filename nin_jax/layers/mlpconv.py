@@ -13,6 +13,8 @@ from nin_jax.layers.conv import Conv
 from nin_jax.layers.initialisers import Initializer
 from nin_jax.layers.normalisation import BatchNorm
 
+Maps = dict[str, jax.Array]
+
 
 class Layer(NamedTuple):
     """One layer of the perceptron.
@@ -55,9 +57,9 @@ class MLPConv(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> Maps:
         """Maps `[B, H, W, C]` to the output `[B, H', W', features]` of every layer, by name."""
-        maps = {}
+        maps: Maps = {}
         for i, (name, features, init, bias, relu) in enumerate(self.layers):
             window = (self.size, self.stride, self.pad, self.groups) if i == 0 else (1, 1, None, 1)
             size, stride, pad, groups = window

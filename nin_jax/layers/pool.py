@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +26,12 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0) -> ja
     x = _framed(x, start, -jnp.inf)
     if x.dtype != jnp.bfloat16:
         return _max_pool(x, size, stride)
-    return by_platform(
-        x,
-        cpu=lambda x: _max_pool(as_float32(x), size, stride).astype(x.dtype),
-        default=lambda x: _max_pool(x, size, stride),
-    )
+
+    def on_cpu(x: jax.Array) -> jax.Array:
+        y: Any = _max_pool(as_float32(x), size, stride)
+        return y.astype(x.dtype)
+
+    return by_platform(x, cpu=on_cpu, default=lambda x: _max_pool(x, size, stride))
 
 
 def avg_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0, *, count_zeros: bool = False) -> jax.Array:

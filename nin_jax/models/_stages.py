@@ -11,8 +11,8 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,18 +22,18 @@ from nin_jax import layers, registry
 from nin_jax.errors import UserError, nearest
 from nin_jax.layers import gaussian
 from nin_jax.layers.cpu.pieces import in_pieces
+from nin_jax.layers.mlpconv import Maps
+
+Head = Literal["gap", "fc", "fc_dropout"]
 
 
 @dataclass(frozen=True)
 class Stage:
     """What all stages share. `str` shows the keyword-only arguments that are not the default, and all others."""
 
-    call: ClassVar[str]  # its name in a config
-    label: ClassVar[str]  # of its maps: "pool" for "pool1", "pool2", ...
-
     def __str__(self) -> str:
         fields = [f for f in dataclasses.fields(self) if not f.kw_only or getattr(self, f.name) != f.default]
-        return f"{self.call}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
+        return f"{CALLS.get(type(self), type(self).__name__)}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,6 @@ class MLPConv(Stage):
       norm: whether the last layer is normalised where the others are.
     """
 
-    call: ClassVar[str] = "mlpconv"
-    label: ClassVar[str] = "conv"
     maps: Sequence[int]
     _: KW_ONLY
     size: int = 1
@@ -71,27 +69,22 @@ class MLPConv(Stage):
 
     def rows(self, names: Sequence[str], batch_norm: bool) -> list[layers.Layer]:
         """Its layers, with these names."""
-        table = list(zip(names, self.maps, per_layer(self.deviations, len(self.maps)), strict=True))
-        inner = [layers.Layer(name, n, gaussian(d), None if batch_norm else 0.0) for name, n, d in table[:-1]]
-        name, n, deviation = table[-1]
+        *inner, last = zip(names, self.maps, map(gaussian, per_layer(self.deviations, len(self.maps))), strict=True)
         bias = None if batch_norm and self.norm else self.bias
-        return [*inner, layers.Layer(name, n, gaussian(deviation), bias, self.relu)]
+        return [
+            *(layers.Layer(*row, None if batch_norm else 0.0) for row in inner),
+            layers.Layer(*last, bias, self.relu),
+        ]
 
 
-@dataclass(frozen=True)
 class ClassMaps(MLPConv):
-    """The 1x1 layer on top, which makes a map for each class. It is not normalised."""
-
-    label: ClassVar[str] = "cccp"
-    norm: bool = False
+    """The 1x1 layer on top, which makes a map for each class."""
 
 
 @dataclass(frozen=True)
 class MaxPool(Stage):
     """See `layers.max_pool`."""
 
-    call: ClassVar[str] = "max_pool"
-    label: ClassVar[str] = "pool"
     size: int = 3
     stride: int = 2
     _: KW_ONLY
@@ -102,16 +95,10 @@ class MaxPool(Stage):
 
 
 @dataclass(frozen=True)
-class AvgPool(Stage):
+class AvgPool(MaxPool):
     """See `layers.avg_pool`."""
 
-    call: ClassVar[str] = "avg_pool"
-    label: ClassVar[str] = "pool"
-    size: int = 3
-    stride: int = 2
-    _: KW_ONLY
-    start: int = 0
-    count_zeros: bool = False
+    count_zeros: bool = field(default=False, kw_only=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return layers.avg_pool(x, self.size, self.stride, self.start, count_zeros=self.count_zeros)
@@ -121,8 +108,6 @@ class AvgPool(Stage):
 class ResponseNormalisation(Stage):
     """See `layers.response_normalisation`."""
 
-    call: ClassVar[str] = "response_normalisation"
-    label: ClassVar[str] = "norm"
     size: int = 5
     alpha: float = 0.0001
     beta: float = 0.75
@@ -135,14 +120,28 @@ class ResponseNormalisation(Stage):
 class Dropout(Stage):
     """See `layers.Dropout`."""
 
-    call: ClassVar[str] = "dropout"
-    label: ClassVar[str] = "dropout"
     rate: float = 0.5
     _: KW_ONLY
     kind: Literal["classic", "inverted", "unscaled"] = "inverted"
 
 
-STAGES = {stage.call: stage for stage in (MLPConv, MaxPool, AvgPool, ResponseNormalisation, Dropout)}
+# The name of each in a config, and of its maps: "pool" for "pool1", "pool2", ...
+CALLS: dict[type[Stage], str] = {
+    MLPConv: "mlpconv",
+    MaxPool: "max_pool",
+    AvgPool: "avg_pool",
+    ResponseNormalisation: "response_normalisation",
+    Dropout: "dropout",
+}
+LABELS = {
+    MLPConv: "conv",
+    ClassMaps: "cccp",
+    MaxPool: "pool",
+    AvgPool: "pool",
+    ResponseNormalisation: "norm",
+    Dropout: "dropout",
+}
+STAGES = {call: stage for stage, call in CALLS.items()}
 
 # The pools that a model may name: 3x3 of stride 2.
 Pool = Literal["max", "avg", "avg_padded"]
@@ -195,62 +194,78 @@ def named(stages: Iterable[Stage]) -> list[Named]:
     """
     count = collections.Counter[str]()
 
-    def number(kind: str) -> str:
-        count[kind] += 1
-        return f"{kind}{count[kind]}"
+    def number(label: str) -> str:
+        count[label] += 1
+        return f"{label}{count[label]}"
 
     plan = []
     for stage in stages:
-        maps = (number(stage.label),)
-        if isinstance(stage, ClassMaps):
-            plan.append(Named(stage, "class_maps", maps))
-        elif isinstance(stage, MLPConv):
+        name, maps = "", (number(LABELS[type(stage)]),)
+        if isinstance(stage, MLPConv):
             maps += tuple(number("cccp") for _ in stage.maps[1:])
-            plan.append(Named(stage, f"mlpconv{count['conv']}", maps))
-        else:
-            plan.append(Named(stage, maps[0], maps))
+            name = "class_maps" if isinstance(stage, ClassMaps) else f"mlpconv{count['conv']}"
+        plan.append(Named(stage, name or maps[0], maps))
     return plan
 
 
-def forward(
-    stages: Iterable[Stage],
-    x: jax.Array,
-    *,
-    train: bool,
-    example: jax.Array | None,
-    dtype: Any,
-    batch_norm: bool = False,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Feeds x through the stages, inside a Flax module's `__call__`.
+class Network(nn.Module):
+    """Stages, one after the other, and a head. Layers have the names of `named`.
 
-    Returns:
-      the output of the last stage, and every named map: all layers' outputs, "pool1", "norm1", ...
+    Attributes:
+      num_classes: number of logits.
+      head: what turns the class maps into logits. "gap": the mean of each map (paper section 3.2). "fc": a fully connected
+        layer on the class maps (Table 5). "fc_dropout": the same after dropout of 0.5.
+      relu_on_class_maps: the paper's equation 2 and both releases rectify the class maps too.
+      class_map_bias: what the biases of the class maps start at, 0 in both releases. The same number for all classes
+        changes no probability, and one above 0 keeps the maps from starting in the flat part of their ReLU.
+      batch_norm: normalises every layer but the class maps before its ReLU, in place of its bias; not in the paper.
+      dtype: what is computed in; parameters and logits are float32.
+      axis_name: mapped axis whose replicas share the statistics of batch normalisation.
     """
-    maps: dict[str, jax.Array] = {}
-    x, plan = x.astype(dtype), named(stages)
-    for (stage, name, names), following in zip(plan, [*plan[1:], None], strict=True):
-        if isinstance(stage, MLPConv):
-            window = {"size": stage.size, "stride": stage.stride, "pad": stage.pad, "groups": stage.groups}
-            rows = stage.rows(names, batch_norm)
-            mlpconv = layers.MLPConv(rows, **window, dtype=dtype, axis_name=axis_name, name=name)
-            if not train and following and isinstance(following.stage, MaxPool | AvgPool):
-                outputs, maps[following.name] = in_pieces(mlpconv, following.stage, x)
-            else:
-                outputs = mlpconv(x, train=train)
-            maps |= outputs
-            x = maps[names[-1]]
-        elif isinstance(stage, Dropout):
-            x = layers.Dropout(stage.rate, stage.kind, name=name)(x, train=train, example=example)
-        elif name in maps:  # computed with the mlpconv before it
-            x = maps[name]
-        else:
-            x = maps[name] = stage(x)
-    return x, maps
+
+    num_classes: int
+    head: Head = "gap"
+    relu_on_class_maps: bool = True
+    class_map_bias: float = 0.0
+    batch_norm: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        self.stages()  # raises ValueError where they do not fit
+        super().__post_init__()
+
+    @nn.nowrap
+    def stages(self) -> list[Stage]:
+        """The stages, with the one that makes the class maps."""
+        raise NotImplementedError
+
+    def forward(self, image: jax.Array, *, train: bool, example: jax.Array | None) -> tuple[jax.Array, Maps]:
+        """The output of the last stage, and every named map: all layers' outputs, "pool1", "norm1", ..."""
+        maps: Maps = {}
+        x, plan = image.astype(self.dtype), named(self.stages())
+        for (stage, name, names), following in zip(plan, [*plan[1:], None], strict=True):
+            if isinstance(stage, MLPConv):
+                window = {"size": stage.size, "stride": stage.stride, "pad": stage.pad, "groups": stage.groups}
+                form = {"dtype": self.dtype, "axis_name": self.axis_name, "name": name}
+                mlpconv = layers.MLPConv(stage.rows(names, self.batch_norm), **window, **form)
+                if not train and following and isinstance(following.stage, MaxPool):
+                    outputs, maps[following.name] = in_pieces(mlpconv, following.stage, x)
+                else:
+                    outputs = mlpconv(x, train=train)
+                maps |= outputs
+                x = maps[names[-1]]
+            elif isinstance(stage, Dropout):
+                x = layers.Dropout(stage.rate, stage.kind, name=name)(x, train=train, example=example)
+            elif name in maps:  # computed with the mlpconv before it
+                x = maps[name]
+            elif isinstance(stage, MaxPool | ResponseNormalisation):
+                x = maps[name] = stage(x)
+        return x, maps
 
 
 def classify(
-    head: Literal["gap", "fc", "fc_dropout"],
+    head: Head,
     x: jax.Array,
     num_classes: int,
     deviation: float | str,
@@ -260,10 +275,9 @@ def classify(
     dropout: Literal["classic", "inverted"] = "inverted",
     name: str = "fc",
 ) -> jax.Array:
-    """float32 logits `[B, num_classes]` of the last maps, inside a Flax module's `__call__`.
+    """float32 logits `[B, num_classes]` of the last maps by a head (see `Network`), inside a Flax module's `__call__`.
 
-    "gap": the mean of each map (paper section 3.2). "fc": a fully connected layer, whose weights start with `deviation`.
-    "fc_dropout": the same after dropout of 0.5.
+    The weights of a fully connected layer start with `deviation`.
     """
     if head == "gap":
         return layers.global_average_pool(x)
@@ -273,76 +287,49 @@ def classify(
     return nn.Dense(num_classes, kernel_init=gaussian(deviation), name=name)(x)
 
 
-class Stages(nn.Module):
-    """Stages, one after the other, and a head.
-
-    Layers have the names of `named`; the maps are every layer's output, "pool1", "norm1", ..., and "class_maps" where the
-    head has them.
+class Stages(Network):
+    """A network whose stages are an argument. Attributes besides those of `Network`:
 
     Attributes:
-      num_classes: number of logits.
       layers: the stages, as objects or as calls.
-      head: "gap": a 1x1 layer of a map for each class and the mean of each map (paper section 3.2). "fc": `hidden` fully
-        connected layers with ReLU on the maps of the last stage, and a linear classifier; where `hidden` is empty, the
-        classifier lies on the class maps (paper, Table 5). "fc_dropout": the same with dropout of 0.5 before each
-        fully connected layer but the first hidden one.
-      hidden: number of units of each hidden layer.
+      hidden: number of units of each fully connected layer with ReLU between the last stage and the linear classifier, with
+        heads "fc" and "fc_dropout" (which then drops out before each but the first). They replace the class maps.
       hidden_deviation, hidden_bias: what their weights and biases start at.
       class_deviation: initial deviation of the weights of the class maps and of the linear classifier.
-      relu_on_class_maps: both releases rectify the class maps.
-      class_map_bias: what the biases of the class maps start at.
-      batch_norm: normalises every layer of the stages before its ReLU, in place of its bias.
-      dtype: what is computed in; parameters and logits are float32.
-      axis_name: mapped axis whose replicas share the statistics of batch normalisation.
     """
 
-    num_classes: int
     layers: Sequence[Stage | str] = ()
-    head: Literal["gap", "fc", "fc_dropout"] = "gap"
     hidden: Sequence[int] = ()
     hidden_deviation: float | str = 0.01
     hidden_bias: float = 0.0
     class_deviation: float | str = 0.01
-    relu_on_class_maps: bool = True
-    class_map_bias: float = 0.0
-    batch_norm: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.layers:
-            raise ValueError("layers must name at least one stage")
-        self.stages()  # raises where they do not fit
-        super().__post_init__()
 
     @nn.nowrap
     def stages(self) -> list[Stage]:
-        """The stages, with that of the class maps where there is one."""
+        if not self.layers:
+            raise ValueError("layers must name at least one stage")
         stages = [parse(stage) for stage in self.layers]
         if self.head != "gap" and self.hidden:
             return stages
-        form = {"bias": self.class_map_bias, "relu": self.relu_on_class_maps}
-        return [*stages, ClassMaps((self.num_classes,), deviations=(self.class_deviation,), **form)]
+        form = {"deviations": (self.class_deviation,), "bias": self.class_map_bias, "relu": self.relu_on_class_maps}
+        return [*stages, ClassMaps((self.num_classes,), norm=False, **form)]
 
     @nn.compact
-    def __call__(
-        self, image: jax.Array, *, train: bool, example: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> tuple[jax.Array, Maps]:
         """Logits and maps of images, see `nin_jax.models`."""
-        form = {"dtype": self.dtype, "batch_norm": self.batch_norm, "axis_name": self.axis_name}
-        x, maps = forward(self.stages(), image, train=train, example=example, **form)
+        x, maps = self.forward(image, train=train, example=example)
         hidden: Sequence[int] = () if self.head == "gap" else self.hidden
-        if not hidden:
-            maps["class_maps"] = x
-        else:
+        if hidden:
             x = x.reshape(x.shape[0], -1)
-        bias = nn.initializers.constant(self.hidden_bias)
+        else:
+            maps["class_maps"] = x
+        start = {
+            "kernel_init": gaussian(self.hidden_deviation),
+            "bias_init": nn.initializers.constant(self.hidden_bias),
+        }
         for i, units in enumerate(hidden, 1):
             if self.head == "fc_dropout" and i > 1:
                 x = layers.Dropout(0.5, name=f"dropout_fc{i}")(x, train=train, example=example)
-            dense = nn.Dense(
-                units, True, self.dtype, kernel_init=gaussian(self.hidden_deviation), bias_init=bias, name=f"fc{i}"
-            )
-            x = nn.relu(dense(x))
+            x = nn.relu(nn.Dense(units, dtype=self.dtype, **start, name=f"fc{i}")(x))
         call: Any = {"train": train, "example": example, "name": f"fc{len(hidden) + 1}"}
         return classify(self.head, x, self.num_classes, self.class_deviation, **call), maps

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
-from nin_jax.models._stages import MaxPool, MLPConv, ResponseNormalisation, Stage, Stages
+from nin_jax.models._stages import Head, MaxPool, MLPConv, ResponseNormalisation, Stage, Stages
 
 
 class Model(Stages):
@@ -27,7 +26,7 @@ class Model(Stages):
         MLPConv((256,), size=3, groups=2, deviations=(0.01,), bias=0.1),
         MaxPool(size=3, stride=2),
     )
-    head: Literal["gap", "fc", "fc_dropout"] = "fc_dropout"
+    head: Head = "fc_dropout"
     hidden: Sequence[int] = (4096, 4096)
     hidden_deviation: float | str = 0.005
     hidden_bias: float = 0.1

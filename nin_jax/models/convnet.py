@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nin_jax.layers import Conv, LocalConv, gaussian, response_normalisation
-from nin_jax.models._stages import POOLS, Pool, classify, per_layer
+from nin_jax.models._stages import POOLS, Head, Maps, Pool, classify, per_layer
 
 
 class Model(nn.Module):
@@ -35,7 +35,7 @@ class Model(nn.Module):
     widths: Sequence[int] = (64, 64, 64)
     pools: Sequence[Pool] = ("max", "avg", "avg")
     local_maps: int | None = None
-    head: Literal["gap", "fc", "fc_dropout"] = "gap"
+    head: Head = "gap"
     deviations: Sequence[float | str] = ("he",)
     dtype: Any = jnp.float32
 
@@ -56,11 +56,9 @@ class Model(nn.Module):
         return per_layer(self.deviations, len(self.widths) + (1 if self.head == "gap" else 2))
 
     @nn.compact
-    def __call__(
-        self, image: jax.Array, *, train: bool, example: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> tuple[jax.Array, Maps]:
         """Logits and maps of images, see `nin_jax.models`."""
-        maps: dict[str, jax.Array] = {}
+        maps: Maps = {}
         deviations = self._deviations()
         x = image.astype(self.dtype)
         for i, (width, pool) in enumerate(zip(self.widths, self.pools, strict=True), 1):

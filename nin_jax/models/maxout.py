@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nin_jax.layers import Conv, Dropout, max_pool, maxout, uniform
+from nin_jax.models._stages import Maps
 
 
 class Model(nn.Module):
@@ -61,16 +62,14 @@ class Model(nn.Module):
         return self.widths, self.pieces, self.kernels, self.pads, self.pools
 
     @nn.compact
-    def __call__(
-        self, image: jax.Array, *, train: bool, example: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> tuple[jax.Array, Maps]:
         """Logits and maps of images, see `nin_jax.models`."""
 
         def drop(x: jax.Array, layer: int) -> jax.Array:
             rate, kind = (self.input_dropout, "unscaled") if layer == 0 else (self.dropout, "inverted")
             return Dropout(rate, kind, name=f"dropout{layer}")(x, train=train, example=example)
 
-        maps: dict[str, jax.Array] = {}
+        maps: Maps = {}
         x = image.astype(self.dtype)
         for i, (width, pieces, size, pad, pool) in enumerate(zip(*self._tables(), strict=True)):
             x = Conv(width * pieces, size, uniform(self.limit), self.dtype, pad, name=f"h{i}")(drop(x, i))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
-from nin_jax.models._stages import MaxPool, MLPConv, ResponseNormalisation, Stage, Stages
+from nin_jax.models._stages import Head, MaxPool, MLPConv, ResponseNormalisation, Stage, Stages
 
 
 class Model(Stages):
@@ -28,5 +27,5 @@ class Model(Stages):
         MLPConv((512, 256), size=3, deviations=(0.01, "he")),
         MaxPool(size=3, stride=2),
     )
-    head: Literal["gap", "fc", "fc_dropout"] = "fc_dropout"
+    head: Head = "fc_dropout"
     hidden: Sequence[int] = (4096, 4096)

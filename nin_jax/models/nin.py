@@ -7,19 +7,17 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from nin_jax.models._stages import POOLS, Dropout, MLPConv, Pool, Stage, classify, forward, per_layer
+from nin_jax.models._stages import POOLS, Dropout, Maps, MLPConv, Network, Pool, Stage, classify, per_layer
 
 
-class Model(nn.Module):
+class Model(Network):
     """A stack of mlpconv layers; the last one has a map for each class, whose mean is that class's logit.
 
     Layers are named as in the authors' release: conv1, cccp1, cccp2, conv2, cccp3, ... All but the last mlpconv are
     followed by a 3x3 pool of stride 2 and by dropout. The maps are every layer's output, "pool1", ..., and "class_maps".
 
     Attributes:
-      num_classes: number of class maps, so of logits.
       kernels: side of each mlpconv's first kernel, such as (5, 5, 3).
       widths: number of maps of each mlpconv's layers, such as ((192, 160, 96), (192, 192, 192), (192, 192)). The
         class maps, a last 1x1 layer of `num_classes` maps in the last mlpconv, come on top and are not listed.
@@ -28,19 +26,12 @@ class Model(nn.Module):
       pool_start: where the first window of a pool starts: 0, as in both releases, or -1, as in most ports to PyTorch
         (`padding=1`).
       deviations: initial standard deviation of the weights ("he": sqrt(2 / fan-in)), one for each layer or one for all.
+        The weights of a fully connected layer start as those of the last layer.
       dropout: probability of a zero after each pool.
       dropout_kind: "classic" or "inverted", see `layers.Dropout`.
-      relu_on_class_maps: the paper's equation 2 and both releases rectify the class maps too.
-      class_map_bias: what the biases of the class maps start at, 0 in both releases. The same number for all classes
-        changes no probability, and one above 0 keeps the maps from starting in the flat part of their ReLU.
-      batch_norm: normalises every layer but the class maps before its ReLU, in place of its bias; not in the paper.
-      head: what turns the class maps into logits: "gap" (the paper's), or "fc", a fully connected layer on the class
-        maps (Table 5), or "fc_dropout", the same after dropout of 0.5. Its weights start as those of the last layer.
-      dtype: what is computed in; parameters and logits are float32.
-      axis_name: mapped axis whose replicas share the statistics of batch normalisation.
+      num_classes, head, relu_on_class_maps, class_map_bias, batch_norm, dtype, axis_name: see `Network`.
     """
 
-    num_classes: int
     kernels: Sequence[int] = (5, 5, 3)
     widths: Sequence[Sequence[int]] = ((192, 160, 96), (192, 192, 192), (192, 192))
     pools: Sequence[Pool] = ("max", "max")
@@ -48,20 +39,9 @@ class Model(nn.Module):
     deviations: Sequence[float | str] = (0.05,)
     dropout: float = 0.5
     dropout_kind: Literal["classic", "inverted"] = "classic"
-    relu_on_class_maps: bool = True
-    class_map_bias: float = 0.0
-    batch_norm: bool = False
-    head: Literal["gap", "fc", "fc_dropout"] = "gap"
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-
-    def __post_init__(self) -> None:
-        self.stages()  # raises where the tables do not fit
-        super().__post_init__()
 
     @nn.nowrap
     def stages(self) -> list[Stage]:
-        """The network as stages."""
         if not len(self.kernels) == len(self.widths) == len(self.pools) + 1:
             raise ValueError(
                 f"{len(self.widths)} widths want as many kernels and one pool less: {self.kernels}, {self.pools}"
@@ -80,13 +60,10 @@ class Model(nn.Module):
         return stages
 
     @nn.compact
-    def __call__(
-        self, image: jax.Array, *, train: bool, example: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> tuple[jax.Array, Maps]:
         """Logits and maps of images, see `nin_jax.models`."""
         call: Any = {"train": train, "example": example}
-        form = {"dtype": self.dtype, "batch_norm": self.batch_norm, "axis_name": self.axis_name}
-        x, maps = forward(self.stages(), image, **call, **form)
+        x, maps = self.forward(image, **call)
         maps["class_maps"] = x
         deviation = self.deviations[-1]
         return classify(self.head, x, self.num_classes, deviation, **call, dropout=self.dropout_kind), maps

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nin_jax.layers import Conv, StochasticPool, gaussian, response_normalisation
-from nin_jax.models._stages import classify, per_layer
+from nin_jax.models._stages import Maps, classify, per_layer
 
 
 class Model(nn.Module):
@@ -36,11 +36,9 @@ class Model(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(
-        self, image: jax.Array, *, train: bool, example: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> tuple[jax.Array, Maps]:
         """Logits and maps of images, see `nin_jax.models`. Pools draw in training, and take the expected mean in the test."""
-        maps: dict[str, jax.Array] = {}
+        maps: Maps = {}
         deviations = per_layer(self.deviations, len(self.widths) + 1)
         x = image.astype(self.dtype)
         for i, width in enumerate(self.widths, 1):

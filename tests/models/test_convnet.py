@@ -125,8 +125,8 @@ def test_each_layer_has_its_own_deviation():
     ("arguments", "said"),
     [
         ({"local_maps": 16}, "local_maps=16: head 'gap' needs one map for each of 10 classes"),
-        ({"pools": ("max",)}, "3 widths want as many pools and 1 or 4 deviations"),
-        ({"deviations": (0.1, 0.1, 0.1, 0.1), "head": "fc"}, "1 or 5 deviations"),
+        ({"pools": ("max",)}, "3 widths want as many pools"),
+        ({"deviations": (0.1, 0.1, 0.1, 0.1), "head": "fc"}, "give 1 or 5"),
         ({"deviations": (-1.0,)}, "0 or more"),
         ({"widths": (4, 0, 4)}, "1 or more"),
         ({"head": "fc", "local_maps": 0}, "1 or more"),

@@ -209,14 +209,17 @@ def test_heads_on_the_class_maps():
 )
 def test_tables_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValueError, match=r"widths want as many kernels|give 1 or 9"):
-        init(Model(10, **SMALL | wrong), images(1, 9, 9, 3))
+        Model(10, **SMALL | wrong)
 
 
-def test_in_bfloat16_maps_are_rounded_but_not_pools():
-    """A pool and what follows until the next convolution are float32; logits are anyway."""
+def test_in_bfloat16_every_map_is_bfloat16_and_logits_are_not():
     model, image = Model(**SMALL, num_classes=3, dtype=jnp.bfloat16), images(2, 8, 8, 3)
     logits, maps = jax.eval_shape(lambda p: model.apply({"params": p}, image, train=False), init(model, image))
     assert logits.dtype == jnp.float32
-    rounded = {name for name, x in maps.items() if x.dtype == jnp.bfloat16}
-    assert rounded == {name for block in NAMES for name in block} | {"class_maps"}
-    assert set(maps) - rounded == {"pool1", "pool2"}
+    assert {x.dtype for x in maps.values()} == {jnp.dtype("bfloat16")}
+
+
+def test_kernels_of_even_size_and_empty_widths_are_refused():
+    for wrong in ({"kernels": (5, 4, 3)}, {"widths": ((12, 0), (12,), (12,))}, {"widths": ((), (12,), (12,))}):
+        with pytest.raises(ValueError, match=r"odd|1 or more"):
+            Model(10, **SMALL | wrong)

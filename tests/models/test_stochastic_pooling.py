@@ -103,7 +103,7 @@ def test_in_training_every_pool_holds_an_element_of_each_window():
     ("arguments", "said"),
     [
         ({"deviations": (0.1, 0.1)}, "1 or 4"),
-        ({"deviations": (-1.0,)}, "numbers from 0"),
+        ({"deviations": (-1.0,)}, "0 or more"),
         ({"widths": (4, 0, 4)}, "1 or more"),
         ({"widths": ()}, "1 or more"),
     ],

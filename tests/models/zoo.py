@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 import nin_jax
@@ -23,6 +24,19 @@ class Case(NamedTuple):
     def create(self, **changes: Any) -> nn.Module:
         """The model with `CLASSES` classes."""
         return nin_jax.create_model(self.model, CLASSES, **self.arguments | changes)
+
+    def variables(self, model: nn.Module, seed: int = 1) -> Any:
+        """Variables drawn by NumPy, which compiles nothing: weights as "he", biases and statistics that are not 0."""
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), self.images(1), train=False))
+        rng = np.random.default_rng(seed)
+
+        def draw(path, p: jax.ShapeDtypeStruct) -> np.ndarray:
+            noise = rng.standard_normal(p.shape, np.float32)
+            if path[-1].key == "var":
+                return 1 + noise**2
+            return noise * np.float32(np.sqrt(2 / np.prod(p.shape[:-1])) if path[-1].key == "kernel" else 0.1)
+
+        return jax.tree_util.tree_map_with_path(draw, shapes)
 
     def images(self, batch: int, seed: int = 0) -> np.ndarray:
         """float32 `[batch, side, side, channels]`, normally distributed."""

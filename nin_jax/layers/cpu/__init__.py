@@ -1,1 +1,41 @@
-"""Forms of the layers that exist for CPUs alone, chosen in `layers.conv` and `layers.cpu.pieces`. Same mathematics, other order of work."""
+"""Forms of the layers that exist for CPUs alone: the same mathematics in another order.
+
+Here is a convolution made of matrix products: one product of patches, or the convolution theorem.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nin_jax.layers.cpu import patches, theorem, tuning
+from nin_jax.layers.cpu.products import add_bias, matmul
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, pad: int, stride: int, dtype: Any
+) -> jax.Array:
+    """As `layers.conv.textbook`, made of matrix products.
+
+    All but the 1x1 convolutions compute bfloat16 in float32 and round the result once: transforms in bfloat16 would be wrong
+    by per cents, and few CPUs multiply in it.
+    """
+    groups = x.shape[-1] // kernel.shape[2]
+    if kernel.shape[:2] == (1, 1) and pad == 0 and stride == groups == 1:
+        return add_bias(matmul(x.astype(dtype), kernel[0, 0].astype(dtype)), bias)
+    wide = jnp.float32 if dtype == jnp.bfloat16 else dtype
+    biases = [None] * groups if bias is None else jnp.split(bias.astype(wide), groups)
+    inputs, kernels = jnp.split(x.astype(wide), groups, -1), jnp.split(kernel.astype(wide), groups, -1)
+    parts = zip(inputs, kernels, biases, strict=True)
+    return jnp.concatenate([_one_group(*part, pad, stride) for part in parts], -1).astype(dtype)
+
+
+def _one_group(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, pad: int, stride: int) -> jax.Array:
+    if stride > 1:
+        x, kernel = patches.fold_stride(x, kernel, pad, stride)
+        pad = 0
+    if x.shape[0] >= tuning.THEOREM_IMAGES and x.shape[-1] >= tuning.THEOREM_CHANNELS:
+        return add_bias(theorem.convolve(x, kernel, pad), bias)
+    return patches.convolve(x, kernel, pad, bias)

@@ -11,9 +11,7 @@ from jax import lax
 
 from nin_jax.layers.conv import by_platform, portable
 from nin_jax.layers.cpu import tuning
-from nin_jax.layers.mlpconv import MLPConv
-
-Maps = dict[str, jax.Array]
+from nin_jax.layers.mlpconv import Maps, MLPConv
 
 
 def in_pieces(mlpconv: MLPConv, pool: Callable[[jax.Array], jax.Array], x: jax.Array) -> tuple[Maps, jax.Array]:

@@ -1,0 +1,65 @@
+"""What holds for every model and head: export for other devices, and that Flax's tools see each layer."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from nin_jax.layers import portable
+from tests.models.zoo import CASES
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_portable_form_is_exported_for_any_batch_and_every_platform(name):
+    """Logits to 1e-5 of the largest of those computed here, at batches of 1 and 7."""
+    case = CASES[name]
+    model, images = case.create(), case.images(7)
+    variables = case.variables(model)
+    logits = jax.jit(lambda variables, image: model.apply(variables, image, train=False)[0])
+    native = np.asarray(logits(variables, images))
+    (batch,) = jax.export.symbolic_shape("batch")
+    image = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
+    with portable(True):
+        exported = jax.export.export(logits, platforms=("cpu", "cuda", "tpu"))(variables, image)
+    for size in (1, 7):
+        there = exported.call(variables, images[:size])
+        np.testing.assert_allclose(there, native[:size], rtol=0, atol=1e-5 * np.abs(native).max())
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", ["nin, batch_norm", "nin_imagenet"])
+def test_capture_intermediates_sees_every_layer(name, train, monkeypatch):
+    """Also where an evaluation would compute a few images at a time."""
+    monkeypatch.setattr("nin_jax.layers.cpu.tuning.PIECE_POSITIONS", (1, 2**14))
+    monkeypatch.setattr("nin_jax.layers.cpu.tuning.PIECES_FROM_BYTES", 0)
+    case = CASES[name]
+    model, images = case.create(), case.images(2)
+    variables = case.variables(model)
+
+    def captured(variables, images):
+        rngs = {"dropout": jax.random.key(1)}
+        call = {"train": train, "rngs": rngs, "mutable": ["intermediates", "batch_stats"]}
+        return model.apply(variables, images, **call, capture_intermediates=True)
+
+    (_, maps), state = jax.eval_shape(captured, variables, images)
+    outputs = {path[:-1]: values[-1] for path, values in flatten_dict(state["intermediates"]).items()}
+    for module in {path[:-1] for path in flatten_dict(variables["params"])}:
+        assert outputs[module].shape[0] == 2
+        if module[-1] in maps:
+            assert outputs[module].shape == maps[module[-1]].shape
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", ["nin, batch_norm", "nin_imagenet, fc_dropout"])
+def test_tabulate_shows_every_layer(name, train):
+    case = CASES[name]
+    model, images = case.create(), case.images(1)
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    table = nn.tabulate(model, rngs, console_kwargs={"width": 400, "force_terminal": False})(images, train=train)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"]
+    for path in flatten_dict(params):
+        assert "/".join(path[:-1]) in table

@@ -119,7 +119,7 @@ def even_batches(examples: int, batch_size: int, devices: int) -> int:
     """Size of an evaluation's batches: as few as can be of at most `batch_size`, all as large, so that few places are empty.
 
     Returns a multiple of `devices`, and where `batch_size` allows it of 8 for each, so that a few pictures at a time can be a
-    part of them (`layers.MLPConv`); at least `devices`.
+    part of them (`layers.cpu.pieces`); at least `devices`.
     """
     most = max(1, batch_size // devices)
     unit = 8 if most >= 8 else 1

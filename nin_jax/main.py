@@ -6,16 +6,13 @@ python -m nin_jax.main --config=experiments/NAME.py[:ARG] [--workdir=DIR] [--mod
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import runpy
-import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 from absl import app, flags
@@ -25,6 +22,7 @@ from nin_jax import config as config_lib
 from nin_jax import registry
 from nin_jax.config import Config
 from nin_jax.console import fail
+from nin_jax.devices.signals import nothing_to_save
 from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest, one_line, out_of_memory
 
 MODES = ("train", "eval", "describe")
@@ -163,28 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             processes.leave()
 
     commands: list[Command] = []
-    with _nothing_to_save(ends=argv is None):
+    with nothing_to_save(ends=argv is None):
         app.run(body, argv=list(argv or sys.argv), flags_parser=guarded)
-
-
-@contextlib.contextmanager
-def _nothing_to_save(ends: bool) -> Iterator[None]:
-    """While nothing else handles them, SIGTERM and SIGINT end the process at once, with a line and exit code 75.
-
-    An exception would not do: it might arrive in an import that catches it. Where the process ends after this they change
-    nothing any more, so that its exit code is that of what it did.
-    """
-
-    def handle(number: int, _: FrameType | None) -> None:
-        fail(f"{signal.Signals(number).name} while there was nothing to save: start again")
-        os._exit(Preempted.exit_code)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if ends else handler)
 
 
 def _leave(ending: ExitError) -> None:

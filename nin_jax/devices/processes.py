@@ -1,7 +1,7 @@
 """The only file that knows other processes: how they find each other, what they agree on, who writes.
 
-All processes of a run do the same things in the same order, each on its own devices; the first one alone writes, and
-reads what was written, and the others get it from there. So they cannot disagree, and one directory is enough.
+All processes of a run do the same things in the same order, each on its own devices. The first one alone writes, and reads
+what was written, and sends it to the others. So they cannot disagree, and one directory is enough.
 """
 
 from __future__ import annotations
@@ -9,23 +9,24 @@ from __future__ import annotations
 import contextlib
 import glob
 import importlib.util
-import itertools
 import json
 import os
 import re
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed
+from jax.experimental import multihost_utils
 
 from nin_jax import errors
-from nin_jax.console import console
+from nin_jax.console import console, fail, say
 from nin_jax.devices.mesh import host
 from nin_jax.errors import ExitError, StorageFailed, UserError, one_line
 
@@ -33,7 +34,8 @@ T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 60  # a process that has not been heard of for so long counts as dead, and all end
 SHUTDOWN_SECONDS = 120  # the longest wait of a process that is done for the others
-PATIENCE_MS = 3_600_000  # for the first process, which may have a data set to decode or preprocessing to fit
+RENDEZVOUS_SECONDS = 300  # the longest wait for all processes at the start; the environment may say otherwise
+FIRST_WORDS = 256  # uint32 of a message that are sent at once; a longer one takes a second broadcast
 
 
 def join() -> None:
@@ -42,21 +44,86 @@ def join() -> None:
     The others are found through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID where they are set
     (launch/local.py and launch/kubernetes set them), and by JAX itself under srun, mpirun and on TPU VMs. From then on
     SIGTERM to any of them is known to all (`stop_requested`), and only the first one talks.
+
+    Raises `UserError`. Where the others do not come within RENDEZVOUS_SECONDS (NIN_JAX_RENDEZVOUS_SECONDS in the environment),
+    the process ends with a line and the exit code of that: JAX cannot be called back from its wait.
     """
     wanted = _peers()
     if wanted is None:
         return
     try:
-        jax.distributed.initialize(
-            **wanted, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS
-        )
+        _initialize(wanted)
     except ValueError:  # a machine with a TPU that is not part of a cluster
         if wanted:
             raise
         return
     except RuntimeError as error:
         raise UserError(f"the processes of this run have not found each other: {one_line(error)[:300]}") from error
-    console.quiet = jax.process_index() > 0
+    console.quiet = jax.distributed.is_initialized() and _index() > 0
+
+
+def _index() -> int:
+    """The number of this process. Raises `UserError` where its devices cannot be reached by the others."""
+    try:
+        return jax.process_index()
+    except RuntimeError as error:
+        name = socket.gethostname()
+        _resolve(name, "the name of this machine")  # CPUs reach each other by it
+        raise UserError(f"the processes of this run cannot reach each other: {one_line(error)[:300]}") from error
+
+
+def _resolve(name: str, what: str) -> None:
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        raise UserError(
+            f"{what}, {name!r}, cannot be resolved to an address ({one_line(error)}), so the processes of this run cannot reach "
+            "each other; correct it, or add it to /etc/hosts"
+        ) from error
+
+
+def _initialize(wanted: dict[str, Any]) -> None:
+    """`jax.distributed.initialize` in a thread, so that a signal is obeyed while this one waits for the others."""
+    seconds = float(os.environ.get("NIN_JAX_RENDEZVOUS_SECONDS", RENDEZVOUS_SECONDS))
+    done: Future[None] = Future()
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                **wanted,
+                initialization_timeout=int(seconds) + 60,  # after it JAX aborts the process
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    with _no_proxies():
+        threading.Thread(target=initialize, name="rendezvous", daemon=True).start()
+        address = wanted.get("coordinator_address", "the address that the cluster gives")
+        for patience in (min(10.0, seconds), seconds - min(10.0, seconds)):
+            try:
+                return done.result(patience)
+            except TimeoutError:
+                if done.done():
+                    raise
+                say(f"waiting for the other processes of this run at {address}, for at most {seconds:g} s")
+    fail(
+        f"the processes of this run have not found each other at {address} within {seconds:g} s: are all of them started, and is "
+        "the address reached from each, without a firewall between?"
+    )
+    os._exit(UserError.exit_code)
+
+
+@contextlib.contextmanager
+def _no_proxies() -> Iterator[None]:
+    """The environment without http_proxy and its like: processes of one run are not reached through a proxy."""
+    proxies = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(proxies)
 
 
 def _peers() -> dict[str, Any] | None:
@@ -70,11 +137,15 @@ def _peers() -> dict[str, Any] | None:
             raise UserError(f"{', '.join(names)} go together, the last two as numbers; set are {given}") from error
         if not 0 <= number < processes:
             raise UserError(f"JAX_PROCESS_ID={number}: must be from 0 to JAX_NUM_PROCESSES - 1 = {processes - 1}")
+        name, colon, port = address.rpartition(":")
+        if not (name and colon and port.isdecimal()):
+            raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: must be HOST:PORT")
+        _resolve(name.strip("[]"), "the host of JAX_COORDINATOR_ADDRESS")
         return {
             "coordinator_address": address,
             "num_processes": processes,
             "process_id": number,
-            "cluster_detection_method": "deactivate",  # else one that is there besides says which devices to take
+            "cluster_detection_method": "deactivate",  # else a cluster that is there too would say which devices to take
         }
     srun = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
     mpirun = int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
@@ -83,7 +154,7 @@ def _peers() -> dict[str, Any] | None:
 
 
 def leave() -> None:
-    """Parts from the other processes, when they are done too; for a process of its own, nothing."""
+    """Shuts down `jax.distributed` once every process is done; does nothing for a process of its own."""
     with contextlib.suppress(RuntimeError):  # one of them is gone without a word; this one has said what it had to
         jax.distributed.shutdown()
 
@@ -91,7 +162,7 @@ def leave() -> None:
 def peer_is_gone(error: BaseException) -> bool:
     """Whether an error says that another process of the run has gone without a word (sums over a CPU's Gloo or NCCL)."""
     return jax.distributed.is_initialized() and bool(
-        re.search(r"Gloo|NCCL|Connection (closed|reset|refused)|[Cc]oordination|heartbeat", str(error))
+        re.search(r"Gloo|NCCL|Connection (closed|reset|refused)|[Cc]oordination|heartbeat|Devices failed", str(error))
     )
 
 
@@ -105,64 +176,79 @@ def stop_is_shared() -> bool:
     return jax.distributed.is_initialized()
 
 
-_questions = itertools.count(1)
+def stop_requested(question: int) -> bool:
+    """Whether a process of the run has got SIGTERM: true for all of them from the same question on.
 
-
-def stop_requested() -> bool:
-    """Whether a process of the run has got SIGTERM: true for all of them from the very same question on.
-
-    All have to ask equally often, in the same places. Asking takes less than a microsecond.
+    All have to ask in the same places; `question` counts them from 1. Asking takes less than a microsecond.
     """
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.reached_preemption_sync_point(next(_questions))
+    return multihost_utils.reached_preemption_sync_point(question)
 
 
-_agreements = itertools.count(1)
+def meet() -> None:
+    """Returns when all processes have come here, however late: what goes through devices next finds nobody late.
 
-
-def _service() -> Any:
-    """JAX's coordination service, where processes leave each other notes and wait for each other, without a device.
-
-    What JAX offers in public goes through the devices, and on a CPU fails where one process is half a minute late.
+    On a CPU, what goes through the devices fails where one process is half a minute late; this goes through JAX's
+    coordination service.
     """
-    return distributed.global_state.client
+    if jax.process_count() > 1:
+        with multihost_utils.live_devices(jax.devices()):
+            pass
 
 
 def from_first(f: Callable[[], T]) -> T:
     """What `f` returns on the first process, on all of them; nowhere else is it called.
 
-    With several processes it is a JSON value, and a known ending that `f` raises is raised on all of them.
+    With several processes it is a JSON value, and an `ExitError` that `f` raises is raised on all of them.
     """
     if jax.process_count() == 1:
         return f()
-    name = f"nin_jax/{next(_agreements)}"
     if not is_first():
-        news = json.loads(_service().blocking_key_value_get(name, PATIENCE_MS))
+        news = _send(None)
         if "failed" in news:
             raise RuntimeError(f"the first process has failed: {news['failed']}")
         if "ending" in news:
             raise getattr(errors, news["ending"])(news["why"])
         return news["value"]
-    news = {}
     try:
         value = f()
-        news = {"value": value}
     except ExitError as ending:
-        news = {"ending": type(ending).__name__, "why": str(ending)}
+        _send({"ending": type(ending).__name__, "why": str(ending)})
         raise
     except Exception as error:
-        news = {"failed": one_line(error)}
+        _send({"failed": one_line(error)})
         raise
-    finally:
-        _service().key_value_set(name, json.dumps(news))
+    _send({"value": value})
     return value
 
 
-def meet() -> None:
-    """Returns when all processes have come here. What goes through devices next finds nobody late."""
-    if jax.process_count() > 1:
-        _service().wait_at_barrier(f"nin_jax/{next(_agreements)}", PATIENCE_MS)
+def _send(news: Any) -> Any:
+    """The first process's JSON value, on all processes: its length and beginning, and then the rest if there is one."""
+    text = json.dumps(news).encode()
+    size = 1 << (-(-len(text) // 4) - 1).bit_length()  # few sizes: each is compiled once
+    words = np.frombuffer(text.ljust(4 * max(size, FIRST_WORDS)), np.uint32)
+    begin = _broadcast([np.append(np.uint32(len(text)), words[:FIRST_WORDS])])[0]
+    length, got = int(begin[0]), begin[1:]
+    if length > 4 * FIRST_WORDS:
+        size = 1 << (-(-length // 4) - 1).bit_length()
+        got = _broadcast([words if is_first() else np.empty(size, np.uint32)])[0]
+    return json.loads(got.tobytes()[:length])
+
+
+def _broadcast(tree: Any) -> Any:
+    """The first process's tree of arrays, on all processes, bit for bit; all give arrays of the same shapes."""
+    meet()
+    leaves, structure = jax.tree.flatten(tree)
+
+    def words(x: np.ndarray) -> np.ndarray:  # JAX sends by adding up, and as floats that would make 0.0 of -0.0
+        content = np.ascontiguousarray(x).tobytes()
+        return np.frombuffer(content.ljust(-(-len(content) // 4) * 4, b"\0"), np.uint32)
+
+    sent = multihost_utils.broadcast_one_to_all([words(x) for x in leaves])
+    got = [
+        np.frombuffer(np.asarray(w).tobytes()[: x.nbytes], x.dtype).reshape(x.shape)
+        for w, x in zip(sent, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, got)
 
 
 def arrays_from_first(f: Callable[[], list[dict[str, np.ndarray]]]) -> list[dict[str, np.ndarray]]:
@@ -177,17 +263,6 @@ def arrays_from_first(f: Callable[[], list[dict[str, np.ndarray]]]) -> list[dict
 
     shapes = from_first(kinds)
     return _broadcast(made or [{name: np.empty(shape, kind) for name, (kind, *shape) in one.items()} for one in shapes])
-
-
-def _broadcast(tree: Any) -> Any:
-    from jax.experimental import multihost_utils
-
-    meet()
-    leaves, structure = jax.tree.flatten(tree)
-    # As bytes: what JAX does is add up, and that would make 0.0 of -0.0.
-    sent = multihost_utils.broadcast_one_to_all([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in leaves])
-    got = [np.asarray(b).view(x.dtype).reshape(x.shape) for b, x in zip(sent, leaves, strict=True)]
-    return jax.tree.unflatten(structure, got)
 
 
 def placed_like(tree: Any, like: Any) -> Any:
@@ -218,26 +293,17 @@ def check_shared(directory: Path) -> None:
     patience = time.monotonic() + 10  # of a network file system
     while not (seen := (directory / name).exists()) and time.monotonic() < patience:
         time.sleep(0.1)
-    if not seen:
-        _service().key_value_set(f"nin_jax/blind/{jax.process_index()}", socket.gethostname())
+    mine = b"" if seen else socket.gethostname().encode()[:64]
     meet()
-    blind = _service().key_value_dir_get("nin_jax/blind/")
+    blind = [
+        bytes(row).strip(b"\0")
+        for row in multihost_utils.process_allgather(np.frombuffer(mine.ljust(64, b"\0"), np.uint8))
+    ]
     if is_first():
         with contextlib.suppress(OSError):
             (directory / name).unlink()
-    if blind:
+    if any(blind):
         raise UserError(
-            f"--workdir={directory} is not the same directory for all processes: {blind[0][1]} does not see what the "
+            f"--workdir={directory} is not the same directory for all processes: {max(blind).decode()} does not see what the "
             "first process writes there; choose one on a file system that they share"
         )
-
-
-def to_store(tree: Any) -> Any:
-    """A tree of arrays, or of their shapes, as what reads and writes checkpoints takes it.
-
-    With one process as it is. With several only the first one stores, and arrays that lie on devices of others too are
-    nothing that one process may store: they, and the shapes of what is read, become NumPy's.
-    """
-    if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else np.empty(x.shape, x.dtype), tree)

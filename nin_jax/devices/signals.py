@@ -1,12 +1,47 @@
-"""SIGTERM and SIGINT: the run is asked to stop, saves, and leaves with exit code 75."""
+"""Signals that ask a run to stop: it saves a checkpoint and exits with code 75."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
-from nin_jax.devices import processes
+from nin_jax.console import fail
 from nin_jax.errors import Preempted
+
+# SIGTERM from kill and schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal that closes; Slurm and submitit send SIGUSR1 and
+# SIGUSR2 some time before they kill.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def catch(handler: Callable[[int, FrameType | None], None], *but: int) -> dict[int, Any]:
+    """Installs a handler for the signals of `STOPPING` `but` some; returns the handlers before. nohup's SIGHUP stays ignored."""
+    chosen = [s for s in STOPPING if s not in but]
+    ignored = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else []
+    return {s: signal.signal(s, handler) for s in chosen if s not in ignored}
+
+
+@contextlib.contextmanager
+def nothing_to_save(ends: bool) -> Iterator[None]:
+    """While nothing else handles them, the signals of `STOPPING` end the process at once, with a line and exit code 75.
+
+    An exception would not do: it might arrive in an import that catches it. Where the process `ends` after this they change
+    nothing any more, so that its exit code is that of what it did.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        fail(f"{signal.Signals(number).name} while there was nothing to save: start again")
+        os._exit(Preempted.exit_code)
+
+    before = catch(handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if ends else handler)
 
 
 class _AtOnce(BaseException):
@@ -14,24 +49,27 @@ class _AtOnce(BaseException):
 
 
 class Stop:
-    """Catches the two signals while it is entered.
+    """Catches the signals of `STOPPING` while it is entered.
 
     Before there is anything to save (`can_save` is False) a signal ends the command at once with `Preempted`; after
     that it only sets `requested`, which the loop asks for between two dispatches. A second SIGINT (Ctrl-C pressed
     again) does not wait for the save.
 
-    With several processes JAX catches SIGTERM, so that all of them stop at the same step; SIGINT is passed on as that.
+    With several processes JAX catches SIGTERM, so that all of them stop at the same step; the others are passed on as that.
     """
 
     def __init__(self) -> None:
+        from nin_jax.devices import processes  # not sooner: `main` needs this module before it has time for JAX
+
         self.requested: str | None = None
-        self.can_save = False
+        self.can_save, self.shared = False, processes.stop_is_shared()
+        self.asked, self.ask = 0, processes.stop_requested
 
     def __enter__(self) -> Stop:
-        if processes.stop_is_shared():
-            self.before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))}
+        if self.shared:
+            self.before = catch(lambda *_: signal.raise_signal(signal.SIGTERM), signal.SIGTERM)
         else:
-            self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+            self.before = catch(self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
@@ -42,8 +80,10 @@ class Stop:
 
     def __call__(self) -> bool:
         """Whether a stop was asked for. All processes have to ask in the same places."""
-        if self.requested is None and processes.stop_is_shared() and processes.stop_requested():
-            self.requested = "SIGTERM"
+        if self.requested is None and self.shared:
+            self.asked += 1
+            if self.ask(self.asked):
+                self.requested = "SIGTERM"
         return self.requested is not None
 
     def _handle(self, number: int, _: FrameType | None) -> None:
@@ -51,6 +91,6 @@ class Stop:
         again = self.requested is not None and number == signal.SIGINT
         self.requested = name
         if again:
-            raise _AtOnce(f"{name} again: stopped without saving; start again to go on from the last checkpoint")
+            raise _AtOnce(f"{name} again: stopped without saving; start again to resume from the last checkpoint")
         if not self.can_save:
             raise _AtOnce(f"{name} before the first update: nothing to save; start again")

@@ -69,7 +69,7 @@ def make_run(
     state = step.state_of(recipe, variables["params"], variables["batch_stats"])
     with claim(workdir, config):
         checkpoints = Checkpoints(workdir, config.keep)
-        if checkpoints.manager.all_steps():
+        if checkpoints.steps():
             raise UserError(f"--workdir={workdir} holds a run already; choose another, or remove it")
         run.write_fitted(workdir, stats)
         write_json(workdir / "source.json", source)  # besides, since the checkpoint of step 0 is deleted in time

@@ -124,10 +124,16 @@ def steps(workdir: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
+def saved_checksums(workdir: Path, step: int) -> dict[str, str]:
+    """The CRC-32 of each array of a checkpoint, as it was saved."""
+    notes = json.loads((workdir / "checkpoints" / str(step) / "notes.json").read_text())
+    return json.loads(notes["content"])["arrays"]
+
+
 def final_state(workdir: Path) -> tuple[int, dict[str, str]]:
     """The newest checkpoint's step and the CRC-32 of each of its arrays, as it was saved."""
     step = steps(workdir)[-1]
-    return step, json.loads((workdir / "checkpoints" / str(step) / "notes" / "metadata").read_text())["crc32"]
+    return step, saved_checksums(workdir, step)
 
 
 def assert_same_run(workdir: Path, calm: Path) -> None:

@@ -21,7 +21,7 @@ from tests.faults import harness
     [
         ("nin_jax.training.loop:_Loop._absorb", 15),
         *(
-            [("nin_jax.training.evaluate:host", 17), ("nin_jax.runs.checkpoint:ocp.CheckpointManager.save", 2)]
+            [("nin_jax.training.evaluate:host", 17), ("nin_jax.runs.checkpoint:ocp.Checkpointer.save", 2)]
             if harness.FULL
             else []
         ),
@@ -42,7 +42,7 @@ def test_a_run_that_hangs(at: str, call: int, tmp_path: Path, calm: Path, tally:
 
 CODE = """
 import sys, time
-from nin_jax.watchdog import Watchdog
+from nin_jax.devices.watchdog import Watchdog
 with Watchdog(1.0) as dog:
     for i in range(int(sys.argv[1])):
         dog.beat()

@@ -301,7 +301,7 @@ def test_a_directory_may_be_moved_and_named_in_any_way(tmp_path, monkeypatch):
         assert values(Path(name)) == ["9.0", "11.0"]
     monkeypatch.chdir("moved")
     assert values(Path(".")) == ["9.0", "11.0"]
-    with pytest.raises(UserError, match="--dir=. holds another sweep"):
+    with pytest.raises(UserError, match=r"--dir=\. holds another sweep"):
         sweep.launch(["--dir=.", *line, "--config.epochs=2"])
 
 

@@ -91,7 +91,7 @@ def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, A
     trial: dict[str, float] = {}
     for setting in (s._replace(bfloat16=low) for s in settings):
         model = network(ours.recipe.model, params, shape[-1], setting)
-        trainer = Trainer(model, ours.config.optimizer, setting)
+        trainer = Trainer(model, ours.config, setting)
         loss = statistics.mean(evaluate(trainer, image, label, batch))
         if abs(loss - truth) > (0.02 if low else 1e-4):
             raise AssertionError(f"{setting}: loss {loss}, ours {truth}")

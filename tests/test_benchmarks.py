@@ -73,13 +73,13 @@ def test_pytorchs_network_is_ours(name: str):
     image = np.array(fitted.apply(ours.recipe.preprocess, ours.stats, ours.data.image))
     image, label = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(np.int64(ours.data.label))
     for setting in (Setting(), Setting(channels_last=True)):
-        theirs = Trainer(network(ours.recipe.model, params, shape[-1], setting), ours.config.optimizer, setting)
+        theirs = Trainer(network(ours.recipe.model, params, shape[-1], setting), ours.config, setting)
         assert theirs.evaluate(image, label) == pytest.approx(ours.evaluate()["loss"], rel=1e-5)
         theirs.update(image, label)
     ours.update()
-    for name, conv in zip(theirs.model.names, theirs.model.convolutions(), strict=True):
-        mine = ours.state.params[name[0]][name[1]]
+    for (block, name), conv in theirs.model.convolutions.items():
+        mine = ours.state.params[block][name]
         kernel = conv.weight.detach().numpy().transpose(2, 3, 1, 0)
         np.testing.assert_allclose(mine["kernel"], kernel, rtol=0, atol=1e-6)
         np.testing.assert_allclose(mine["bias"], conv.bias.detach().numpy(), rtol=0, atol=1e-6)
-        assert np.abs(kernel - params[name[0]][name[1]]["kernel"]).max() > 1e-5
+        assert np.abs(kernel - params[block][name]["kernel"]).max() > 1e-5

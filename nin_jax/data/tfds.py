@@ -113,7 +113,7 @@ class _Examples(Sequence[Mapping[str, Any]]):
 
 
 def check_prepared(dataset: str, data_dir: str | None) -> None:
-    """Raises `UserError` that says how to prepare a data set in TFDS's layout if nothing of it is there.
+    """Raises `UserError` that says how to prepare a data set in TFDS's layout unless all of it is there.
 
     Args:
       dataset: the name of an entry of datasets/.
@@ -121,28 +121,62 @@ def check_prepared(dataset: str, data_dir: str | None) -> None:
     """
     info = getattr(registry.find("datasets", dataset), "INFO", None)
     if info and info.prepared:
-        prepared_files(info, tfds_folder(info, data_dir), "*")
+        prepared_files(info, tfds_folder(info, data_dir))
 
 
-def prepared_files(info: Info, folder: Path, name: str) -> list[Path]:
-    """The files of a prepared split. Raises `UserError` that says how to prepare it if there are none."""
-    files = sorted(folder.glob(f"{info.name}-{name}.array_record*"))
-    if not files:
+def prepared_files(info: Info, folder: Path, split: str | None = None) -> list[Path]:
+    """The files of a prepared split, or of all. Raises `UserError` that says how to prepare them if any is not there whole."""
+    files = shards(info.name, folder, split)
+    broken = [path for path, records in files.items() if not is_whole(path, records)]
+    if broken or not files:
         from nin_jax.data.prepare.prepare import command
 
         root = folder.parents[1]
+        state = (
+            f"lacks {broken[0].name} or has a part of it alone" if 0 < len(broken) < len(files) else "is not prepared"
+        )
         raise UserError(
-            f"dataset {info.name} {info.version} is not prepared in {root}: run `{command(info.name, root)}`, "
+            f"dataset {info.name} {info.version} {state} in {root}: run `{command(info.name, root)}`, "
             "or set --config.data_dir to where it is"
         )
-    return files
+    return list(files)
+
+
+def shards(name: str, folder: Path, split: str | None = None) -> dict[Path, int]:
+    """The files that a prepared data set, or one split of it, has by its dataset_info.json, and the records of each."""
+    return {
+        folder / f"{name}-{of}.array_record-{i:05d}-of-{len(lengths):05d}": length
+        for of, lengths in _shard_lengths(folder).items()
+        for i, length in enumerate(lengths)
+        if split in (None, of)
+    }
+
+
+def is_whole(shard: Path, records: int) -> bool:
+    """Whether a file is there and has so many records; of one that was cut the reader finds none."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        if not shard.stat().st_size:
+            return not records
+        reader = ArrayRecordReader(os.fspath(shard))
+        try:
+            return reader.num_records() == records
+        finally:
+            reader.close()
+    except Exception:  # the reader is native code and raises anything on a damaged file
+        return False
 
 
 def prepared_splits(folder: Path) -> dict[str, int]:
     """Number of examples of each split that TFDS's dataset_info.json in `folder` states; {} if there is none."""
+    return {split: sum(lengths) for split, lengths in _shard_lengths(folder).items()}
+
+
+def _shard_lengths(folder: Path) -> dict[str, list[int]]:
     try:
         splits = json.loads((folder / "dataset_info.json").read_text())["splits"]
-        return {s["name"]: sum(map(int, s["shardLengths"])) for s in splits}
+        return {s["name"]: [int(n) for n in s["shardLengths"]] for s in splits}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from nin_jax.data.datasets import imagenet
 from nin_jax.data.prepare import pack, prepare
+from nin_jax.data.tfds import check_prepared
 from nin_jax.errors import UserError
 
 LABELS = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
@@ -146,6 +147,26 @@ def test_a_preparation_that_was_cut_short_goes_on(archives, tmp_path, monkeypatc
     assert {path: (final / path.name).stat().st_mtime_ns for path in kept} == kept
     assert len(read(tmp_path / "data", "train")) == 12
     assert not [f for f in final.iterdir() if f.name.startswith(".")]
+
+
+def test_shards_that_are_gone_are_packed_again(archives, tmp_path, monkeypatch, capsys):
+    """The others stay as they are; with another --short none does."""
+    monkeypatch.setattr(pack, "SHARD_BYTES", 2000)
+    data_dir = tmp_path / "data"
+    prepare.prepare_imagenet(data_dir, archives, 0, 1)
+    final, before = data_dir / "imagenet2012/5.1.0", read(data_dir, "train")
+    first, second, *others = sorted(final.glob("*train.array_record*"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1])
+    kept = {path: path.stat().st_mtime_ns for path in others}
+    with pytest.raises(UserError, match=f"lacks {first.name} or has a part of it alone"):
+        check_prepared("imagenet", str(data_dir))
+    prepare.prepare_imagenet(data_dir, archives, 0, 1)
+    said = capsys.readouterr()
+    assert f"lacks 2 files or has parts of them alone, such as {first.name}: preparing it again" in said.err
+    check_prepared("imagenet", str(data_dir))
+    assert read(data_dir, "train") == before
+    assert {path: path.stat().st_mtime_ns for path in others} == kept
 
 
 def inner(files: dict[str, bytes], name: str = f"{WNIDS[0]}.tar") -> bytes:

@@ -31,6 +31,7 @@ from tensorflow_datasets.core import shuffle
 from nin_jax import registry, storage
 from nin_jax.data.prepare import prepare
 from nin_jax.data.prepare.archives import DATASETS, Archive, Dataset, official
+from nin_jax.data.tfds import check_prepared
 from nin_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -247,6 +248,39 @@ def test_second_preparation_does_nothing(
     prepare.prepare(cifar10.dataset, tmp_path / "data", tmp_path / "not there")
     assert capsys.readouterr().out == f"cifar10 is already prepared in {tmp_path / 'data/cifar10/3.0.2'}\n"
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")}
+
+
+@pytest.mark.parametrize("harm", ["removed", "emptied", "cut", "all removed"])
+@pytest.mark.parametrize("name", ["cifar10", "svhn_cropped"])
+def test_records_that_are_gone_are_prepared_again(
+    name: str, harm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training says to prepare, and preparing does: both count the records of every file."""
+    (tmp_path / "archives").mkdir()
+    sample, data_dir = make(name, tmp_path / "archives"), tmp_path / "data"
+    prepare.prepare(sample.dataset, data_dir, sample.folder)
+    entry = name.removesuffix("_cropped")
+    check_prepared(entry, str(data_dir))
+    records = sorted((data_dir / name).glob("*/*.array_record*"))
+    for path in records if harm == "all removed" else records[:1]:
+        content = path.read_bytes()
+        path.unlink()
+        if harm in ("emptied", "cut"):
+            path.write_bytes(content[: len(content) // 2] if harm == "cut" else b"")
+    with pytest.raises(UserError, match=rf"run `python -m nin_jax\.data\.prepare {name} --data_dir={data_dir}`"):
+        check_prepared(entry, str(data_dir))
+    before = sorted(p.name for p in data_dir.rglob("*") if p.is_file())
+    with pytest.raises(UserError, match="is not a folder"):  # nothing is lost where it cannot be prepared
+        prepare.prepare(sample.dataset, data_dir, tmp_path / "none")
+    assert sorted(p.name for p in data_dir.rglob("*") if p.is_file()) == before
+    capsys.readouterr()
+    prepare.prepare(sample.dataset, data_dir, sample.folder)
+    said = capsys.readouterr()
+    assert "already prepared" not in said.out
+    gone = len(records) if harm == "all removed" else 1
+    assert f"lacks {gone} files or has parts of them alone, such as {name}-" in said.err
+    check_prepared(entry, str(data_dir))
+    check(sample, data_dir)
 
 
 @pytest.mark.parametrize("content", ["nothing", "tfrecord"])

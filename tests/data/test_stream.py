@@ -350,7 +350,9 @@ def test_an_update_is_the_same_on_any_number_of_devices(devices, mapper):
         source = stream.TrainStream(pictures(23), m, 8, 3, 5, 0)
         state = replicate(step.init_state(r, 0, (16, 16, 3)), m)
         stats, seed = replicate((STATS, jnp.uint32(3)), m)
-        update = compile_replicas(step.train_steps(r, 1), (state, source.like, stats, seed), m, mapper, split=(False, True, False, False))
+        update = compile_replicas(
+            step.train_steps(r, 1), (state, source.like, stats, seed), m, mapper, split=(False, True, False, False)
+        )
         for number in range(2):
             state, metrics = update(state, source.at(number), stats, seed)
         source.close()

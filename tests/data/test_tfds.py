@@ -25,6 +25,7 @@ from nin_jax.data.cache import cache_dir, cached
 from nin_jax.data.datasets import mnist
 from nin_jax.data.prepare import prepare
 from nin_jax.data.splits import Split, take
+from nin_jax.data.tfds import check_prepared
 from nin_jax.errors import StorageFailed, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -337,13 +338,19 @@ def copy(prepared: tuple[Path, dict[str, Split]], tmp_path: Path, cache: Path) -
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
 def test_a_truncated_record_file_is_a_mistake(keep: float, copy: Path) -> None:
-    """In one line that names the folder, and nothing is cached."""
+    """In one line that names the file and what to run, and nothing is cached."""
     (record,) = copy.glob("*train*")
     content = record.read_bytes()
     record.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(UserError) as caught:
         mnist.load("train", str(copy.parents[1]))
-    assert str(caught.value).startswith(f"{copy}: split 'train' cannot be read: ")
+    root = copy.parents[1]
+    assert str(caught.value) == (
+        f"dataset mnist 3.0.1 is not prepared in {root}: run `python -m nin_jax.data.prepare mnist --data_dir={root}`, or "
+        "set --config.data_dir to where it is"
+    )
+    with pytest.raises(UserError, match=f"lacks {record.name} or has a part of it alone in"):
+        check_prepared("mnist", str(root))
     assert "\n" not in str(caught.value)
     assert len(mnist.load("test", str(copy.parents[1]))[1]) == 20
     assert len(list(cache_dir().iterdir())) == 1

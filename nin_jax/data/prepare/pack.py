@@ -76,7 +76,7 @@ def pack(folder: Path, target: Path, short: int, processes: int) -> None:
         classes = len({m.label for m in members})
         if (len(members), classes) != (SPLITS[split], 1000):
             say(f"warning: {split} has {len(members)} pictures of {classes} classes, not {SPLITS[split]} of 1000")
-    scratch = target.with_name(f"unfinished-{target.name}")
+    scratch = unfinished(target)
     scratch.mkdir(parents=True, exist_ok=True)
     _same_as_before(scratch / "packed.json", found, short)
     shards = {split: _shards(scratch, split, members, short) for split, members in found.items()}
@@ -88,6 +88,11 @@ def pack(folder: Path, target: Path, short: int, processes: int) -> None:
         pass
     _describe(scratch, {split: [len(s.members) for s in of_split] for split, of_split in shards.items()})
     scratch.rename(target)
+
+
+def unfinished(target: Path) -> Path:
+    """Where the shards of `target` are until all are there."""
+    return target.with_name(f"unfinished-{target.name}")
 
 
 def _in_processes(shards: list[Shard], processes: int) -> Iterator[None]:

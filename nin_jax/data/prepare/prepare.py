@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nin_jax import storage
-from nin_jax.console import transfer
+from nin_jax.console import say, transfer
 from nin_jax.data.prepare.archives import DATASETS, Archive, Dataset, Splits, read
+from nin_jax.data.tfds import is_whole, shards
 from nin_jax.errors import UserError
 
 IMAGENET = "imagenet2012"
@@ -55,13 +56,27 @@ def prepare(dataset: Dataset, data_dir: Path, given: Path | None = None) -> None
         # TFDS would silently take whatever lies there for the dataset.
         if not stock.is_prepared() or stock.info.file_format.value != "array_record":
             raise UserError(f"{target} exists but is no ArrayRecord dataset: remove it or give another --data_dir")
-        print(f"{dataset.name} is already prepared in {target}")
-        return
+        if not _broken(dataset.name, target):
+            return
     with _exclusive(dataset.name, data_dir) as downloads:
         for leftover in target.parent.glob(f"incomplete.*_{target.name}"):  # of a killed preparation
             shutil.rmtree(leftover)
-        folder = _archives(dataset, data_dir, given, downloads)
-        _write(dataset, data_dir, *read(dataset, folder))
+        splits, class_names = read(dataset, _archives(dataset, data_dir, given, downloads))
+        if target.exists():
+            shutil.rmtree(target)
+        _write(dataset, data_dir, splits, class_names)
+
+
+def _broken(name: str, target: Path) -> list[Path]:
+    """The files of a prepared data set that are not there whole, by the question that training asks; says what it is."""
+    broken = [path for path, records in shards(name, target).items() if not is_whole(path, records)]
+    if broken:
+        say(
+            f"{target} lacks {len(broken)} files or has parts of them alone, such as {broken[0].name}: preparing it again"
+        )
+    else:
+        print(f"{name} is already prepared in {target}")
+    return broken
 
 
 def prepare_imagenet(data_dir: Path, given: Path | None, short: int, processes: int) -> None:
@@ -69,8 +84,8 @@ def prepare_imagenet(data_dir: Path, given: Path | None, short: int, processes: 
     from nin_jax.data.prepare import pack
 
     target = data_dir / pack.NAME / pack.VERSION
-    if target.exists():
-        print(f"{IMAGENET} is already prepared in {target}")
+    broken = _broken(IMAGENET, target) if target.exists() else []
+    if target.exists() and not broken:
         return
     if given is None or not given.is_dir():
         raise UserError(
@@ -78,6 +93,10 @@ def prepare_imagenet(data_dir: Path, given: Path | None, short: int, processes: 
             "https://image-net.org/download-images (they need an account there), or with the folders train and val"
         )
     with _exclusive(IMAGENET, data_dir):
+        if broken:
+            for path in broken:
+                path.unlink(missing_ok=True)
+            target.rename(pack.unfinished(target))
         pack.pack(given, target, short, processes)
 
 

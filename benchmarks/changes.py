@@ -146,7 +146,7 @@ def evaluated(widths: Sequence[int], *shape: int) -> Ways:
     variables = jax.jit(layer.init)(jax.random.key(0), x[:1])
     with unittest.mock.patch.object(tuning, "PIECES_FROM_BYTES", 2**60):
         whole = compiled(lambda *arguments: layer.apply(*arguments), variables, x)
-    return {"all pictures at once": whole, "a few after the other": compiled(layer.apply, variables, x)}
+    return {"all images at once": whole, "a few after the other": compiled(layer.apply, variables, x)}
 
 
 def evaluations() -> Ways:
@@ -233,15 +233,15 @@ CASES: dict[str, tuple[str, Callable[[], Ways]]] = {
     "3x3 convolution, 192 to 192 maps of 8x8": ("the convolution theorem", lambda: convolutions(64, 8, 192, 192, 3)),
     "bias of a 5x5 convolution, 3 to 192 maps of 32x32": ("the weight of a map of ones", bias),
     "3x3 max pool, 96 maps of 32x32": ("slices", pools),
-    "an evaluation's first block, 128 pictures": (
+    "an evaluation's first block, 128 images": (
         "a few after the other",
         lambda: evaluated((192, 160, 96), 128, 32, 32, 3),
     ),
-    "an evaluation's second block, 1,024 pictures": (
+    "an evaluation's second block, 1,024 images": (
         "a few after the other",
         lambda: evaluated((192, 192, 192), 1024, 16, 16, 96),
     ),
-    "an evaluation of CIFAR-10's network, 1,024 pictures": ("1,024 at a time", evaluations),
+    "an evaluation of CIFAR-10's network, 1,024 images": ("1,024 at a time", evaluations),
     "3x3 max pool of bfloat16, 96 maps of 32x32, and what is around it": ("in float32", low_precision_pool),
     "1x1 convolution in bfloat16, 192 to 160 maps of 32x32": ("XLA, bfloat16", low_precision),
     "dropout's mask, 96 maps of 16x16": ("all bits of the generator", dropout),

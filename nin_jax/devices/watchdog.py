@@ -17,6 +17,11 @@ def _leave() -> None:
     os._exit(Preempted.exit_code)  # threads that hang would keep any other way of leaving
 
 
+def was_stopped(slept: float, pause: float) -> bool:
+    """Whether a thread that meant to sleep for `pause` seconds slept so long that its process must have been stopped."""
+    return slept > 2 * pause + 1
+
+
 class Watchdog:
     """While it is entered, ends the process with exit code 75 ("start again") `seconds` after a `beat` without another.
 
@@ -53,7 +58,7 @@ class Watchdog:
             if self.last is None:
                 looked = now
                 continue
-            if now - looked > 2 * pause + 1:
+            if was_stopped(now - looked, pause):
                 self.last = now
             looked = now
             if now - self.last > self.seconds:

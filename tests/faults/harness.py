@@ -58,7 +58,7 @@ def words(workdir: Path | str, **changes: Any) -> list[str]:
 def environment() -> dict[str, str]:
     """As a user has it, one CPU device, but with the session's caches: what compiles, compiles once."""
     return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 

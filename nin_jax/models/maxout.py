@@ -49,17 +49,13 @@ class Model(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        tables = self._tables()
+        tables = self.widths, self.pieces, self.kernels, self.pads, self.pools
         if not self.widths or len({len(t) for t in tables}) > 1:
             raise ValueError(f"widths, pieces, kernels, pads and pools must have a number for each layer: {tables}")
         least = min(*self.widths, *self.pieces, *self.kernels, *self.pools, self.dense_pieces)
         if least < 1 or min(*self.pads, self.dense_width, self.limit) < 0:
             raise ValueError(f"widths, pieces, kernels and pools must be 1 or more, the rest 0 or more: {tables}")
         super().__post_init__()
-
-    @nn.nowrap
-    def _tables(self) -> tuple[Sequence[int], ...]:
-        return self.widths, self.pieces, self.kernels, self.pads, self.pools
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> tuple[jax.Array, Maps]:
@@ -71,7 +67,8 @@ class Model(nn.Module):
 
         maps: Maps = {}
         x = image.astype(self.dtype)
-        for i, (width, pieces, size, pad, pool) in enumerate(zip(*self._tables(), strict=True)):
+        tables = self.widths, self.pieces, self.kernels, self.pads, self.pools
+        for i, (width, pieces, size, pad, pool) in enumerate(zip(*tables, strict=True)):
             x = Conv(width * pieces, size, uniform(self.limit), self.dtype, pad, name=f"h{i}")(drop(x, i))
             x = maps[f"h{i}"] = maxout(x, pieces)
             x = maps[f"pool{i}"] = max_pool(x, pool, 2)

@@ -37,10 +37,13 @@ PLACES = {
 SWITCHES = ("platform_dependent", "default_backend", "__version_info__")
 SWITCHED = ("layers/conv.py", "layers/cpu/", "devices/")
 FILES = sorted(ROOT.rglob("*.py"))
+# Rooms of the checkout above the package: each imports the package and itself.
+ABOVE = ("experiments", "launch", "benchmarks")
+FILES_ABOVE = [file for room in ABOVE for file in sorted((ROOT.parent / room).rglob("*.py"))]
 
 
 def path(file: Path) -> str:
-    return file.relative_to(ROOT).as_posix()
+    return file.relative_to(ROOT if ROOT in file.parents else ROOT.parent).as_posix()
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -69,7 +72,16 @@ def test_a_file_imports_from_below(file):
         elif room == "layers":
             assert package in LAYERS or package in __import__("sys").stdlib_module_names, f"{path(file)} imports {name}"
         assert package not in PLACES or path(file).startswith(PLACES[package]), f"{path(file)} imports {name}"
+        assert package not in ABOVE, f"{path(file)} imports {name}"
         assert not name.startswith("jax._src"), f"{path(file)} imports {name}"
+
+
+@pytest.mark.parametrize("file", FILES_ABOVE, ids=path)
+def test_a_file_above_the_package_keeps_to_its_room(file):
+    room = path(file).split("/")[0]
+    for name in imports(file):
+        assert name.split(".")[0] not in {*ABOVE, "tests"} - {room}, f"{path(file)} imports {name}"
+        assert room == "launch" or not name.startswith("absl"), f"{path(file)} imports {name}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=path)
@@ -83,7 +95,7 @@ def test_nothing_else_lies_on_the_top_level():
     assert {p.name for p in ROOT.iterdir() if p.name != "__pycache__"} <= TOP | ROOMS
 
 
-@pytest.mark.parametrize("file", FILES, ids=path)
+@pytest.mark.parametrize("file", [*FILES, *FILES_ABOVE], ids=path)
 def test_files_functions_and_classes_are_short(file):
     text = file.read_text()
     assert len(text.splitlines()) <= 350

@@ -23,6 +23,14 @@ FOR_GOOD = {
 }
 
 
+def local_path(text: str) -> str:
+    """The text of a path. Raises `ValueError` for "gs://..." and the like, which would be a local folder named "gs:"."""
+    scheme, found, _ = text.partition("://")
+    if found and "/" not in scheme:
+        raise ValueError(f"{scheme}:// is not supported; name a local directory, or mount the storage as one")
+    return text
+
+
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds the lock of a file, which is made if it is not there, while it is entered.

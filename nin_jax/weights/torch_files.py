@@ -8,7 +8,6 @@ reader here follows its instructions to build containers, numbers and texts, and
 from __future__ import annotations
 
 import io
-import json
 import math
 import pickletools
 import zipfile
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
 from nin_jax.errors import UserError
 
@@ -29,10 +29,6 @@ STORAGES = {
     **{"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": jnp.bfloat16},
     **{"LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1"},
     "BoolStorage": "?",
-}
-SAFETENSORS = {
-    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16},
-    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"},
 }
 
 
@@ -70,33 +66,8 @@ def read(file: Path) -> tuple[Any, bool]:
     `UserError` for a file that holds something else, and any exception for a damaged one.
     """
     if file.suffix == ".safetensors":
-        return _safetensors(file), False
+        return {name: Tensor(a.dtype, a.shape, lambda a=a: a) for name, a in load_file(file).items()}, False
     return (_archive if zipfile.is_zipfile(file) else _stream)(file), True
-
-
-def _safetensors(file: Path) -> dict[str, Tensor]:
-    with open(file, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if length > min(MOST_OF_A_PICKLE, file.stat().st_size):
-            raise ValueError(f"a header of {length} bytes")
-        header = json.loads(f.read(length))
-    found = {}
-    for name, facts in header.items():
-        if name == "__metadata__":
-            continue
-        if facts["dtype"] not in SAFETENSORS:
-            raise UserError(f"{name!r} has numbers of type {facts['dtype']}, which is not supported")
-        dtype, shape, (begin, end) = np.dtype(SAFETENSORS[facts["dtype"]]), tuple(facts["shape"]), facts["data_offsets"]
-        if min((*shape, begin), default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name!r} of shape {shape} has {end - begin} bytes")
-
-        def numbers(begin: int = 8 + length + begin, dtype: Any = dtype, shape: Any = shape) -> np.ndarray:
-            with open(file, "rb") as f:
-                f.seek(begin)
-                return np.fromfile(f, dtype, math.prod(shape)).reshape(shape)
-
-        found[name] = Tensor(dtype, shape, numbers)
-    return found
 
 
 def _archive(file: Path) -> Any:

@@ -204,6 +204,36 @@ ROWS = (
         ),
     ),
     Row(
+        "weights from PyTorch as people have them: under `net`, `model`, `model_state_dict`, `state_dict`, with NumPy scalars or "
+        "objects beside them, half precision, old formats; whole modules and TorchScript",
+        "the logits of PyTorch, without PyTorch and with nothing executed; or exit 2 and one line with the remedy",
+        (
+            "tests/weights/test_pytorch.py::test_every_kind_of_file_gives_the_logits_of_pytorch",
+            "tests/weights/test_pytorch.py::test_half_precision_is_read_as_it_is",
+            "tests/weights/test_pytorch.py::test_what_does_not_fit_is_one_whole_line",
+            "tests/weights/test_pytorch.py::test_any_damage_is_noticed_or_harmless",
+        ),
+    ),
+    Row(
+        "weights from PyTorch whose layers have equal shapes, or several networks in one file",
+        "the file's own order; where its format keeps none, exit 2 with the mapping, or `--check` against given logits; "
+        "exit 2 until `--prefix` names one network",
+        (
+            "tests/weights/test_pytorch.py::test_layers_of_one_shape_keep_the_order_of_the_file",
+            "tests/weights/test_pytorch.py::test_layers_of_one_shape_in_a_file_without_order",
+            "tests/weights/test_pytorch.py::test_of_several_networks_one_is_named",
+            "tests/weights/test_pytorch.py::test_the_check_compares_logits",
+        ),
+    ),
+    Row(
+        "a sweep's directory moved, named relatively, or by a link; a remote one (`gs://`)",
+        "the same sweep, finished trials are kept; exit 2 and one line",
+        (
+            "tests/launch/test_sweep.py::test_a_directory_may_be_moved_and_named_in_any_way",
+            "tests/launch/test_sweep.py::test_a_directory_that_is_no_local_one",
+        ),
+    ),
+    Row(
         "images that unpack to gigabytes, archives with links or larger than they say",
         "refused from the header; archives are read in memory, up to the size they should have",
         (

@@ -182,6 +182,19 @@ def test_a_mistake_costs_one_line(line, said, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize("directory", ["gs://bucket/sweep", "s3://b", "hdfs://host:1/a/b"])
+def test_a_directory_that_is_no_local_one(directory, tmp_path, monkeypatch):
+    """Refused before anything starts, and no folder "gs:" is made."""
+    monkeypatch.chdir(tmp_path)
+    for own in (["--seeds=0"], ["--search=batch_size=8..16"], ["--seeds=0", "--dry_run"]):
+        with pytest.raises(
+            UserError, match=f"^--dir={directory}: {directory.split(':')[0]}:// is not supported; "
+        ) as error:
+            sweep.launch([f"--dir={directory}", *own, "--", "--config=digits"])
+        assert error.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_spaces():
     """Whole numbers, numbers, logarithmic ones, words."""
     found = search.distributions({"batch_size": "8..64", "a.b": "0.1..1", "c": "1e-5..1e-2:log", "d": "gap|fc"})

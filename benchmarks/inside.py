@@ -20,8 +20,8 @@ from benchmarks.runs import Ours, on_noise
 from nin_jax import config as config_lib
 from nin_jax.data import memory
 from nin_jax.runs.checkpoint import Checkpoints
-from nin_jax.training import step
 from nin_jax.training.build import Run
+from nin_jax.training.state import init_state
 
 EXAMPLES = 50_000 // 128 * 128  # of CIFAR's size
 
@@ -70,7 +70,7 @@ def peak(name: str, batch: int, size: int) -> dict[str, Any]:
     def maps(variables: Any) -> Any:
         return recipe.model.apply(variables, jnp.zeros((batch, *run.info.image_shape)), train=False)[1]
 
-    state = jax.eval_shape(lambda: step.init_state(recipe, jnp.uint32(0), run.info.image_shape))
+    state = jax.eval_shape(lambda: init_state(recipe, jnp.uint32(0), run.info.image_shape))
     activations = jax.eval_shape(maps, state.variables)
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "nin_jax.main", f"--config=experiments/{name}.py", f"--workdir={scratch}/run"]

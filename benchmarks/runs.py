@@ -14,10 +14,11 @@ from nin_jax import config as config_lib
 from nin_jax.config import Config
 from nin_jax.data.splits import Split
 from nin_jax.devices.mesh import host, replicate
-from nin_jax.devices.replicas import compile_replicas, steps_per_dispatch
-from nin_jax.training import step
+from nin_jax.devices.replicas import compile_replicas
 from nin_jax.training.build import Run
 from nin_jax.training.evaluate import Evaluator
+from nin_jax.training.state import init_state
+from nin_jax.training.step import train_steps
 
 
 def noise(run: Run, examples: int) -> Split:
@@ -46,11 +47,12 @@ class Ours:
         self.stats, updates = stats, len(self.split[1]) // config.batch_size
         self.recipe, self.source = self.run.recipe(updates), self.run.training(self.split)
         self.seed, self.data = replicate(jnp.uint32(config.seed), self.run.mesh), self.source.at(0)
-        init = jax.jit(lambda seed: step.init_state(self.recipe, seed, self.run.info.image_shape))
+        init = jax.jit(lambda seed: init_state(self.recipe, seed, self.run.info.image_shape))
         self.state = replicate(init(self.seed), self.run.mesh)
-        self.length = length or steps_per_dispatch(updates)
-        steps = step.train_steps(self.recipe, self.length)
-        arguments = self.state, self.data, self.stats, self.seed
+        self.length = length or min(self.source.updates_per_dispatch, updates)
+        self.count = replicate(np.int32(self.length), self.run.mesh)
+        steps = train_steps(self.recipe, self.source.draw, self.length)
+        arguments = self.state, self.data, self.stats, self.seed, self.count
         self.compiled = compile_replicas(steps, arguments, self.run.mesh, config.mapper, donate=(0,))
 
     @functools.cached_property
@@ -62,7 +64,7 @@ class Ours:
     def dispatch(self) -> Any:
         """The metrics of `length` more steps, still on the devices."""
         data = self.source.at(self.step)
-        self.state, metrics = self.compiled(self.state, data, self.stats, self.seed)
+        self.state, metrics = self.compiled(self.state, data, self.stats, self.seed, self.count)
         self.step += self.length
         return metrics
 

@@ -32,7 +32,7 @@ from nin_jax.devices.mesh import host
 from nin_jax.paper import pages
 from nin_jax.runs.provenance import commit, versions
 from nin_jax.training.build import Run
-from nin_jax.training.loop import DEAD_AFTER
+from nin_jax.training.health import DEAD_AFTER
 
 WINDOW = 25  # steps that the loss is averaged over
 STARTED = 0.95  # of ln(classes)

@@ -26,7 +26,7 @@ from benchmarks.runs import on_noise
 from benchmarks.torch_nin import Setting, Trainer, network
 from nin_jax import config as config_lib
 from nin_jax.console import say
-from nin_jax.data import fitted
+from nin_jax.data import fitted, memory
 from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 
 
@@ -119,7 +119,9 @@ def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, A
     row = measure.alternate({"PyTorch": update, "nin_jax": lambda: ours.update(updates)}, rounds, updates * ours.length)
     rows = [training | row]
     if evaluation:
-        own = ours.evaluator.source.batch_size
+        source = ours.evaluator.source
+        assert isinstance(source, memory.InOrder)
+        own = source.batch_size
         ways = {size: functools.partial(evaluate, theirs, image, label, size) for size in {batch, own}}
         row = measure.alternate({str(size): way for size, way in ways.items()}, 3)
         size = min(ways, key=lambda size: row["median"][str(size)])

@@ -21,9 +21,10 @@ from nin_jax.data import fitted, memory
 from nin_jax.devices.mesh import AXIS, replicate
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.paper import tables
-from nin_jax.training import step
 from nin_jax.training.build import Run
 from nin_jax.training.describe import describe
+from nin_jax.training.state import init_state, init_variables
+from nin_jax.training.step import train_steps
 
 ABLATIONS = [name for name in config_lib.experiments() if name.startswith("ablations/")]
 
@@ -131,7 +132,7 @@ def test_the_rows_of_table_5_differ_in_their_heads() -> None:
 
 def parameters(config: Any) -> int:
     run = Run(config_lib.check(config))
-    params = jax.eval_shape(lambda: step.init_variables(run.model, 0, run.info.image_shape)["params"])
+    params = jax.eval_shape(lambda: init_variables(run.model, 0, run.info.image_shape)["params"])
     return sum(p.size for p in jax.tree.leaves(params))
 
 
@@ -185,12 +186,13 @@ def test_every_recipe_makes_two_updates(config: str, monkeypatch: pytest.MonkeyP
     labels = (np.arange(64) % run.info.classes).astype(np.int32)
     stats = replicate(fitted, mesh)
     recipe, seed = run.recipe(8), replicate(jnp.uint32(0), mesh)
-    state = replicate(jax.jit(lambda s: step.init_state(recipe, s, run.info.image_shape))(seed), mesh)
+    state = replicate(jax.jit(lambda s: init_state(recipe, s, run.info.image_shape))(seed), mesh)
     before = jax.tree.map(np.asarray, state.params)
-    data = replicate(memory.Arrays(jnp.asarray(images), jnp.asarray(labels), jnp.arange(64)), mesh)
-    update = compile_replicas(step.train_steps(recipe, 1), (state, data, stats, seed), mesh, run.config.mapper)
+    source = memory.Shuffled(replicate(memory.Arrays(images, labels), mesh), 8, 0, mesh)
+    arguments = (source.at(0), stats, seed, replicate(np.int32(1), mesh))
+    update = compile_replicas(train_steps(recipe, source.draw), (state, *arguments), mesh, run.config.mapper)
     for _ in range(2):
-        state, metrics = update(state, data, stats, seed)
+        state, metrics = update(state, *arguments)
         assert np.isfinite(metrics["loss"]).all()
     assert int(state.step) == 2
     moved = jax.tree.map(lambda a, b: bool(np.any(a != np.asarray(b))), before, state.params)

@@ -12,89 +12,83 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from nin_jax.devices.mesh import replicate, replicated_like
+from nin_jax.data.source import Batch
+from nin_jax.devices.mesh import replicate, replicated_like, shard_of_batch
 from nin_jax.devices.replicas import steps_per_dispatch
 
 
 class Arrays(NamedTuple):
-    """A split: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`; in training `order`, that of the epoch, int32 `[N]`."""
+    """A split: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`; in training also the epoch's `order`, int32 `[N]`."""
 
     image: jax.Array
     label: jax.Array
     order: Any = None
 
 
-class Batch(NamedTuple):
-    """A replica's share of a batch that was put together before the step, or of one that the step drew from `Arrays`.
-
-    Attributes:
-      image: uint8 `[B, H, W, C]`; of an evaluation `[B, V, H, W, C]`, the views of each picture.
-      label: int32 `[B]`.
-      weight: of an evaluation, float32 `[B]`: 0 where there is no example, else 1.
-    """
-
-    image: Any  # arrays of the host or of the devices, or their shapes
-    label: Any
-    weight: Any = None
-
-
-class Resident:
-    """How a split that lies on every device is gone through, in training and in evaluation.
-
-    Attributes:
-      batch_size: pictures of a batch, over all devices.
-      examples: how many there are.
-      like: what a dispatch is made from, or its shapes.
-      split: whether that is split over the replicas (`compile_replicas`).
-      mirrored: whether an evaluation sees each view's mirror image too.
-      exact: whether each example counts; else some may be left out in an evaluation.
-    """
-
-    mirrored, exact, split = False, True, False
-
-    def __init__(self, arrays: Arrays, batch_size: int):
-        self.like, self.examples, self.batch_size = arrays, arrays.label.shape[0], batch_size
-        self.batches, self.updates = -(-self.examples // batch_size), self.examples // batch_size
-
-    def dispatch(self, steps: int) -> int:
-        """How many updates one dispatch holds, of an event every `steps` updates."""
-        return steps_per_dispatch(steps)
-
-    def __iter__(self) -> Generator[tuple[Arrays, int, int]]:
-        """For each dispatch of an evaluation what it is made from, number of its first batch, and how many it has."""
-        length = steps_per_dispatch(self.batches)
-        for first in range(0, self.batches, length):
-            yield self.like, first, length
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class Shuffled(Resident):
-    """A split that lies on every device, in training: in another order in every epoch.
+class Shuffled:
+    """A `TrainSource` that lies on every device, in a new order in every epoch.
 
     Args:
-      arrays: without order.
+      arrays: the split, replicated, without an order.
       batch_size, seed: of the run.
       mesh: the devices.
     """
 
+    split = False
+
     def __init__(self, arrays: Arrays, batch_size: int, seed: int, mesh: Mesh):
-        super().__init__(arrays, batch_size)
-        self.seed, self.mesh, self.epoch = seed, mesh, -1
+        self.examples, self.batch_size, self.seed, self.mesh = arrays.label.shape[0], batch_size, seed, mesh
+        self.updates_per_dispatch = steps_per_dispatch()
+        self.epoch = -1
         order = jax.ShapeDtypeStruct((self.examples,), np.int32)
         self.like = arrays._replace(order=replicated_like(order, mesh))
 
     def start(self, step: int) -> None:
         """Draws the order of the epoch that update `step` belongs to."""
-        if (epoch := step // self.updates) != self.epoch:
+        if (epoch := step // (self.examples // self.batch_size)) != self.epoch:
             order = epoch_order(self.seed, epoch, self.examples)
             self.epoch, self.like = epoch, self.like._replace(order=replicate(order, self.mesh))
 
     def at(self, step: int) -> Arrays:
-        """What update `step` and those after it in its epoch are made from: the whole split, of which they draw batches."""
+        """The whole split, with the order of the epoch of update `step`."""
         self.start(step)
         return self.like
+
+    def draw(self, data: Arrays, step: jax.Array) -> Batch:
+        """A replica's part of the batch of update `step`."""
+        rows = shard_of_batch(batch_indices(data.order, step, self.batch_size))
+        return Batch(data.image[rows], data.label[rows])
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class InOrder:
+    """An `EvalSource` that lies on every device.
+
+    Args:
+      arrays: the split, replicated.
+      batch_size: images of a batch, over all devices.
+    """
+
+    split, mirrored, exact = False, False, True
+
+    def __init__(self, arrays: Arrays, batch_size: int):
+        self.like, self.examples, self.batch_size = arrays, arrays.label.shape[0], batch_size
+        self.batches = -(-self.examples // batch_size)
+        dispatches = -(-self.batches // steps_per_dispatch())
+        self.batches_per_dispatch = -(-self.batches // dispatches)
+
+    def __iter__(self) -> Generator[Arrays]:
+        """The same arrays for every dispatch."""
+        for _ in range(0, self.batches, self.batches_per_dispatch):
+            yield self.like
+
+    def draw(self, data: Arrays, number: jax.Array) -> Batch:
+        """A replica's part of batch `number`, one view of each image."""
+        index, weight = eval_indices(number, data.label.shape[0], self.batch_size)
+        index, weight = shard_of_batch(index), shard_of_batch(weight)
+        return Batch(data.image[index][:, None], data.label[index], weight)
 
 
 @functools.lru_cache(2)

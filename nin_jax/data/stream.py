@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from nin_jax.data import memory, views, worker
 from nin_jax.data.encoded import Pictures, cut
+from nin_jax.data.source import Batch
 from nin_jax.data.worker import map_threads
 from nin_jax.devices.mesh import rows_here, share_out, shared_out_like
 from nin_jax.errors import UserError
@@ -59,7 +60,7 @@ class Training:
         first = place * self.batch_size
         return memory.epoch_order(self.seed, epoch, len(self.pictures))[first + self.rows].tolist()
 
-    def batch(self, step: int, each: Each) -> memory.Batch:
+    def batch(self, step: int, each: Each) -> Batch:
         """The share of update `step`; `each` says which threads decode."""
         uniform = np.random.default_rng((self.seed, step)).random((self.batch_size, 2))[self.rows]
         size = self.pictures.size
@@ -70,7 +71,7 @@ class Training:
             images[row] = cut(picture, to, views.random_window(uniform[row], *to, size))
 
         each(fill, self.indices(step))
-        return memory.Batch(images, labels)
+        return Batch(images, labels)
 
 
 class Group(NamedTuple):
@@ -101,7 +102,7 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def batch(self, number: int, each: Each) -> memory.Batch:
+    def batch(self, number: int, each: Each) -> Batch:
         """The share of a batch; `each` says which threads decode."""
         group = self.groups[number]
         records = group.rows[self.rows[len(group.rows)]]
@@ -117,7 +118,7 @@ class Evaluation:
                     images[row, i] = cut(picture, to, window)
 
         each(fill, records.tolist())
-        return memory.Batch(images, labels, weight)
+        return Batch(images, labels, weight)
 
 
 def plan(pictures: Pictures, protocol: str, batch_size: int, devices: int) -> list[Group]:
@@ -169,11 +170,11 @@ class _Ahead:
             self.decoders = concurrent.futures.ThreadPoolExecutor(HOST_AHEAD)
             self.decode = functools.partial(batches.batch, each=worker.Threads(worker.cores()).each)
         self.numbers = iter(range(first, len(batches)))
-        self.decoding: deque[concurrent.futures.Future[memory.Batch]] = deque()
+        self.decoding: deque[concurrent.futures.Future[Batch]] = deque()
         self.sender = concurrent.futures.ThreadPoolExecutor(1)
         self.sending = deque(self.sender.submit(self._send) for _ in range(DEVICE_AHEAD))
 
-    def _send(self) -> memory.Batch | None:
+    def _send(self) -> Batch | None:
         """Puts the next batch on the devices."""
         missing = HOST_AHEAD * max(1, self.workers) - len(self.decoding)
         try:
@@ -186,7 +187,7 @@ class _Ahead:
                 f"less than {self.workers}"
             ) from error
 
-    def take(self) -> memory.Batch | None:
+    def take(self) -> Batch | None:
         """The next batch; None after the last."""
         batch = self.sending.popleft().result()
         self.sending.append(self.sender.submit(self._send))
@@ -198,7 +199,7 @@ class _Ahead:
         self.decoders.shutdown(cancel_futures=True)
 
 
-_decoder: Callable[[int], memory.Batch]  # of a process that decodes
+_decoder: Callable[[int], Batch]  # of a process that decodes
 
 
 def _start(batches: Training | Evaluation, threads: int) -> None:
@@ -207,12 +208,12 @@ def _start(batches: Training | Evaluation, threads: int) -> None:
     _decoder = functools.partial(batches.batch, each=worker.Threads(threads).each)
 
 
-def _decode(number: int) -> memory.Batch:
+def _decode(number: int) -> Batch:
     return _decoder(number)
 
 
 class TrainStream:
-    """The batches of a run, one an update. Has the methods of `memory.Resident` that training needs.
+    """A `TrainSource`: the batches of a run, one a dispatch.
 
     Args:
       pictures: the training split.
@@ -221,7 +222,7 @@ class TrainStream:
       workers: see `workers_here`.
     """
 
-    split = True  # each batch over the replicas
+    split, updates_per_dispatch = True, 1
 
     def __init__(self, pictures: Pictures, mesh: Mesh, batch_size: int, seed: int, epochs: int, workers: int):
         rows = rows_here(batch_size, mesh)
@@ -230,19 +231,14 @@ class TrainStream:
         self.examples, self.step, self.ahead = len(pictures), -1, None
         image = jax.ShapeDtypeStruct((batch_size, pictures.size, pictures.size, 3), np.uint8)
         label = jax.ShapeDtypeStruct((batch_size,), np.int32)
-        self.like = shared_out_like(memory.Batch(image, label), mesh)
-
-    def dispatch(self, steps: int) -> int:
-        """One update: of such networks each is long enough."""
-        del steps
-        return 1
+        self.like = shared_out_like(Batch(image, label), mesh)
 
     def start(self, step: int) -> None:
         """Begins with the batch of update `step`, in the background."""
         self.close()
         self.step, self.ahead = step, _Ahead(self.source, step, self.mesh, self.workers)
 
-    def at(self, step: int) -> memory.Batch:
+    def at(self, step: int) -> Batch:
         """The batch of update `step`."""
         if step != self.step or self.ahead is None:
             self.start(step)
@@ -252,6 +248,11 @@ class TrainStream:
         assert batch is not None, f"update {step} is after the last"
         return batch
 
+    def draw(self, data: Batch, step: jax.Array) -> Batch:
+        """`data` is the batch."""
+        del step
+        return data
+
     def close(self) -> None:
         """Ends threads and processes."""
         if self.ahead is not None:
@@ -260,7 +261,7 @@ class TrainStream:
 
 
 class EvalStream:
-    """Every picture of a split once. Has the methods of `memory.Resident` that evaluation needs.
+    """An `EvalSource`: every picture of a split once, a batch a dispatch.
 
     Args:
       pictures: the split.
@@ -270,32 +271,31 @@ class EvalStream:
       workers: see `workers_here`.
     """
 
-    split = True  # each batch over the replicas
+    split, batches_per_dispatch = True, 1
 
     def __init__(self, pictures: Pictures, mesh: Mesh, batch_size: int, protocol: str, workers: int):
         groups = plan(pictures, protocol, batch_size, mesh.size)
         rows = {len(g.rows): rows_here(len(g.rows), mesh) for g in groups}
         self.source, self.mesh = Evaluation(pictures, protocol, groups, rows), mesh
         self.workers, self.batches = min(workers, len(groups)), len(groups)
-        self.batch_size = batch_size
         self.examples, self.mirrored, self.exact = len(pictures), protocol in views.MIRRORED, not pictures.skip
         n, windows, height, width = len(groups[0].rows), *groups[0][1:]
         shapes = ((n, windows, height, width, 3), np.uint8), ((n,), np.int32), ((n,), np.float32)
-        self.like = shared_out_like(memory.Batch(*(jax.ShapeDtypeStruct(*s) for s in shapes)), mesh)
+        self.like = shared_out_like(Batch(*(jax.ShapeDtypeStruct(*s) for s in shapes)), mesh)
 
-    def dispatch(self, batches: int) -> int:
-        """One batch."""
-        del batches
-        return 1
-
-    def __iter__(self) -> Generator[tuple[memory.Batch, int, int]]:
-        """For each dispatch what it is made from, number of its first batch in that, and how many it has."""
+    def __iter__(self) -> Generator[Batch]:
+        """The batches."""
         ahead = _Ahead(self.source, 0, self.mesh, self.workers)
         try:
             while (batch := ahead.take()) is not None:
-                yield batch, 0, 1
+                yield batch
         finally:
             ahead.close()
+
+    def draw(self, data: Batch, number: jax.Array) -> Batch:
+        """`data` is the batch."""
+        del number
+        return data
 
 
 def workers_here(wanted: int) -> int:

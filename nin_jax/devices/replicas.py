@@ -1,4 +1,4 @@
-"""A function of one replica, mapped over all of them and compiled; how many updates one dispatch holds."""
+"""A function of one replica, mapped over all of them and compiled; how many steps one dispatch may hold."""
 
 from __future__ import annotations
 
@@ -103,12 +103,11 @@ def compile_for_once(lowered: jax.stages.Lowered) -> Callable[..., Any]:
     return lowered.compile({"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None)
 
 
-def steps_per_dispatch(steps: int) -> int:
-    """How many updates to scan in one dispatch, where an event is due every `steps` updates.
+def steps_per_dispatch() -> int:
+    """How many updates, or batches of an evaluation, one dispatch may hold.
 
-    An accelerator's update is short, so dispatching each one would dominate: up to 100 are scanned, as evenly as possible.
-    On a CPU an update may take a second, and signals and progress are looked at after each.
+    One of a small network takes an accelerator about a millisecond, and each dispatch some of the host's time; so a
+    hundred are looped over on the device. On a CPU one may take a second, and signals and progress are looked at after
+    each.
     """
-    if jax.default_backend() == "cpu":
-        return 1
-    return -(-steps // -(-steps // 100))
+    return 1 if jax.default_backend() == "cpu" else 100

@@ -31,7 +31,7 @@ from nin_jax.config import Config
 from nin_jax.console import exiting, say
 from nin_jax.errors import UserError
 from nin_jax.paper import pages, reported
-from nin_jax.training import loop as train
+from nin_jax.runs.record import eval_name
 
 ROOT = Path(__file__).parents[2]  # of a checkout
 PAGES = "docs/reproduce.md", "README.md"
@@ -113,7 +113,7 @@ def result(workdir: Path) -> Result | None:
         "config": name,
         "overrides": shlex.join(f"--config.{key}={_value(plain, key)}" for key in near[name]),
         "paper_row": rows[0].name if rows else "",
-        "metric": f"{train.eval_name(config.eval_split)}_error_pct",
+        "metric": f"{eval_name(config.eval_split)}_error_pct",
         "value": round(summary["test_error_pct"], 4),
         "reported": rows[0].value if rows else "",
         "steps": summary["step"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 from nin_jax import storage
 from nin_jax.console import say
+from nin_jax.devices import processes
 from nin_jax.errors import StorageFailed
 from nin_jax.runs.tensorboard import TensorBoard
 
@@ -20,33 +20,42 @@ class Record:
     """metrics.jsonl, with one row for each (step, split), once, whatever happens in between; and TensorBoard.
 
     Opening it for a run that goes on from `step` drops the rows after that step (they will come again) and a half
-    last line. Rows are on disk before `write` returns.
+    last line. Rows are on disk before `write` returns. With several processes all have to call the same methods; the
+    first one alone reads and writes.
+
+    Attributes:
+      done: the (step, split) of every row.
     """
 
     def __init__(self, workdir: Path, step: int):
-        self.path = workdir / "metrics.jsonl"
-        self.done: set[tuple[int, str]] = set()
-        kept = []
+        self.path, self.step = workdir / "metrics.jsonl", step
+        self.tensorboard: TensorBoard | None = None
+        self.done = {(step, split) for step, split in processes.from_first(self._open)}
+
+    def _open(self) -> list[tuple[int, str]]:
+        kept: dict[tuple[int, str], str] = {}
         for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else ():
             try:
                 row = json.loads(line)
                 key = (row["step"], row["split"])
-                in_time = key[0] <= step and key not in self.done
+                in_time = key[0] <= self.step and key not in kept
             except (ValueError, KeyError, TypeError, RecursionError):
                 say(f"{self.path}: dropped an unreadable line")
                 continue
             if in_time:
-                kept.append(line + "\n")
-                self.done.add(key)
-        storage.write_whole(self.path, "".join(kept))
+                kept[key] = line + "\n"
+        storage.write_whole(self.path, "".join(kept.values()))
         self.file = storage.persist(str(self.path), lambda: open(self.path, "a"))  # noqa: SIM115 - for the whole run
-        self.tensorboard: TensorBoard | None = None
-        self.step = step
+        return list(kept)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row, to TensorBoard too."""
-        self.check()
-        self.done.add((row["step"], row["split"]))
+        """Adds a row, to TensorBoard too, unless it is there."""
+        if (key := (row["step"], row["split"])) not in self.done:
+            processes.from_first(lambda: self._write(row))
+            self.done.add(key)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._check()
         self.file.write(json.dumps(row) + "\n")
 
         def flush() -> None:  # what could not be written stays in the file's buffer for the next attempt
@@ -64,6 +73,9 @@ class Record:
 
     def check(self) -> None:
         """Raises `StorageFailed` where the file is not the one at its path any more: rows would go nowhere."""
+        processes.from_first(self._check)
+
+    def _check(self) -> None:
         try:
             ours = os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
         except OSError:
@@ -73,7 +85,14 @@ class Record:
 
     def close(self) -> None:
         """Closes the files."""
-        with contextlib.suppress(OSError):  # what could not be written has been said
-            self.file.close()
-        if self.tensorboard:
-            self.tensorboard.close()
+        if processes.is_first():
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                self.file.close()
+            if self.tensorboard:
+                self.tensorboard.close()
+
+
+def eval_name(split: str) -> str:
+    """What the rows of an evaluation split are called: "test" for "test[:1000]", "validation" for a part of "train"."""
+    name = split.split("[")[0]
+    return "validation" if name == "train" else name

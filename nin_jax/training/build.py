@@ -22,15 +22,16 @@ from nin_jax.console import say
 from nin_jax.data import fitted, memory
 from nin_jax.data.fitted import read_stats as _read_stats
 from nin_jax.data.fitted import write_stats as _write_stats
+from nin_jax.data.source import EvalSource, TrainSource
 from nin_jax.data.splits import Info, Split, usable
 from nin_jax.devices import processes
 from nin_jax.devices.mesh import AXIS, check_batch, check_precision, make_mesh, replicate
 from nin_jax.errors import ExitError, UserError, one_line
-from nin_jax.training import optim, step
+from nin_jax.training import optim
+from nin_jax.training.state import Recipe, init_variables
 
 if TYPE_CHECKING:  # what it imports takes a second, and most data sets fit in memory
     from nin_jax.data.encoded import Pictures
-    from nin_jax.data.stream import EvalStream, TrainStream
 
 
 SAMPLE = 2048  # pictures of a streamed data set that its preprocessing is fitted on
@@ -78,12 +79,12 @@ class Run:
         model = module.Model(self.info.classes, dtype=jnp.dtype(self.config.precision), **arguments)
         return model.clone(axis_name=AXIS) if hasattr(model, "axis_name") else model
 
-    def recipe(self, updates_per_epoch: int, scale: float = 1.0) -> step.Recipe:
+    def recipe(self, updates_per_epoch: int, scale: float = 1.0) -> Recipe:
         """What the steps are made of; the learning rate is `scale` times the config's."""
         c = self.config
         name, arguments = registry.parse_call(c.task)
         task = registry.find("tasks", name)
-        return step.Recipe(
+        return Recipe(
             self.model,
             task,
             functools.partial(task.objective, **arguments),
@@ -110,7 +111,7 @@ class Run:
         good, self.left_out[split] = usable(whole, self.info, f"split {split!r} of {self.config.dataset}", policy)
         return good
 
-    def training(self, data: Split | Pictures) -> memory.Shuffled | TrainStream:
+    def training(self, data: Split | Pictures) -> TrainSource:
         """What a run's updates are made from."""
         c = self.config
         if isinstance(data, tuple):
@@ -119,12 +120,12 @@ class Run:
 
         return stream.TrainStream(data, self.mesh, c.batch_size, c.seed, c.epochs, stream.workers_here(c.workers))
 
-    def evaluation(self, data: Split | Pictures) -> memory.Resident | EvalStream:
+    def evaluation(self, data: Split | Pictures) -> EvalSource:
         """What an evaluation is made from."""
         c = self.config
         size = c.eval_batch_size or c.batch_size
         if isinstance(data, tuple):
-            return memory.Resident(self.on_devices(data), memory.even_batches(len(data[1]), size, self.mesh.size))
+            return memory.InOrder(self.on_devices(data), memory.even_batches(len(data[1]), size, self.mesh.size))
         from nin_jax.data import stream
 
         return stream.EvalStream(data, self.mesh, size, c.eval.views, stream.workers_here(c.workers))
@@ -185,7 +186,7 @@ class Run:
         """A trial, without computing, of making the model."""
 
         def trial() -> None:
-            variables = jax.eval_shape(lambda: step.init_variables(self.model, 0, self.info.image_shape))
+            variables = jax.eval_shape(lambda: init_variables(self.model, 0, self.info.image_shape))
             if variables["batch_stats"] and self.config.accumulate > 1:
                 raise UserError(
                     f"accumulate={self.config.accumulate}: batch normalisation needs the whole batch at once; use accumulate=1"
@@ -205,7 +206,7 @@ class Run:
             height, width, channels = self.info.image_shape
 
             def trial() -> None:
-                variables = jax.eval_shape(lambda: step.init_variables(self.model, 0, self.info.image_shape))
+                variables = jax.eval_shape(lambda: init_variables(self.model, 0, self.info.image_shape))
                 image = jax.ShapeDtypeStruct((1, 2 * height, 3 * width, channels), jnp.float32)
                 jax.eval_shape(lambda v, x: self.model.apply(v, x, train=False), variables, image)
 

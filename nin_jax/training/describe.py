@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nin_jax.layers import portable
-from nin_jax.training import step
 from nin_jax.training.build import Run
+from nin_jax.training.state import init_variables
 
 
 def multiply_adds(f: Any, *arguments: Any) -> int:
@@ -45,7 +45,7 @@ def multiply_adds(f: Any, *arguments: Any) -> int:
 def describe(run: Run) -> dict[str, Any]:
     """Prints the parameter table, shapes, operations per image and memory; returns the totals."""
     model, shape, batch = run.model, run.info.image_shape, run.config.batch_size
-    variables = jax.eval_shape(lambda: step.init_variables(model, 0, shape))
+    variables = jax.eval_shape(lambda: init_variables(model, 0, shape))
     params = variables["params"]
 
     def forward(variables: Any, image: jax.Array) -> Any:

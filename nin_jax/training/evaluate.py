@@ -6,60 +6,52 @@ import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from nin_jax import config as config_lib
 from nin_jax.config import Config
 from nin_jax.console import progress, say
-from nin_jax.data import memory
+from nin_jax.data.source import EvalSource
 from nin_jax.devices import processes
-from nin_jax.devices.mesh import host, replicated_like
+from nin_jax.devices.mesh import host, replicate, replicated_like
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.errors import UserError
 from nin_jax.runs.checkpoint import Checkpoints
-from nin_jax.training import step
 from nin_jax.training.build import Run
-
-if TYPE_CHECKING:
-    from nin_jax.data.stream import EvalStream
+from nin_jax.training.state import Recipe, TrainState, init_state
+from nin_jax.training.step import eval_steps
 
 
 class Evaluator:
     """Evaluates networks on one split: one network, or several whose opinions are averaged.
 
     Args:
-      recipes: what the steps are made of, of each network.
+      recipes: of each network.
       mesh, mapper: see `compile_replicas`.
       source: the split; see `Run.evaluation`.
       stats: the fitted preprocessing of each network, on the devices.
     """
 
-    def __init__(
-        self,
-        recipes: Sequence[step.Recipe],
-        mesh,
-        mapper: str,
-        source: memory.Resident | EvalStream,
-        stats: Sequence[Any],
-    ):
-        self.source, self.recipes, self.mesh, self.mapper, self.stats = source, recipes, mesh, mapper, tuple(stats)
+    def __init__(self, recipes: Sequence[Recipe], mesh: Mesh, mapper: str, source: EvalSource, stats: Sequence[Any]):
+        self.recipes, self.mesh, self.mapper, self.source, self.stats = recipes, mesh, mapper, source, tuple(stats)
+        self.first = replicate(np.int32(0), mesh)
         self.compiled: dict[Any, Callable[..., Any]] = {}
 
-    def compile(self, variables: Sequence[Any], data: Any = None, length: int | None = None) -> Callable[..., Any]:
-        """The function for `length` batches made from such `data` (None: the first ones), compiled once."""
-        data = self.source.like if data is None else data
-        length = self.source.dispatch(self.source.batches) if length is None else length
-        key = length, jax.tree.structure(data), tuple(a.shape for a in jax.tree.leaves(data))
-        if key not in self.compiled:
-            arguments = tuple(variables), data, self.stats, np.int32(0)
-            steps = step.eval_steps(self.recipes, length, self.source.batch_size, mirrored=self.source.mirrored)
-            self.compiled[key] = compile_replicas(
-                steps, arguments, self.mesh, self.mapper, split=(False, self.source.split, False, False)
-            )
-        return self.compiled[key]
+    def compile(self, variables: Sequence[Any], data: Any = None) -> Callable[..., Any]:
+        """The function that evaluates a dispatch of such `data` (None: the first one's), compiled once."""
+        source = self.source
+        data = source.like if data is None else data
+        shapes = tuple(a.shape for a in jax.tree.leaves(data))
+        if shapes not in self.compiled:
+            steps = eval_steps(self.recipes, source.draw, source.batches_per_dispatch, mirrored=source.mirrored)
+            arguments = tuple(variables), data, self.stats, self.first
+            split = False, source.split, False, False
+            self.compiled[shapes] = compile_replicas(steps, arguments, self.mesh, self.mapper, split=split)
+        return self.compiled[shapes]
 
     def __call__(
         self, variables: Sequence[Any], stopped: Callable[[], bool] = lambda: False
@@ -72,21 +64,20 @@ class Evaluator:
           variables: of each network.
           stopped: asked before each dispatch.
         """
-        variables = tuple(variables)
+        source, variables, number, parts = self.source, tuple(variables), self.first, []
         self.compile(variables)
         processes.meet()
-        parts = []
-        with progress() as bar, contextlib.closing(iter(self.source)) as dispatches:
-            task = bar.add_task("evaluating", total=self.source.batches)
-            for data, first, length in dispatches:
+        with progress() as bar, contextlib.closing(iter(source)) as dispatches:
+            task = bar.add_task("evaluating", total=source.batches)
+            for data in dispatches:
                 if stopped():
                     return None
-                compiled = self.compile(variables, data, length)
-                parts.append(host(compiled(variables, data, self.stats, np.int32(first))))
-                bar.update(task, advance=length)
+                sums, number = self.compile(variables, data)(variables, data, self.stats, number)
+                parts.append(host(sums))
+                bar.update(task, advance=source.batches_per_dispatch)
         sums = {key: float(np.sum(np.concatenate([p[key] for p in parts]), dtype=np.float64)) for key in parts[0]}
         examples = round(sums.pop("examples"))
-        assert examples == self.source.examples or not self.source.exact, (examples, self.source.examples)
+        assert examples == source.examples or not source.exact, (examples, source.examples)
         if not examples:
             raise UserError("no example of the split can be used")
         loss = sums.pop("loss") / examples
@@ -121,7 +112,7 @@ def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -
     return line
 
 
-def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, step.TrainState, int]:
+def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, TrainState, int]:
     """A run, the state of its newest checkpoint and its step; with its `own` network, or all as `config` says."""
     theirs = processes.from_first(lambda: _config(workdir))
     trained = config_lib.from_dict(theirs)
@@ -156,11 +147,11 @@ def _config(workdir: Path) -> dict[str, Any]:
         raise UserError(f"--workdir={workdir} holds no run; train first, or name the directory of a run") from error
 
 
-def restore(run: Run, recipe: step.Recipe, workdir: Path) -> tuple[int, step.TrainState]:
+def restore(run: Run, recipe: Recipe, workdir: Path) -> tuple[int, TrainState]:
     """Step and state of the newest good checkpoint of a run directory, which is only read. Raises `UserError`."""
     if not processes.from_first(lambda: (workdir / "checkpoints").is_dir()):
         raise UserError(f"--workdir={workdir} holds no checkpoint; train first, or name the directory of a run")
-    shapes = jax.eval_shape(lambda: step.init_state(recipe, 0, run.info.image_shape))
+    shapes = jax.eval_shape(lambda: init_state(recipe, 0, run.info.image_shape))
     found = Checkpoints(workdir, read_only=True).restore(replicated_like(shapes, run.mesh))
     if not found:
         raise UserError(f"--workdir={workdir} holds no checkpoint that can be used with this config")

@@ -13,8 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from nin_jax import config as config_lib
 from nin_jax.devices.mesh import host
 from nin_jax.errors import UserError
-from nin_jax.training import evaluate, step
+from nin_jax.training import evaluate
 from nin_jax.training.build import Run
+from nin_jax.training.step import predict
 
 
 def run_of(workdir: Path, *, trust: bool = False) -> Run:
@@ -86,7 +87,7 @@ class Predictor:
         self.step, state = evaluate.restore(run, recipe, path)
         self._variables, self._stats = state.variables, run.fitted(path, write=False)
         self.params = self._variables["params"]
-        self._predict = jax.jit(lambda variables, stats, image: step.predict(recipe, variables, stats, image))
+        self._predict = jax.jit(lambda variables, stats, image: predict(recipe, variables, stats, image))
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Logits float32 `[B, K]` and every named map of uint8 pictures `[B, H, W, C]`, preprocessed as in training."""

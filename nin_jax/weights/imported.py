@@ -22,8 +22,9 @@ from nin_jax.errors import UserError, one_line
 from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.runs.directory import claim
 from nin_jax.storage import write_json
-from nin_jax.training import step
 from nin_jax.training.build import Run
+from nin_jax.training.state import Recipe, init_variables, state_of
+from nin_jax.training.step import predict
 
 Options = Mapping[str, str]  # values of a command's own flags, by name without dashes
 # Variables of a file in the shapes that `shapes` gives.
@@ -39,7 +40,7 @@ def shapes(run: Run) -> dict[str, Any]:
     order: list[tuple[str, ...]] = []
 
     def init() -> dict[str, Any]:
-        variables = step.init_variables(run.model, 0, run.info.image_shape)
+        variables = init_variables(run.model, 0, run.info.image_shape)
         order.extend(flatten_dict(variables))
         return variables  # jax will sort it
 
@@ -66,7 +67,7 @@ def make_run(
         stats = host(run.fitted(workdir, write=False, train=run.load(config.train_split)))
     if "check" in options:
         check(Path(options["check"]).expanduser(), run, recipe, variables, stats)
-    state = step.state_of(recipe, variables["params"], variables["batch_stats"])
+    state = state_of(recipe, variables["params"], variables["batch_stats"])
     with claim(workdir, config):
         checkpoints = Checkpoints(workdir, config.keep)
         if checkpoints.steps():
@@ -79,7 +80,7 @@ def make_run(
     say(f"{workdir}: step 0 with the {count:,} parameters of {file.name} (SHA-256 {source['sha256']})")
 
 
-def check(file: Path, run: Run, recipe: step.Recipe, variables: Mapping[str, Any], stats: fitted.Stats) -> None:
+def check(file: Path, run: Run, recipe: Recipe, variables: Mapping[str, Any], stats: fitted.Stats) -> None:
     """Compares the network's logits with those in an .npz file. Raises `UserError` where they differ.
 
     The file holds "logits" `[B, K]` and one other array: uint8 images, which are preprocessed as the config says, or floats,
@@ -98,7 +99,7 @@ def check(file: Path, run: Run, recipe: step.Recipe, variables: Mapping[str, Any
             f"--check={file}: must hold 'logits' {('B', classes)} and images or inputs {('B', *shape)}: {one_line(error)}"
         ) from error
     if image.dtype == np.uint8:
-        ours = jax.jit(lambda v, s, x: step.predict(recipe, v, s, x)[0])(variables, stats, image)
+        ours = jax.jit(lambda v, s, x: predict(recipe, v, s, x)[0])(variables, stats, image)
     else:
         ours = jax.jit(lambda v, x: run.model.apply(v, x, train=False)[0])(variables, image.astype(np.float32))
     difference = np.abs(np.asarray(ours, np.float64) - theirs).max() / max(float(np.abs(theirs).max()), 1e-9)

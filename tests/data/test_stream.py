@@ -28,9 +28,11 @@ from nin_jax.devices.mesh import AXIS, host, replicate
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.errors import Preempted, UserError
 from nin_jax.models.nin import Model
-from nin_jax.training import evaluate, optim, step
+from nin_jax.training import evaluate, optim
 from nin_jax.training import loop as train
 from nin_jax.training.build import Run
+from nin_jax.training.state import Recipe, init_state, init_variables
+from nin_jax.training.step import predict, train_steps
 from nin_jax.training.tasks import classify
 from tests.data.datasets.test_folder import bomb
 
@@ -191,12 +193,12 @@ def test_every_picture_is_planned_once(protocol, devices):
     assert inputs <= max(8, devices * 20) * 16 * 16
 
 
-def recipe(seed: int = 0) -> step.Recipe:
+def recipe(seed: int = 0) -> Recipe:
     c = config.default()
     model = Model(10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",))
     preprocess = fitted.parse(("scale(divisor=255)",), random=False)
     augment = fitted.parse(("flip()",), random=True)
-    return step.Recipe(model, classify, classify.objective, preprocess, augment, 8, optim.optimizer(c, 2))
+    return Recipe(model, classify, classify.objective, preprocess, augment, 8, optim.optimizer(c, 2))
 
 
 STATS = [{"divisor": np.full(3, 255, np.float32)}]
@@ -214,17 +216,17 @@ STATS = [{"divisor": np.full(3, 255, np.float32)}]
 def test_an_evaluation_averages_the_softmax_of_all_views_of_two_networks(protocol, devices, mapper):
     """Against NumPy and SciPy, one picture at a time."""
     split, m, r = pictures(11), mesh(devices), recipe()
-    networks = [step.init_variables(r.model, seed, (16, 16, 3)) for seed in (0, 1)]
+    networks = [init_variables(r.model, seed, (16, 16, 3)) for seed in (0, 1)]
     source = stream.EvalStream(split, m, 8, protocol, 0)
     evaluator = evaluate.Evaluator([r, r], m, mapper, source, [replicate(STATS, m)] * 2)
     got = evaluator(replicate(networks, m))
-    predict = jax.jit(functools.partial(step.predict, r))
+    logits_of = jax.jit(functools.partial(predict, r))
     losses, wrong = [], []
     for i in range(11):
         decoded, to, label = split.decode(i)
         seen = [encoded.cut(decoded, to, w) for w in views.windows(protocol, *to, 16)]
         seen += [v[:, ::-1] for v in seen] if protocol == "10-crop" else []
-        logits = np.concatenate([predict(n, STATS, np.stack(seen))[0] for n in networks])
+        logits = np.concatenate([logits_of(n, STATS, np.stack(seen))[0] for n in networks])
         mean = scipy.special.softmax(logits.astype(np.float64), axis=1).mean(0)
         losses.append(-np.log(mean[label]))
         wrong.append(mean.argmax() != label)
@@ -348,13 +350,12 @@ def test_an_update_is_the_same_on_any_number_of_devices(devices, mapper):
     def after_two(n: int, mapper: str):
         m, r = mesh(n), recipe()
         source = stream.TrainStream(pictures(23), m, 8, 3, 5, 0)
-        state = replicate(step.init_state(r, 0, (16, 16, 3)), m)
-        stats, seed = replicate((STATS, jnp.uint32(3)), m)
-        update = compile_replicas(
-            step.train_steps(r, 1), (state, source.like, stats, seed), m, mapper, split=(False, True, False, False)
-        )
+        state = replicate(init_state(r, 0, (16, 16, 3)), m)
+        rest = replicate((STATS, jnp.uint32(3), jnp.int32(1)), m)
+        split = False, source.split, False, False, False
+        update = compile_replicas(train_steps(r, source.draw), (state, source.like, *rest), m, mapper, split=split)
         for number in range(2):
-            state, metrics = update(state, source.at(number), stats, seed)
+            state, metrics = update(state, source.at(number), *rest)
         source.close()
         return host((state.params, metrics))
 

@@ -1,6 +1,7 @@
 """Runs the real command with hooks: `python -m tests.faults.child HOOKS ARGUMENT ...`, HOOKS a JSON list.
 
-A hook is {"at": "module:Class.function", "call": n, "do": WHAT, ...}. At the n-th call of the function it does:
+A hook is {"at": "module:Class.function", "call": n, "do": WHAT, ...}; or at an event of the loop, such as
+"nin_jax.training.loop:Event.BEFORE_SAVE". At the n-th call of the function, or event, it does:
 
     {"do": "signal", "number": 9, "after": seconds, "times": 1}   sends itself a signal, later if `after` says so
     {"do": "raise", "errno": 28, "times": 3}                       raises OSError instead of the call, so many times
@@ -11,6 +12,7 @@ A hook is {"at": "module:Class.function", "call": n, "do": WHAT, ...}. At the n-
 
 from __future__ import annotations
 
+import enum
 import functools
 import importlib
 import json
@@ -19,6 +21,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -56,14 +59,9 @@ def harm(hook: dict[str, Any]) -> None:
             time.time = lambda: real() + hook["by"]
 
 
-def install(hook: dict[str, Any]) -> None:
-    """Puts a hook on a real function."""
-    module, _, path = hook["at"].partition(":")
-    owner = importlib.import_module(module)
-    *parts, name = path.split(".")
-    for part in parts:
-        owner = getattr(owner, part)
-    real, calls = getattr(owner, name), 0
+def counted(hook: dict[str, Any], real: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with harm at the call that the hook names."""
+    calls = 0
 
     @functools.wraps(real)
     def hooked(*arguments: Any, **options: Any) -> Any:
@@ -73,12 +71,31 @@ def install(hook: dict[str, Any]) -> None:
             harm(hook)
         return real(*arguments, **options)
 
-    setattr(owner, name, hooked)
+    return hooked
+
+
+def install(hook: dict[str, Any], on_event: dict[Any, Callable[[], None]]) -> None:
+    """Puts a hook on a real function, or into `on_event`."""
+    module, _, path = hook["at"].partition(":")
+    owner = importlib.import_module(module)
+    *parts, name = path.split(".")
+    for part in parts:
+        owner = getattr(owner, part)
+    real = getattr(owner, name)
+    if isinstance(real, enum.Enum):
+        on_event[real] = counted(hook, on_event.get(real, lambda: None))
+    else:
+        setattr(owner, name, counted(hook, real))
 
 
 if __name__ == "__main__":
+    events: dict[Any, Callable[[], None]] = {}
     for one in json.loads(sys.argv[1]):
-        install(one)
+        install(one, events)
+    if events:
+        from nin_jax.training import loop
+
+        loop.train = functools.partial(loop.train, hook=lambda event, step: events.get(event, lambda: None)())
     from nin_jax.main import main
 
     sys.argv = ["nin_jax", *sys.argv[2:]]

@@ -36,14 +36,14 @@ REMOVALS = (
     ),
     Removal(
         "a checkpoint says which config it is of",
-        "nin_jax.training.loop:check_config",
+        "nin_jax.training.start:check_config",
         "lambda *_: None",
         "tests/faults/test_checkpoints.py::test_a_checkpoint_of_another_run",
     ),
     Removal(
         "state that is not finite is not saved",
-        "nin_jax.training.loop:np.isfinite",
-        "lambda a: owner.ones(owner.shape(a), bool)",
+        "nin_jax.training.programs:Programs.finite",
+        "lambda self, state: True",
         "tests/faults/test_divergence.py::test_parameters_that_are_not_finite_are_never_saved",
     ),
     Removal(

@@ -18,8 +18,8 @@ from nin_jax import main
 from nin_jax.devices.mesh import host, make_mesh, replicated_like
 from nin_jax.errors import UserError
 from nin_jax.runs.checkpoint import Checkpoints, checksums
-from nin_jax.training import step
 from nin_jax.training.build import Run
+from nin_jax.training.state import init_state
 from tests.faults import harness
 
 pytestmark = pytest.mark.filterwarnings(
@@ -88,7 +88,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[
     ended = harness.run(arguments)
     assert ended.code == 0, ended.err
     run = Run(main.parse(["nin_jax", *arguments]).config)
-    shapes = jax.eval_shape(lambda: step.init_state(run.recipe(10), 0, run.info.image_shape))
+    shapes = jax.eval_shape(lambda: init_state(run.recipe(10), 0, run.info.image_shape))
     like = replicated_like(shapes, make_mesh())
     sums = {number: harness.saved_checksums(workdir, number) for number in harness.steps(workdir)}
     assert list(sums) == [10, 20, 30, 40]

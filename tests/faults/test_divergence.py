@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,7 @@ import nin_jax
 from nin_jax import main
 from nin_jax.errors import Diverged, UserError
 from nin_jax.runs import checkpoint, rollback
-from nin_jax.training import loop
+from nin_jax.training.programs import Programs
 from tests.faults import harness
 
 EXPLODES = {"schedule.factor": 1e20}  # after the second epoch: the loss is not finite at update 22 or so
@@ -74,15 +73,18 @@ def test_parameters_that_are_not_finite_are_never_saved(
 
     Evaluated, such a network may have a loss like any other: max pooling and ReLU pass no NaN on.
     """
-    real = loop._Loop._events
+    real = Programs.updates
 
-    def spoilt(self: loop._Loop) -> None:
-        if self.step == 30:
-            params = jax.tree.map(lambda a: a * np.float32("nan"), self.state.params)
-            self.state = dataclasses.replace(self.state, params=params)
-        real(self)
+    def spoilt(self: Programs, n: int) -> Any:
+        def update(state: Any, data: Any) -> Any:
+            state, metrics = real(self, n)(state, data)
+            if int(state.step) == 30:
+                state = state.replace(params=jax.tree.map(lambda a: a * np.float32("nan"), state.params))
+            return state, metrics
 
-    monkeypatch.setattr(loop._Loop, "_events", spoilt)
+        return update
+
+    monkeypatch.setattr(Programs, "updates", spoilt)
     with pytest.raises(Diverged, match="the parameters after update 30 are not finite"):
         train(tmp_path, keep=1)
     assert harness.steps(tmp_path)[-1] == 20

@@ -18,13 +18,13 @@ from tests.faults import harness
 # Function and highest call that a kill may wait for, and how many seconds after it began the kill comes at the latest.
 PHASES: dict[str, tuple[str, int, float]] = {
     "load": ("nin_jax.training.build:Run.load", 2, 0.0),
-    "compile": ("nin_jax.training.loop:compile_replicas", 2, 0.5),
+    "compile": ("nin_jax.training.programs:compile_replicas", 2, 0.5),
     "restore": ("nin_jax.runs.checkpoint:Checkpoints.restore", 1, 0.1),
-    "train": ("nin_jax.training.loop:_Loop._absorb", 30, 0.01),
+    "train": ("nin_jax.training.loop:Event.AFTER_UPDATES", 30, 0.01),
     "evaluate": ("nin_jax.training.evaluate:Evaluator.__call__", 3, 0.02),
     "row": ("nin_jax.runs.record:Record.write", 6, 0.005),
     "save": ("nin_jax.runs.checkpoint:Checkpoints.save", 3, 0.15),
-    "final write": ("nin_jax.training.loop:_Loop._summary", 1, 0.02),
+    "final write": ("nin_jax.training.loop:Event.BEFORE_SUMMARY", 1, 0.02),
 }
 LONGER = {"epochs": 12, "schedule.boundaries_epochs": (8,)}  # so that a run outlives some kills
 

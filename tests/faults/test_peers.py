@@ -41,7 +41,7 @@ def calm_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_update(do: str, **more: Any) -> dict[str, Any]:
-    return {"at": "nin_jax.training.loop:_Loop._absorb", "call": 15, "do": do, **more}
+    return {"at": "nin_jax.training.loop:Event.AFTER_UPDATES", "call": 15, "do": do, **more}
 
 
 @pytest.mark.slow

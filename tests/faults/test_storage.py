@@ -88,7 +88,7 @@ def test_a_workdir_that_goes(do: str, tmp_path: Path, calm: Path, tally: Counter
     workdir = tmp_path / "run"
     ended = harness.run(
         harness.words(workdir),
-        {"at": "nin_jax.training.loop:_Loop._absorb", "call": 15, "do": do, "path": str(workdir)},
+        {"at": "nin_jax.training.loop:Event.AFTER_UPDATES", "call": 15, "do": do, "path": str(workdir)},
     )
     assert ended.code == 74, ended.err
     assert ended.clean(), ended.err
@@ -103,7 +103,7 @@ def test_a_workdir_that_goes(do: str, tmp_path: Path, calm: Path, tally: Counter
 def test_a_clock_that_jumps(by: float, tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
     """Ten days back or forth in mid-run: the same run."""
     workdir = tmp_path / "run"
-    jump = {"at": "nin_jax.training.loop:_Loop._absorb", "call": 15, "do": "clock", "by": by}
+    jump = {"at": "nin_jax.training.loop:Event.AFTER_UPDATES", "call": 15, "do": "clock", "by": by}
     ended = harness.run(harness.words(workdir), jump)
     assert ended.code == 0, ended.err
     harness.assert_same_run(workdir, calm)
@@ -116,7 +116,7 @@ def test_two_writers(tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
     """The second is refused while the first lives; a kill -9 of the first leaves no lock behind."""
     workdir = tmp_path / "run"
     first = harness.start(
-        harness.words(workdir), {"at": "nin_jax.training.loop:_Loop._absorb", "call": 15, "do": "hang"}
+        harness.words(workdir), {"at": "nin_jax.training.loop:Event.AFTER_UPDATES", "call": 15, "do": "hang"}
     )
     try:
         until = time.monotonic() + harness.SECONDS

@@ -19,7 +19,7 @@ from tests.faults import harness
 @pytest.mark.parametrize(
     ("at", "call"),
     [
-        ("nin_jax.training.loop:_Loop._absorb", 15),
+        ("nin_jax.training.loop:Event.AFTER_UPDATES", 15),
         *(
             [("nin_jax.training.evaluate:host", 17), ("nin_jax.runs.checkpoint:ocp.Checkpointer.save", 2)]
             if harness.FULL

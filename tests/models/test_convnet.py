@@ -11,9 +11,9 @@ import pytest
 from nin_jax import config as config_lib
 from nin_jax.layers import Dropout
 from nin_jax.models.convnet import Model
-from nin_jax.training import step
 from nin_jax.training.build import Run
 from nin_jax.training.describe import describe
+from nin_jax.training.state import init_variables
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent formula of the network")
 F = torch.nn.functional
@@ -113,7 +113,7 @@ def test_the_network_and_all_its_maps_equal_pytorch(arguments, train):
 def test_each_layer_has_its_own_deviation():
     """Hinton's network with the deviations of its experiment."""
     run = Run(config_lib.check(config_lib.experiment("convnet", "hinton")))
-    params = jax.jit(lambda: step.init_variables(run.model, 0, run.info.image_shape)["params"])()
+    params = jax.jit(lambda: init_variables(run.model, 0, run.info.image_shape)["params"])()
     expected = {"conv1": 1e-4, "conv2": 0.01, "conv3": 0.01, "local": 0.04, "fc": 0.01}
     assert set(params) == set(expected)
     for name, deviation in expected.items():

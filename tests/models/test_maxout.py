@@ -14,9 +14,10 @@ from flax.traverse_util import flatten_dict
 from nin_jax import config as config_lib
 from nin_jax.layers import Dropout
 from nin_jax.models.maxout import Model
-from nin_jax.training import optim, step
+from nin_jax.training import optim
 from nin_jax.training.build import Run
 from nin_jax.training.describe import describe
+from nin_jax.training.state import init_variables
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent formula of the network")
 F = torch.nn.functional
@@ -130,7 +131,7 @@ def test_the_network_and_all_its_maps_equal_pytorch(train):
 
 
 def test_weights_start_between_the_limits():
-    params = jax.jit(lambda: step.init_variables(Model(10, **SMALL), 0, (16, 16, 3))["params"])()
+    params = jax.jit(lambda: init_variables(Model(10, **SMALL), 0, (16, 16, 3))["params"])()
     for path, p in flatten_dict(params).items():
         largest = 0.005 if path[-1] == "kernel" else 0
         assert np.abs(p).max() <= largest, path

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from collections import Counter
 
 import jax
 import numpy as np
@@ -16,8 +17,9 @@ from nin_jax.devices.mesh import AXIS, host, make_mesh, replicated_like
 from nin_jax.errors import Diverged, Preempted, StorageFailed, UserError
 from nin_jax.runs import checkpoint
 from nin_jax.runs.record import Record
-from nin_jax.training import evaluate
-from nin_jax.training import loop as train
+from nin_jax.training import evaluate, programs
+from nin_jax.training.build import Run
+from nin_jax.training.loop import Event, train
 
 TINY = {
     "dataset": "synthetic",
@@ -76,7 +78,7 @@ def undisturbed(tmp_path_factory):
         mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
         patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
         workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-        train.train(tiny(), workdir)
+        train(tiny(), workdir)
     return workdir
 
 
@@ -109,7 +111,7 @@ def test_a_done_run_is_not_touched(undisturbed):
         for p in undisturbed.rglob("*")
         if p.is_file() and p.name not in (".lock", "config.json")
     }
-    train.train(tiny(), undisturbed)
+    train(tiny(), undisturbed)
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
@@ -137,81 +139,98 @@ def send_signal(monkeypatch, owner, name, call, number=signal.SIGTERM):
     monkeypatch.setattr(owner, name, function)
 
 
+def signal_at(*moments, number=signal.SIGTERM):
+    """A hook that sends a signal at each (event, n): the n-th time that the event comes."""
+    came = Counter()
+
+    def hook(event, step):
+        came[event] += 1
+        if (event, came[event]) in moments:
+            os.kill(os.getpid(), number)
+
+    return hook
+
+
 @pytest.mark.parametrize(
-    ("owner", "name", "call", "saved"),
+    ("event", "call", "saved"),
     [
-        (train, "compile_replicas", 1, 0),
-        (train._Loop, "_absorb", 13, None),  # in the middle of the second epoch
-        (evaluate.Evaluator, "__call__", 2, 20),
-        (train._Loop, "_save", 1, 10),
-        (checkpoint.Checkpoints, "close", 1, None),
-        (train.Record, "write", 3, 20),
+        (Event.AFTER_UPDATES, 13, range(11, 20)),
+        (Event.BEFORE_ROW, 2, [20]),
+        (Event.BEFORE_EVALUATION, 2, [20]),
+        (Event.BEFORE_SAVE, 1, [10]),
     ],
-    ids=["compile", "train", "evaluate", "save", "close", "row"],
 )
-def test_a_signal_in_any_phase(owner, name, call, saved, tmp_path, monkeypatch, undisturbed):
+def test_a_signal_in_any_phase(event, call, saved, tmp_path, undisturbed):
     """It ends with `Preempted` (exit 75) and a checkpoint of the present step; what is started again is the same run."""
     workdir = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        send_signal(patch, owner, name, call)
-        if name == "close":  # after the last update: nothing is left to preempt
-            train.train(tiny(), workdir)
-        else:
-            with pytest.raises(Preempted, match="SIGTERM: saved step"):
-                train.train(tiny(), workdir)
-            step, _ = final_state(workdir)
-            assert step == saved if saved is not None else 10 < step < 20
-    train.train(tiny(), workdir)
+    with pytest.raises(Preempted, match="SIGTERM: saved step"):
+        train(tiny(), workdir, signal_at((event, call)))
+    assert final_state(workdir)[0] in saved
+    train(tiny(), workdir)
     same_run(workdir, undisturbed)
+
+
+def test_a_signal_while_programs_compile(tmp_path, monkeypatch, undisturbed):
+    """The initial state is saved."""
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        send_signal(patch, programs, "compile_replicas", 1)
+        with pytest.raises(Preempted, match="SIGTERM: saved step 0 "):
+            train(tiny(), workdir)
+    train(tiny(), workdir)
+    same_run(workdir, undisturbed)
+
+
+def test_a_signal_after_the_last_update(tmp_path, monkeypatch, undisturbed):
+    """Nothing is left to preempt: the run ends well."""
+    send_signal(monkeypatch, checkpoint.Checkpoints, "close", 1)
+    train(tiny(), tmp_path / "run")
+    same_run(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_a_checkpoint_is_restored(number, tmp_path, monkeypatch, undisturbed, capsys):
     """It waits for the restore, so that the checkpoint is not taken for a broken one."""
     workdir = tmp_path / "run"
-    step = preempted(workdir, monkeypatch)
+    step = preempted(workdir)
     for patched in ("kinds", "checksums"):  # the latter while the state is verified
         with monkeypatch.context() as patch:
             send_signal(patch, checkpoint, patched, 1, number)
             with pytest.raises(Preempted, match=f"saved step {step} "):
-                train.train(tiny(), workdir)
+                train(tiny(), workdir)
     assert "is broken" not in capsys.readouterr().err
-    train.train(tiny(), workdir)
+    train(tiny(), workdir)
     same_run(workdir, undisturbed)
 
 
 def test_a_signal_before_the_first_update_has_nothing_to_save(tmp_path, monkeypatch):
     """While data is read, the command ends at once."""
-    send_signal(monkeypatch, train.Run, "load", 1)
+    send_signal(monkeypatch, Run, "load", 1)
     with pytest.raises(Preempted, match="nothing to save"):
-        train.train(tiny(), tmp_path / "run")
+        train(tiny(), tmp_path / "run")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_ctrl_c_once_and_twice(tmp_path, monkeypatch, undisturbed):
-    """SIGINT saves like SIGTERM; a second one does not wait for the save, and the run goes on from the checkpoint before."""
+def test_ctrl_c_once_and_twice(tmp_path, undisturbed):
+    """SIGINT saves like SIGTERM; a second one does not wait for the save, and the run resumes from the checkpoint before."""
     workdir = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        send_signal(patch, train._Loop, "_absorb", 15, signal.SIGINT)
-        send_signal(patch, train._Loop, "_preempted", 1, signal.SIGINT)
-        with pytest.raises(Preempted, match="SIGINT again"):
-            train.train(tiny(), workdir)
+    twice = signal_at((Event.AFTER_UPDATES, 15), (Event.BEFORE_SAVE, 2), number=signal.SIGINT)
+    with pytest.raises(Preempted, match="SIGINT again"):
+        train(tiny(), workdir, twice)
     assert final_state(workdir)[0] == 10
-    train.train(tiny(), workdir)
+    train(tiny(), workdir)
     same_run(workdir, undisturbed)
 
 
-def preempted(workdir, monkeypatch, call=23):
-    """A run stopped by SIGTERM in its third epoch, with checkpoints of steps 10, 20 and then."""
-    with monkeypatch.context() as patch:
-        send_signal(patch, train._Loop, "_absorb", call)
-        with pytest.raises(Preempted):
-            train.train(tiny(), workdir)
+def preempted(workdir, call=23, config=None):
+    """A run stopped by SIGTERM, in its third epoch, with checkpoints of steps 10, 20 and then."""
+    with pytest.raises(Preempted):
+        train(config or tiny(), workdir, signal_at((Event.AFTER_UPDATES, call)))
     return final_state(workdir)[0]
 
 
 @pytest.mark.slow
-def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path):
     """Stopped in the middle of an epoch, twice. The rows show the rate in force: a tenth after an epoch without progress."""
     changes = {
         "epochs": 6,
@@ -226,14 +245,10 @@ def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path, mon
         "schedule.plateau_epochs": 1,
     }
     calm, workdir = tmp_path / "calm", tmp_path / "run"
-    train.train(tiny(**changes), calm)
+    train(tiny(**changes), calm)
     for call in (23, 20):
-        with monkeypatch.context() as patch:
-            send_signal(patch, train._Loop, "_absorb", call)
-            with pytest.raises(Preempted):
-                train.train(tiny(**changes), workdir)
-        assert final_state(workdir)[0] % 10
-    train.train(tiny(**changes), workdir)
+        assert preempted(workdir, call, tiny(**changes)) % 10
+    train(tiny(**changes), workdir)
     same_run(workdir, calm)
     best, drops, expected = math.inf, 0, []
     trained = rows(calm)[::2]
@@ -244,18 +259,18 @@ def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path, mon
     assert 0 < drops < 5
 
 
-def test_a_run_from_before_a_key_was_there_goes_on(tmp_path, monkeypatch, undisturbed, capsys):
+def test_a_run_from_before_a_key_was_there_goes_on(tmp_path, undisturbed, capsys):
     """What its config.json lacks counts as the default; another value of it is another config."""
     workdir = tmp_path / "run"
-    preempted(workdir, monkeypatch)
+    preempted(workdir)
     plain = json.loads((workdir / "config.json").read_text())
     del plain["optimizer"]["max_norms"], plain["schedule"]["decay"]
     (workdir / "config.json").write_text(json.dumps(plain))
     evaluate.evaluate_run(tiny(), workdir)
     assert "differs" not in capsys.readouterr().err
     with pytest.raises(UserError, match=r"another config \(schedule.decay: 'none', now 'linear'\)"):
-        train.train(tiny(**{"schedule.decay": "linear"}), workdir)
-    train.train(tiny(), workdir)
+        train(tiny(**{"schedule.decay": "linear"}), workdir)
+    train(tiny(), workdir)
     same_run(workdir, undisturbed)
 
 
@@ -293,10 +308,10 @@ def remove(file):
         ),
     ],
 )
-def test_a_broken_newest_checkpoint(harm, what, tmp_path, monkeypatch, undisturbed, capsys):
+def test_a_broken_newest_checkpoint(harm, what, tmp_path, undisturbed, capsys):
     """The one before is used, a line says so, the broken one is set aside, and the run ends as if nothing had been."""
     workdir = tmp_path / "run"
-    step = preempted(workdir, monkeypatch)
+    step = preempted(workdir)
     folder = workdir / "checkpoints" / str(step)
     if what == "arrays":  # the chunks with the parameters, in several files, of which some are left over and never read
         files = [p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d"]
@@ -305,7 +320,7 @@ def test_a_broken_newest_checkpoint(harm, what, tmp_path, monkeypatch, undisturb
     for file in files:
         harm(file)
     capsys.readouterr()
-    train.train(tiny(), workdir)
+    train(tiny(), workdir)
     said = [line for line in capsys.readouterr().err.splitlines() if "is broken" in line]
     assert len(said) == 1
     assert f"checkpoints/{step} is broken" in said[0]
@@ -383,34 +398,34 @@ def test_a_machine_without_memory_breaks_no_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads that come back late
-def test_every_checkpoint_broken(tmp_path, monkeypatch, undisturbed, capsys):
+def test_every_checkpoint_broken(tmp_path, undisturbed, capsys):
     """The run starts again at step 0 and says so; the same numbers come out."""
     workdir = tmp_path / "run"
-    preempted(workdir, monkeypatch)
+    preempted(workdir)
     for file in (workdir / "checkpoints").rglob("manifest.ocdbt"):
         empty(file)
-    train.train(tiny(), workdir)
+    train(tiny(), workdir)
     assert "starting at step 0" in capsys.readouterr().err
     same_run(workdir, undisturbed)
 
 
-def test_an_empty_step_directory_is_no_checkpoint(tmp_path, monkeypatch, undisturbed):
+def test_an_empty_step_directory_is_no_checkpoint(tmp_path, undisturbed):
     """Orbax takes an empty directory 27/ for the newest checkpoint; here it is stepped over."""
     workdir = tmp_path / "run"
-    preempted(workdir, monkeypatch)
+    preempted(workdir)
     (workdir / "checkpoints" / "27").mkdir()
-    train.train(tiny(), workdir)
+    train(tiny(), workdir)
     same_run(workdir, undisturbed)
 
 
-def test_half_a_last_row_and_a_broken_preprocessing_file(tmp_path, monkeypatch, undisturbed):
+def test_half_a_last_row_and_a_broken_preprocessing_file(tmp_path, undisturbed):
     """metrics.jsonl with half a last line is mended; preprocess.npz with a flipped bit is fitted again."""
     workdir = tmp_path / "run"
-    preempted(workdir, monkeypatch)
+    preempted(workdir)
     with open(workdir / "metrics.jsonl", "a") as f:
         f.write('{"step": 30, "spl')
     flip_a_bit(workdir / "preprocess.npz")
-    train.train(tiny(), workdir)
+    train(tiny(), workdir)
     same_run(workdir, undisturbed)
 
 
@@ -440,14 +455,14 @@ def test_a_full_disk_ends_with_storage_failed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.ocp.Checkpointer, "save", save)
         with pytest.raises(StorageFailed, match="No space left"):
-            train.train(tiny(), workdir)
+            train(tiny(), workdir)
     assert final_state(workdir)[0] == 10
 
 
 def test_a_dead_network_is_noticed(tmp_path):
     """All weights 0, so all class maps are 0 for ever: exit 70, a summary, a line that helps."""
     with pytest.raises(Diverged, match=r"dead at update 50: .*ln 10.*clip_norm"):
-        train.train(tiny(**{"model.deviations": (0.0,), "epochs": 9}), tmp_path / "run")
+        train(tiny(**{"model.deviations": (0.0,), "epochs": 9}), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
 
 
@@ -465,13 +480,13 @@ def test_a_network_learns(tmp_path):
         "optimizer.clip_norm": 1.0,
         "schedule.boundaries_epochs": (4,),
     }
-    assert train.train(tiny(**recipe), tmp_path / "run")["test_error_pct"] < 20
+    assert train(tiny(**recipe), tmp_path / "run")["test_error_pct"] < 20
 
 
 def test_an_exploding_network_is_noticed(tmp_path):
     """A loss that is not finite is exit 70, with the update named."""
     with pytest.raises(Diverged, match=r"loss is (nan|inf) at update \d+"):
-        train.train(tiny(**{"optimizer.learning_rate": 1e20}), tmp_path / "run")
+        train(tiny(**{"optimizer.learning_rate": 1e20}), tmp_path / "run")
 
 
 def test_eval_every_and_validation_rows(tmp_path):
@@ -483,7 +498,7 @@ def test_eval_every_and_validation_rows(tmp_path):
         "augment": (),
         "mapper": "shard_map",
     }
-    train.train(tiny(**changes), tmp_path / "run")
+    train(tiny(**changes), tmp_path / "run")
     assert [(r["epoch"], r["split"]) for r in rows(tmp_path / "run")] == [
         (1, "train"),
         (2, "train"),

@@ -21,8 +21,10 @@ from nin_jax.devices.mesh import AXIS, check_batch, host, replicate, shard_of_ba
 from nin_jax.devices.replicas import compile_replicas, steps_per_dispatch
 from nin_jax.errors import UserError
 from nin_jax.models.nin import Model
-from nin_jax.training import optim, step
+from nin_jax.training import optim
 from nin_jax.training.evaluate import Evaluator
+from nin_jax.training.state import AUGMENT, DROPOUT, Recipe, TrainState, init_state, random_key
+from nin_jax.training.step import predict, train_steps
 from nin_jax.training.tasks import classify
 
 SEED, UPDATES = np.uint32(7), 5
@@ -34,7 +36,7 @@ def mesh(n: int):
 
 
 @functools.cache
-def recipe(batch_size: int = 16, plateau_epochs: int = 0, modern: bool = False) -> step.Recipe:
+def recipe(batch_size: int = 16, plateau_epochs: int = 0, modern: bool = False) -> Recipe:
     """A small network with everything that is random: dropout, crop, flip; modern: and all that :fast adds."""
     c = config_lib.default()
     c.optimizer.update({"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "clip_norm": 1.0})
@@ -44,7 +46,7 @@ def recipe(batch_size: int = 16, plateau_epochs: int = 0, modern: bool = False) 
     preprocess = fitted.parse(("scale(divisor=255)", "mean()"), random=False)
     augment = fitted.parse(("crop(pad=2)", "flip()"), random=True)
     optimizer = optim.optimizer(c, 4)
-    return step.Recipe(model, classify, objective, preprocess, augment, batch_size, optimizer, average=0.6 * modern)
+    return Recipe(model, classify, objective, preprocess, augment, batch_size, optimizer, ema_decay=0.6 * modern)
 
 
 @functools.cache
@@ -60,25 +62,37 @@ def batches(m) -> tuple[memory.Shuffled, fitted.Stats]:
     return memory.Shuffled(data, 16, int(SEED), m), stats
 
 
-@functools.cache
-def trainer(n: int, mapper: str):
-    """The compiled update, the state it starts from, and its other arguments."""
-    m = mesh(n)
+def updates_of(r: Recipe, m, mapper: str, most: int = 1):
+    """The compiled updates, as a function `(state, step, count) -> (state, metrics)`, and the state before the first."""
     source, stats = batches(m)
-    state = replicate(step.init_state(recipe(), 0, synthetic.INFO.image_shape), m)
-    compiled = compile_replicas(step.train_steps(recipe(), 1), (state, source.like, stats, SEED), m, mapper)
-    return compiled, (state, source, stats, SEED)
+    state = replicate(init_state(r, 0, synthetic.INFO.image_shape), m)
+    rest = replicate((stats, SEED, np.int32(1)), m)
+    compiled = compile_replicas(train_steps(r, source.draw, most), (state, source.like, *rest), m, mapper)
+
+    def updates(state, step: int, count: int = 1):
+        return compiled(state, source.at(step), *rest[:2], replicate(np.int32(count), m))
+
+    updates.compiled = compiled
+    return updates, state
+
+
+trainer = functools.cache(lambda n, mapper: updates_of(recipe(), mesh(n), mapper))
+
+
+def after_five(updates, state):
+    """State and metrics after five updates, one by one."""
+    rows = []
+    for number in range(UPDATES):
+        state, metrics = updates(state, number)
+        rows.append(host(metrics))
+    return host(state), jax.tree.map(lambda *x: np.concatenate(x), *rows)
 
 
 def train(n: int, mapper: str):
     """Parameters and metrics after five updates."""
-    update, (state, source, *rest) = trainer(n, mapper)
-    rows = []
-    for number in range(UPDATES):
-        state, metrics = update(state, source.at(number), *rest)
-        rows.append(host(metrics))
+    state, metrics = after_five(*trainer(n, mapper))
     assert int(state.step) == UPDATES
-    return host(state.params), jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    return state.params, metrics
 
 
 first_run = functools.cache(train)
@@ -87,16 +101,16 @@ first_run = functools.cache(train)
 def by_hand():
     """The same five updates without devices: the whole batch at once, batches by NumPy from the epoch's order."""
     r, (data, stats) = recipe(), pictures("train[:64]")
-    state = step.init_state(r, 0, synthetic.INFO.image_shape)
+    state = init_state(r, 0, synthetic.INFO.image_shape)
     params, opt_state = state.params, state.opt_state
     example = jnp.arange(16)
 
     @jax.jit
     def gradient(params, n, image, label):
-        keys = jax.random.fold_in(step.stream(SEED, step.AUGMENT), n)
+        keys = jax.random.fold_in(random_key(SEED, AUGMENT), n)
         x = fitted.apply(r.preprocess, stats, image)
         x = fitted.augment(r.augment, jax.vmap(lambda i: jax.random.fold_in(keys, i))(example), x)
-        dropout = jax.random.fold_in(step.stream(SEED, step.DROPOUT), n)
+        dropout = jax.random.fold_in(random_key(SEED, DROPOUT), n)
 
         def loss(params):
             logits, _ = r.model.apply({"params": params}, x, train=True, rngs={"dropout": dropout})
@@ -127,7 +141,7 @@ def test_one_device_trains_as_written_by_hand():
     expected, losses = by_hand()
     assert_same_parameters(params, expected, 1e-5)
     np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
-    start = step.init_state(recipe(), 0, synthetic.INFO.image_shape).params
+    start = init_state(recipe(), 0, synthetic.INFO.image_shape).params
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True):
         assert np.abs(a - b).max() > 1e-3 * np.abs(a).max()
 
@@ -146,17 +160,9 @@ def test_any_number_of_devices_trains_the_same(n, mapper):
 @pytest.mark.parametrize(("n", "mapper", "parts"), [(1, "pmap", 4), (2, "shard_map", 2), (2, "pmap", 8)])
 def test_a_batch_in_parts_trains_the_same(n, mapper, parts):
     """`accumulate`: parameters and metrics of five updates are those of the batch as a whole, dropout and crop included."""
-    r, m = recipe()._replace(accumulate=parts), mesh(n)
-    source, stats = batches(m)
-    state = replicate(step.init_state(r, 0, synthetic.INFO.image_shape), m)
-    update = compile_replicas(step.train_steps(r, 1), (state, source.like, stats, SEED), m, mapper)
-    rows = []
-    for number in range(UPDATES):
-        state, metrics = update(state, source.at(number), stats, SEED)
-        rows.append(host(metrics))
+    state, metrics = after_five(*updates_of(recipe()._replace(accumulate=parts), mesh(n), mapper))
     expected, their_metrics = first_run(1, "pmap")
-    assert_same_parameters(host(state.params), expected, 1e-5)
-    metrics = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    assert_same_parameters(state.params, expected, 1e-5)
     np.testing.assert_allclose(metrics["loss"], their_metrics["loss"], rtol=1e-5)
     for key in ("error", "constant"):
         np.testing.assert_array_equal(metrics[key], their_metrics[key])
@@ -165,8 +171,8 @@ def test_a_batch_in_parts_trains_the_same(n, mapper, parts):
 @pytest.mark.parametrize(("n", "mapper"), [(2, "pmap"), (8, "shard_map")])
 def test_an_update_sends_its_gradients_once(n, mapper):
     """The compiled update has one sum over the replicas, of all parameters and two metrics, and one maximum of the logits."""
-    update, (state, *_) = trainer(n, mapper)
-    sizes = all_reduced(update)
+    updates, state = trainer(n, mapper)
+    sizes = all_reduced(updates.compiled)
     params = sum(p.size for p in jax.tree.leaves(state.params))
     assert sorted(sizes) == [2 * 10 * 4, (params + 2) * 4]
 
@@ -179,26 +185,23 @@ def test_the_same_devices_train_the_same_to_the_last_bit(n, mapper):
 @pytest.mark.parametrize(("n", "mapper"), [(8, "pmap"), (2, "shard_map")])
 def test_a_class_whose_map_is_dead_shows(n, mapper):
     """Class 3 has the logit 0 for every image, and it alone is reported as constant."""
-    update, (state, source, *rest) = trainer(n, mapper)
+    updates, state = trainer(n, mapper)
     bias = state.params["mlpconv2"]["cccp2"]["bias"]
     params = jax.tree.map(lambda p: p, state.params)
     params["mlpconv2"]["cccp2"]["bias"] = (bias + 1).at[3].set(-100.0)
-    _, metrics = update(replicate(state.replace(params=params), mesh(n)), source.at(0), *rest)
+    _, metrics = updates(replicate(state.replace(params=params), mesh(n)), 0)
     np.testing.assert_array_equal(metrics["constant"], [np.arange(10) == 3])
 
 
 @pytest.mark.parametrize(("n", "mapper"), [(1, "pmap"), (8, "shard_map")])
 def test_the_plateau_rule_sees_the_mistakes_of_the_whole_batch(n, mapper):
     """Five epochs of four updates, patience 1: the state has the mistakes in the metrics, and the rate they make."""
-    r, m = recipe(plateau_epochs=1), mesh(n)
-    source, stats = batches(m)
-    state = replicate(step.init_state(r, 0, synthetic.INFO.image_shape), m)
-    update = compile_replicas(step.train_steps(r, 1), (state, source.like, stats, SEED), m, mapper)
+    updates, state = updates_of(recipe(plateau_epochs=1), mesh(n), mapper)
     best, drops, seen = math.inf, 0, []
     for number in range(5):
         epoch = 0
         for place in range(4):
-            state, metrics = update(state, source.at(4 * number + place), stats, SEED)
+            state, metrics = updates(state, 4 * number + place)
             epoch += round(16 * float(metrics["error"][0]))
             assert float(optim.plateau_scale(state.opt_state)) == pytest.approx(0.1 ** min(drops, 2))
         assert int(optax.tree_utils.tree_get(state.opt_state, "mistakes")) == epoch
@@ -208,15 +211,42 @@ def test_the_plateau_rule_sees_the_mistakes_of_the_whole_batch(n, mapper):
 
 
 @functools.cache
-def modern_run(n: int, mapper: str) -> list[step.TrainState]:
-    """States after 0 to 5 updates with batch normalisation, smoothed labels and an average."""
-    r, m = recipe(modern=True), mesh(n)
-    source, stats = batches(m)
-    states = [replicate(step.init_state(r, 0, synthetic.INFO.image_shape), m)]
-    update = compile_replicas(step.train_steps(r, 1), (states[0], source.like, stats, SEED), m, mapper)
+def modern_run(n: int, mapper: str) -> list[TrainState]:
+    """States after 0 to 5 updates with batch normalisation, smoothed labels, an average and the plateau rule."""
+    updates, state = updates_of(recipe(plateau_epochs=1, modern=True), mesh(n), mapper)
+    states = [state]
     for number in range(UPDATES):
-        states.append(update(states[-1], source.at(number), stats, SEED)[0])
+        states.append(updates(states[-1], number)[0])
     return host(states)
+
+
+def assert_equal(mine, theirs) -> None:
+    """To the last bit."""
+    jax.tree.map(np.testing.assert_array_equal, host(mine), host(theirs))
+
+
+def test_several_updates_in_one_dispatch_are_those_of_several_dispatches():
+    """State with average, plateau rule and batch statistics, to the last bit, however the five updates are cut."""
+    updates, state = updates_of(recipe(plateau_epochs=1, modern=True), mesh(1), "pmap", most=4)
+    for cut in ((4, 1), (1, 3, 1), (2, 2, 1)):
+        now, done = state, 0
+        for count in cut:
+            now, metrics = updates(now, done, count)
+            assert (host(metrics)["loss"] > 0).tolist() == [i < count for i in range(4)]
+            done += count
+            assert_equal(now, modern_run(1, "pmap")[done])
+
+
+@pytest.mark.parametrize(("n", "mapper"), [(1, "pmap"), (2, "shard_map")])
+def test_several_updates_in_microbatches_in_one_dispatch(n, mapper):
+    """The same for gradient accumulation, and the metrics too."""
+    r = recipe()._replace(accumulate=2)
+    state, metrics = after_five(*updates_of(r, mesh(n), mapper))
+    updates, start = updates_of(r, mesh(n), mapper, most=5)
+    now, first = updates(start, 0, 4)
+    now, last = updates(now, 4, 1)
+    assert_equal(now, state)
+    assert_equal(jax.tree.map(lambda a, b: np.concatenate([a[:4], b[:1]]), first, last), metrics)
 
 
 @pytest.mark.parametrize(("n", "mapper"), [(2, "shard_map"), (8, "pmap")])
@@ -232,7 +262,7 @@ def test_running_statistics_are_those_of_the_batches():
     r, (data, stats) = recipe(modern=True), pictures("train[:64]")
     before, after = modern_run(1, "pmap")[:2]
     rows = memory.epoch_order(int(SEED), 0, 64)[:16]
-    keys = jax.random.fold_in(step.stream(SEED, step.AUGMENT), 0)
+    keys = jax.random.fold_in(random_key(SEED, AUGMENT), 0)
     x = fitted.apply(r.preprocess, stats, data.image[rows])
     x = np.asarray(fitted.augment(r.augment, jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(16)), x))
     kernel = np.asarray(before.params["mlpconv1"]["conv1"]["kernel"], np.float64)
@@ -261,7 +291,7 @@ def pipeline(order, number, image, seed):
     """Rows, augmented pictures and dropout masks of a replica's share, joined again."""
     rows = shard_of_batch(memory.batch_indices(order, number, 16))
     example = shard_of_batch(jnp.arange(16))
-    keys = jax.vmap(lambda i: jax.random.fold_in(step.stream(seed, step.AUGMENT), i))(example)
+    keys = jax.vmap(lambda i: jax.random.fold_in(random_key(seed, AUGMENT), i))(example)
     x = fitted.augment(recipe().augment, keys, image[rows].astype(jnp.float32))
     return jax.tree.map(lambda a: jax.lax.all_gather(a, AXIS, tiled=True), (rows, x))
 
@@ -274,19 +304,21 @@ def test_the_batches_and_their_augmentation_are_the_same_on_any_number_of_device
     arguments = replicate((order, np.int32(2), data.image, SEED), mesh(n))
     rows, x = compile_replicas(pipeline, arguments, mesh(n), mapper)(*arguments)
     np.testing.assert_array_equal(rows, order[32:48])
-    keys = jax.vmap(lambda i: jax.random.fold_in(step.stream(SEED, step.AUGMENT), i))(jnp.arange(16))
+    keys = jax.vmap(lambda i: jax.random.fold_in(random_key(SEED, AUGMENT), i))(jnp.arange(16))
     alone = fitted.augment(recipe().augment, keys, jnp.asarray(data.image[rows], jnp.float32))
     np.testing.assert_array_equal(x, alone)
 
 
 @pytest.mark.parametrize(
-    ("n", "mapper", "batch_size"), [(1, "pmap", 16), (1, "shard_map", 50), (2, "shard_map", 20), (8, "pmap", 24)]
+    ("n", "mapper", "batch_size", "most"),
+    [(1, "pmap", 16, 1), (1, "shard_map", 50, 1), (2, "shard_map", 20, 1), (8, "pmap", 24, 1), (1, "pmap", 16, 3)],
 )
-def test_evaluation_counts_every_example_once(n, mapper, batch_size):
-    """50 pictures, so that the last batch is filled up: loss and error are those that NumPy has from the logits."""
+def test_evaluation_counts_every_example_once(n, mapper, batch_size, most, monkeypatch):
+    """50 images, so that the last batch is filled up: loss and error are those that NumPy has from the logits."""
+    monkeypatch.setattr(memory, "steps_per_dispatch", lambda: most)
     (data, _), (_, stats) = pictures("test[:50]"), pictures("train[:64]")
     variables = {"params": first_run(1, "pmap")[0]}
-    logits, _ = step.predict(recipe(), variables, stats, jnp.asarray(data.image))
+    logits, _ = predict(recipe(), variables, stats, jnp.asarray(data.image))
     logits = np.asarray(logits, np.float64)
     expected = {
         "loss": -scipy.special.log_softmax(logits, axis=1)[np.arange(50), data.label].mean(),
@@ -295,13 +327,13 @@ def test_evaluation_counts_every_example_once(n, mapper, batch_size):
     }
     m = mesh(n)
     data, stats = replicate((data, stats), m)
-    evaluator = Evaluator([recipe()], m, mapper, memory.Resident(data, batch_size), [stats])
+    evaluator = Evaluator([recipe()], m, mapper, memory.InOrder(data, batch_size), [stats])
     assert evaluator([replicate(variables, m)]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluation_stops_when_it_is_told_to():
     data, stats = replicate(pictures("test[:50]"), mesh(1))
-    evaluator = Evaluator([recipe()], mesh(1), "pmap", memory.Resident(data, 16), [stats])
+    evaluator = Evaluator([recipe()], mesh(1), "pmap", memory.InOrder(data, 16), [stats])
     assert evaluator([replicate({"params": first_run(1, "pmap")[0]}, mesh(1))], stopped=lambda: True) is None
 
 
@@ -317,8 +349,14 @@ def test_a_batch_that_cannot_be_shared_is_a_mistake_that_names_the_nearest():
             check_batch(batch_size, mesh(8), 1)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, 1), (100, 100), (101, 51), (390, 98), (1000, 100)])
-def test_an_accelerator_gets_up_to_a_hundred_steps_a_dispatch_and_a_cpu_one(monkeypatch, steps, expected):
-    assert steps_per_dispatch(steps) == 1
+def test_an_evaluation_has_as_few_dispatches_as_can_be_and_all_alike(monkeypatch):
+    """Ten batches, at most four a dispatch."""
+    monkeypatch.setattr(memory, "steps_per_dispatch", lambda: 4)
+    source = memory.InOrder(pictures("test[:50]")[0], 5)
+    assert (source.batches, source.batches_per_dispatch, len(list(source))) == (10, 4, 3)
+
+
+def test_an_accelerator_gets_up_to_a_hundred_updates_a_dispatch_and_a_cpu_one(monkeypatch):
+    assert steps_per_dispatch() == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert steps_per_dispatch(steps) == expected
+    assert steps_per_dispatch() == 100

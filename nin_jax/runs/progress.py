@@ -1,0 +1,56 @@
+"""What a run knows of its past besides its state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from nin_jax import config as config_lib
+from nin_jax.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Exactly what a checkpoint notes of its run besides the state, so that a resumed run goes on with it. All of it is JSON.
+
+    Attributes:
+      loss, error: sums of the means of the batches since the last row of training.
+      updates: how many those were.
+      constant_for: for each class, the updates in a row in which it had the same logit for every image; empty before the
+        first update.
+      seconds: spent on each part of the run so far, see `Clock`.
+    """
+
+    loss: float = 0.0
+    error: float = 0.0
+    updates: int = 0
+    constant_for: tuple[int, ...] = ()
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, notes: Mapping[str, Any]) -> Progress:
+        """From the notes of a checkpoint; nothing has happened where they have none."""
+        plain = notes.get("progress", {})
+        return cls(**plain | {"constant_for": tuple(plain.get("constant_for", ()))})
+
+    def notes(self, seconds: Mapping[str, float], config: Config, data: str) -> dict[str, Any]:
+        """What a checkpoint notes.
+
+        Args:
+          seconds: as of now.
+          config: of the run.
+          data: what its training examples are known by.
+        """
+        progress = dataclasses.asdict(dataclasses.replace(self, seconds=dict(seconds)))
+        # Where the last update left every logit constant, the checkpoint is no place to roll back to.
+        healthy = not self.constant_for or not all(self.constant_for)
+        return {"progress": progress, "healthy": healthy, "data": data, "config": config_lib.to_dict(config)}
+
+    def means(self) -> dict[str, float]:
+        """Of the updates since the last row."""
+        return {"loss": self.loss / self.updates, "error_pct": 100 * self.error / self.updates}
+
+    def after_row(self) -> Progress:
+        """With sums that begin again."""
+        return dataclasses.replace(self, loss=0.0, error=0.0, updates=0)

@@ -1,0 +1,144 @@
+"""Everything before the first update of a run: data, fitted preprocessing, programs, and the state to begin with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nin_jax.config import Config
+from nin_jax.console import say
+from nin_jax.data.source import TrainSource
+from nin_jax.devices import processes
+from nin_jax.devices.mesh import host, replicate, replicated_like
+from nin_jax.devices.replicas import compile_for_once
+from nin_jax.devices.signals import Stop
+from nin_jax.errors import StorageFailed, UserError
+from nin_jax.runs import rollback
+from nin_jax.runs.checkpoint import Checkpoints
+from nin_jax.runs.directory import check_config
+from nin_jax.runs.progress import Progress
+from nin_jax.runs.record import Record, eval_name
+from nin_jax.runs.summary import Summary
+from nin_jax.training import optim
+from nin_jax.training.build import Run
+from nin_jax.training.evaluate import Evaluator
+from nin_jax.training.load import merge, variables_of
+from nin_jax.training.programs import Programs
+from nin_jax.training.state import Recipe, TrainState, init_state, state_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What one start of a run works with; none of it changes.
+
+    Attributes:
+      config, workdir: of the run.
+      epoch_updates, last: the updates of an epoch, and of the run.
+      identity: what a checkpoint's training examples are known by.
+      source, programs: what updates are made from, and the compiled functions.
+      checkpoints, record, summary: what is written.
+    """
+
+    config: Config
+    workdir: Path
+    epoch_updates: int
+    last: int
+    identity: str
+    source: TrainSource
+    programs: Programs
+    checkpoints: Checkpoints
+    record: Record
+    summary: Summary
+
+
+def start(
+    run: Run, workdir: Path, stop: Stop, beat: Callable[[], None], opened: contextlib.ExitStack
+) -> tuple[Start, int, TrainState, Progress]:
+    """Opens a run; `opened` closes it again.
+
+    Returns what it works with; and of the newest checkpoint, or of a run that begins, the step, state and progress.
+    Raises `UserError` where the training split holds no batch, or where the checkpoint is of another run.
+    """
+    c, mesh = run.config, run.mesh
+    data, test = run.load(c.train_split), run.load(c.eval_split)
+    source = run.training(data)
+    opened.callback(source.close)
+    epoch_updates = source.examples // c.batch_size
+    if not epoch_updates:
+        raise UserError(
+            f"train_split={c.train_split!r} has {source.examples} examples, fewer than batch_size={c.batch_size}"
+        )
+    last, identity = c.epochs * epoch_updates, identify(data, run)
+    rollbacks = processes.from_first(lambda: rollback.read(workdir))
+    scale = rollback.factor(rollbacks)
+    recipe = run.recipe(epoch_updates, scale)
+    stats = run.fitted(workdir, write=True, train=data)
+    beat()
+    evaluator = Evaluator([recipe], mesh, c.mapper, run.evaluation(test), [stats])
+    make = jax.jit(lambda seed: init_state(recipe, seed, run.info.image_shape)).trace(np.uint32(c.seed))
+    like: TrainState = replicated_like(make.out_info, mesh)
+
+    stop.can_save = True  # a signal that cut a restore short would make a good checkpoint look broken
+    seed, schedule = replicate(jnp.uint32(c.seed), mesh), optim.schedule(c, epoch_updates, scale)
+    programs = Programs(recipe, source, evaluator, like, stats, seed, schedule, mesh, c.mapper)
+    opened.callback(programs.close)  # they compile while this thread restores or makes the state
+    checkpoints = Checkpoints(workdir, c.keep)
+    opened.callback(_close, checkpoints)
+    found = checkpoints.restore(like)
+    if found:
+        step, state, notes = found
+        check_config(notes.get("config"), c, f"checkpoint {step} in {workdir}")
+        if notes.get("data", identity) != identity:
+            raise UserError(
+                f"--workdir={workdir} holds a run on other training examples ({notes['data']}; now {identity}); choose "
+                "another --workdir, or bring the data back"
+            )
+        say(f"going on from step {step} of {last} in {workdir}")
+    else:
+        first = compile_for_once(make.lower())(np.uint32(c.seed))
+        step, state, notes = 0, processes.placed_like(with_weights(c.init_from, first, recipe), like), {}
+    source.start(step)
+    record = Record(workdir, step)
+    opened.callback(record.close)
+    params = sum(p.size for p in jax.tree.leaves(like.params))
+    left_out = {"train": run.left_out[c.train_split], eval_name(c.eval_split): run.left_out[c.eval_split]}
+    summary = Summary(workdir, c, mesh, epoch_updates, params, left_out, rollbacks)
+    made = Start(c, workdir, epoch_updates, last, identity, source, programs, checkpoints, record, summary)
+    return made, step, state, Progress.of(notes)
+
+
+def _close(checkpoints: Checkpoints) -> None:
+    with contextlib.suppress(StorageFailed):  # it was raised where it happened; here it would hide the reason
+        checkpoints.close()
+
+
+def identify(data: Any, run: Run) -> str:
+    """What a resumed run's training examples are known by; says which classes have none."""
+    if not isinstance(data, tuple):
+        return f"{len(data)} pictures"
+    labels, classes = data[1], run.info.classes
+    empty = np.setdiff1d(np.arange(classes), labels).tolist()
+    if empty:
+        split = run.config.train_split
+        say(f"warning: {split} has no example of {len(empty)} of {classes} classes: {empty[:20]}")
+    return f"{len(labels)} examples, labels {zlib.crc32(labels.tobytes()):08x}"
+
+
+def with_weights(source: str | None, state: TrainState, recipe: Recipe) -> TrainState:
+    """The state before the first update, with the weights of the run `source` in place of random ones, where they fit."""
+    if source is None:
+        return state
+    theirs = host(variables_of(Path(source).expanduser()))
+    variables, kept, unused = merge(state.current, theirs)
+    if len(kept) == len(jax.tree.leaves(state.current)):
+        raise UserError(f"init_from={source!r}: no parameter of that run fits this network")
+    say(f"weights of {source}; of their own: {', '.join(kept) or 'none'}; not used: {', '.join(unused) or 'none'}")
+    return state_of(recipe, **variables)

@@ -1,0 +1,99 @@
+"""What a run trains, its recipe, and what it carries from update to update, its state.
+
+Randomness is a function of (seed, step, index of the example in the global batch) and nothing else, so a resumed run
+is the same run, and a run on eight devices is the run on one, up to the order of a sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from nin_jax.data import fitted
+
+AUGMENT, DROPOUT, INIT = 1, 2, 3  # independent streams of random numbers
+
+
+class Recipe(NamedTuple):
+    """What updates and evaluations are made of; all of it is static.
+
+    Attributes:
+      model, task: entries of models/ and tasks/.
+      objective: what an update lowers: (logits, labels) -> float32 `[B]`.
+      preprocess, augment: the parsed ops.
+      batch_size: images of an update, over all replicas.
+      optimizer: from `optim.optimizer`.
+      ema_decay: of the moving average of the weights (EMA, `optimizer.average` of the config); 0: there is none.
+      accumulate: gradient accumulation: how many microbatches a replica computes its part of a batch in.
+    """
+
+    model: nn.Module
+    task: ModuleType
+    objective: Callable[[jax.Array, jax.Array], jax.Array]
+    preprocess: list[fitted.Op]
+    augment: list[fitted.Op]
+    batch_size: int
+    optimizer: optax.GradientTransformationExtraArgs
+    ema_decay: float = 0.0
+    accumulate: int = 1
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The whole state of a run.
+
+    Attributes:
+      step: int32 scalar, finished updates.
+      params: what is trained.
+      opt_state: of the optimizer.
+      batch_stats: running means and variances of batch normalisation; empty without.
+      average: exponential moving average (EMA) of `current` over the updates; None without.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+    batch_stats: Any = flax.struct.field(default_factory=dict)
+    average: Any = None
+
+    @property
+    def current(self) -> dict[str, Any]:
+        """Flax variables of the network as the last update left it."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Flax variables of the network that is evaluated: the average where there is one."""
+        return self.current if self.average is None else self.average
+
+
+def random_key(seed: jax.Array, stream: int) -> jax.Array:
+    """The random key of one stream of a run's seed (uint32 scalar)."""
+    return jax.random.fold_in(jax.random.key(seed), stream)
+
+
+def init_variables(model: nn.Module, seed: int | jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Initial "params" and "batch_stats" of a model for images `[H, W, C]`."""
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = model.init({"params": random_key(jnp.uint32(seed), INIT)}, image, train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def state_of(recipe: Recipe, params: Any, batch_stats: Any) -> TrainState:
+    """The state before the first update, of a network with these variables."""
+    state = TrainState(jnp.zeros((), jnp.int32), params, recipe.optimizer.init(params), batch_stats)
+    # A copy: an update donates its state, and no buffer may be donated twice.
+    return dataclasses.replace(state, average=jax.tree.map(jnp.copy, state.current)) if recipe.ema_decay else state
+
+
+def init_state(recipe: Recipe, seed: int | jax.Array, image_shape: tuple[int, int, int]) -> TrainState:
+    """The state before the first update."""
+    return state_of(recipe, **init_variables(recipe.model, seed, image_shape))

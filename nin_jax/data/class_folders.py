@@ -128,7 +128,7 @@ def _tops(root: Path) -> dict[str, Path]:
                 f"data_dir={root}: {path.name} would be a split, but holds {held}; if it is a class, rename it, such as "
                 f"{path.name}_"
             )
-    return tops
+    return {split: tops[split] for split in SPLITS.values() if split in tops}
 
 
 def _count_loose(top: Path, left_out: Counter[str]) -> None:

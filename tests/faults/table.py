@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 HERE = "tests/faults"
+CLASS_FOLDERS = "tests/data/test_class_folders.py"
 
 
 class Row(NamedTuple):
@@ -128,6 +129,56 @@ ROWS = (
             f"{HERE}/test_data.py::test_an_undecodable_picture_in_a_folder",
             f"{HERE}/test_data.py::test_what_no_data_set_may_hold",
             f"{HERE}/test_data.py::test_labels_that_are_no_class_left_out",
+        ),
+    ),
+    Row(
+        "split folders called Training, Testing, val, valid; in capitals",
+        "they are the splits; what may be meant in two ways (a class called like a split, folders beside train) is refused",
+        (
+            f"{HERE}/test_data.py::test_split_folders_of_any_usual_name",
+            f"{CLASS_FOLDERS}::test_what_may_be_meant_in_two_ways_is_refused",
+        ),
+    ),
+    Row(
+        "a slice such as `train[80%:]` of a folder of pictures",
+        "its share of every class, the same on every machine; a class without an example is named",
+        (
+            f"{HERE}/test_data.py::test_a_slice_of_a_folder_has_every_class",
+            f"{CLASS_FOLDERS}::test_every_slice_has_its_share_of_every_class",
+            f"{CLASS_FOLDERS}::test_the_order_is_mixed_and_that_of_the_names",
+        ),
+    ),
+    Row(
+        "pictures in other formats than JPEG and PNG, in linked folders; links to nothing; litter of systems",
+        "what is decoded is taken, what is not is counted with the reason; a link to nothing is a bad record",
+        (
+            f"{CLASS_FOLDERS}::test_every_ending_that_is_decoded_is_taken",
+            f"{CLASS_FOLDERS}::test_what_looks_like_a_picture_and_is_not_taken_is_counted",
+            f"{CLASS_FOLDERS}::test_linked_folders_and_pictures_are_taken",
+            f"{CLASS_FOLDERS}::test_loops_end",
+            f"{HERE}/test_data.py::test_a_link_to_what_is_not_mounted",
+            f"{CLASS_FOLDERS}::test_the_litter_of_systems_is_no_class_and_no_picture",
+        ),
+    ),
+    Row(
+        "transparent pictures",
+        "laid on white (an argument), counted in the summary",
+        (
+            f"{HERE}/test_data.py::test_what_is_transparent",
+            f"{CLASS_FOLDERS}::test_transparent_pictures_are_laid_on_white",
+        ),
+    ),
+    Row(
+        "whatever a folder of pictures holds",
+        "a table at the start of every run: classes and their numbers, sizes, kinds, what is left out and why",
+        (f"{CLASS_FOLDERS}::test_the_table_says_what_was_found",),
+    ),
+    Row(
+        "records of a prepared data set removed or cut, its description still there",
+        "training says to prepare, and preparing does it again",
+        (
+            "tests/data/test_prepare.py::test_records_that_are_gone_are_prepared_again",
+            "tests/data/test_pack.py::test_shards_that_are_gone_are_packed_again",
         ),
     ),
     Row(

@@ -124,6 +124,80 @@ def test_slices_keep_their_examples() -> None:
         assert left_out == 5 - len(wanted)
 
 
+def pictures(root: Path, **kinds: int) -> Path:
+    """Pictures of noise, each class with a grey of its own: `pictures(root, cat=20, dog=10)`."""
+    rng = np.random.default_rng(0)
+    for k, (kind, number) in enumerate(kinds.items()):
+        (root / kind).mkdir(parents=True, exist_ok=True)
+        for i in range(number):
+            pixels = rng.integers(80 * k, 80 * k + 60, (10, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(root / kind / f"{i}.png")
+    return root
+
+
+def of_folder(root: Path, train: str = "train", test: str = "test", **changes: Any) -> dict[str, Any]:
+    return {"dataset": "folder(size=16)", "data_dir": root, "train_split": train, "eval_split": test} | changes
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "split"),
+    [("Training", "Testing", "test"), ("train", "val", "validation"), ("TRAIN", "valid", "val")],
+)
+def test_split_folders_of_any_usual_name(
+    train: str, other: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tally: Counter[str]
+) -> None:
+    """The network is one of the three classes, is tested on the other folder's pictures, and the table says so."""
+    pictures(tmp_path / "in" / train, cat=20, dog=20, horse=20)
+    pictures(tmp_path / "in" / other, cat=8, dog=8, horse=8)
+    summary = trained(tmp_path, **of_folder(tmp_path / "in", test=split))
+    assert summary["test_examples"] == 24
+    said = capsys.readouterr().err
+    assert "84 pictures of 3 classes" in said
+    for kind in ("cat", "dog", "horse"):
+        assert [kind, "20", "8"] in [line.split() for line in said.splitlines()]
+    tally["the folders' own classes and pictures"] += 1
+
+
+def test_a_slice_of_a_folder_has_every_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tally: Counter[str]
+) -> None:
+    """`train[:80%]` is trained on and `train[80%:]` held out: a fifth of each class, and not the last class alone."""
+    pictures(tmp_path / "in/train", cat=20, dog=20, horse=20)
+    summary = trained(tmp_path, **of_folder(tmp_path / "in", "train[:80%]", "train[80%:]", batch_size=16))
+    assert summary["test_examples"] == 12
+    assert "has no example" not in capsys.readouterr().err
+    trained(tmp_path / "b", **of_folder(tmp_path / "in", "train[:57]", "train[-2:]"))
+    assert "split 'train[-2:]' of folder(size=16) has no example of 1 of 3 classes: " in capsys.readouterr().err
+    tally["each class in both"] += 1
+
+
+@pytest.mark.parametrize("name", ["x.png", "more"])
+def test_a_link_to_what_is_not_mounted(name: str, tmp_path: Path, tally: Counter[str]) -> None:
+    """Exit 2 and the link named, or left out and counted: storage did not fail."""
+    pictures(tmp_path / "in", cat=40, dog=40)
+    (tmp_path / "in/dog" / name).symlink_to("/not-mounted/dog")
+    said = mistake(tmp_path, **of_folder(tmp_path / "in"))
+    assert f"dog/{name} is not a readable picture: it is a link to /not-mounted/dog, which is not there" in said
+    summary = trained(tmp_path / "b", bad_records="skip", **of_folder(tmp_path / "in"))
+    assert sum(summary["bad_records"].values()) == 1
+    tally["exit 2, or left out and counted"] += 1
+
+
+def test_what_is_transparent(tmp_path: Path, capsys: pytest.CaptureFixture[str], tally: Counter[str]) -> None:
+    """Black shapes on a transparent ground are told apart, and how many there are stands in the summary."""
+    for kind, box in (("bar", (1, 6, 14, 8)), ("square", (5, 5, 10, 10))):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for i in range(40):
+            icon = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+            icon.paste((0, 0, 0, 255), tuple(a + i % 2 for a in box))  # pyright: ignore[reportArgumentType]
+            icon.save(tmp_path / "in" / kind / f"{i}.png")
+    summary = trained(tmp_path, **of_folder(tmp_path / "in", epochs=8))
+    assert summary["test_error_pct"] == 0
+    assert summary["pictures"]["transparent"] == 80
+    assert "80 transparent (laid on white)" in capsys.readouterr().err
+    tally["laid on white and counted"] += 1
+
+
 def test_an_undecodable_picture_in_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tally: Counter[str]
 ) -> None:

@@ -163,40 +163,24 @@ def _members(folder: Path, split: str) -> list[Member]:
     return sorted(members, key=lambda m: hashlib.sha256(m.name.encode()).digest())
 
 
-def _tar(file: Path, offset: int, size: int) -> Iterator[tuple[str, int, int]]:
-    """Name without folders, offset in `file` and size of each file in the tar that lies there. Raises `UserError`."""
+def _tar(file: Path, start: int, size: int) -> Iterator[tuple[str, int, int]]:
+    """Name without folders, offset in `file` and size of each file in the tar of that size there. Raises `UserError`."""
     try:
-        with file.open("rb") as whole, tarfile.open(fileobj=_Part(whole, offset, size), mode="r:") as tar:  # pyright: ignore
-            for member in tar:
-                if member.isdir():
-                    continue
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                    raise UserError(f"{file}: {member.name!r} is no regular file")
-                if member.offset_data + member.size > size:
-                    raise UserError(f"{file} is cut off within {member.name!r}")
-                yield os.path.basename(member.name), offset + member.offset_data, member.size
+        with file.open("rb") as whole:
+            whole.seek(start)
+            with tarfile.open(fileobj=whole, mode="r:") as tar:
+                for member in tar:
+                    if member.offset >= start + size:
+                        return  # it is what follows the tar
+                    if member.isdir():
+                        continue
+                    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                        raise UserError(f"{file}: {member.name!r} is no regular file")
+                    if member.offset_data + member.size > start + size:
+                        raise UserError(f"{file} is cut off within {member.name!r}")
+                    yield os.path.basename(member.name), member.offset_data, member.size
     except (tarfile.TarError, OverflowError, ValueError, UnicodeError) as error:
         raise UserError(f"{file} is damaged: {one_line(error)}") from error
-
-
-class _Part:
-    """A part of an open file, read as a file of its own."""
-
-    def __init__(self, file: Any, offset: int, size: int):
-        self.file, self.offset, self.size, self.place = file, offset, size, 0
-
-    def seek(self, place: int) -> int:
-        self.place = place
-        return place
-
-    def tell(self) -> int:
-        return self.place
-
-    def read(self, n: int) -> bytes:
-        self.file.seek(self.offset + self.place)
-        data = self.file.read(max(0, min(n, self.size - self.place)))
-        self.place += len(data)
-        return data
 
 
 def _label(where: Path, name: str, wnid: str | None) -> int:

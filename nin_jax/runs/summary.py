@@ -26,6 +26,7 @@ class Summary:
       epoch_updates: updates of an epoch.
       params: number of parameters.
       bad_records: how many were left out of each split; None where they are met in the course of the run.
+      pictures: `Info.counts` of the data set; empty where it has none.
       rollbacks: see `rollback`.
     """
 
@@ -35,6 +36,7 @@ class Summary:
     epoch_updates: int
     params: int
     bad_records: Mapping[str, int | None]
+    pictures: Mapping[str, int]
     rollbacks: Sequence[Mapping[str, Any]]
 
     def write(
@@ -67,6 +69,7 @@ class Summary:
             "devices": self.mesh.size,
             "seed": c.seed,
             "bad_records": self.bad_records,
+            **({"pictures": dict(self.pictures)} if self.pictures else {}),
             "rollbacks": self.rollbacks,
             "versions": versions(),
             "commit": commit(),

@@ -97,6 +97,8 @@ def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -
         are each run's own; the rest is that of `config`.
     """
     run, members, numbers = Run(config), [], []
+    for line in run.info.found:
+        say(line)
     for directory in ensemble or (workdir,):
         member, state, number = _member(config, directory, own=bool(ensemble))
         members.append((member.recipe(1), member.fitted(directory, write=False), state.variables))

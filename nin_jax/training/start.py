@@ -76,7 +76,7 @@ def start(
         raise UserError(
             f"train_split={c.train_split!r} has {source.examples} examples, fewer than batch_size={c.batch_size}"
         )
-    last, identity = c.epochs * epoch_updates, identify(data, run)
+    last, identity = c.epochs * epoch_updates, identify(data)
     rollbacks = processes.from_first(lambda: rollback.read(workdir))
     scale = rollback.factor(rollbacks)
     recipe = run.recipe(epoch_updates, scale)
@@ -110,7 +110,7 @@ def start(
     opened.callback(record.close)
     params = sum(p.size for p in jax.tree.leaves(like.params))
     left_out = {"train": run.left_out[c.train_split], eval_name(c.eval_split): run.left_out[c.eval_split]}
-    summary = Summary(workdir, c, mesh, epoch_updates, params, left_out, rollbacks)
+    summary = Summary(workdir, c, mesh, epoch_updates, params, left_out, run.info.counts, rollbacks)
     made = Start(c, workdir, epoch_updates, last, identity, source, programs, checkpoints, record, summary)
     return made, step, state, Progress.of(notes)
 
@@ -120,16 +120,11 @@ def _close(checkpoints: Checkpoints) -> None:
         checkpoints.close()
 
 
-def identify(data: Any, run: Run) -> str:
-    """What a resumed run's training examples are known by; says which classes have none."""
+def identify(data: Any) -> str:
+    """What a resumed run's training examples are known by."""
     if not isinstance(data, tuple):
         return f"{len(data)} pictures"
-    labels, classes = data[1], run.info.classes
-    empty = np.setdiff1d(np.arange(classes), labels).tolist()
-    if empty:
-        split = run.config.train_split
-        say(f"warning: {split} has no example of {len(empty)} of {classes} classes: {empty[:20]}")
-    return f"{len(labels)} examples, labels {zlib.crc32(labels.tobytes()):08x}"
+    return f"{len(data[1])} examples, labels {zlib.crc32(data[1].tobytes()):08x}"
 
 
 def with_weights(source: str | None, state: TrainState, recipe: Recipe) -> TrainState:

@@ -15,7 +15,7 @@ import torch
 from flax.traverse_util import flatten_dict
 from torch import nn
 
-from nin_jax import config as config_lib
+from nin_jax.config import Config
 from nin_jax.models import _stages as stages
 
 
@@ -79,14 +79,14 @@ def network(ours: Any, params: Any, channels: int, setting: Setting) -> NIN:
 class Trainer:
     """Training steps of a network: forward, loss, backward, clipping, SGD with learning rates by layer."""
 
-    def __init__(self, model: NIN, config: Any, setting: Setting):
-        optimizer, rules = config.optimizer, config_lib.learning_rate_factors(config)
+    def __init__(self, model: NIN, config: Config, setting: Setting):
+        optimizer, rules = config.optimizer, config.optimizer.learning_rate_factors
         self.model, self.clip_norm, self.setting = model, optimizer.clip_norm, setting
         groups = []
         for path, conv in model.convolutions.items():
             for part, tensor, decay in (("kernel", conv.weight, optimizer.weight_decay), ("bias", conv.bias, 0.0)):
                 name = "/".join((*path, part))
-                factor = next((factor for pattern, factor in rules if pattern.search(name)), 1.0)
+                factor = next((rule.number for rule in rules if rule.pattern.search(name)), 1.0)
                 groups.append({"params": [tensor], "lr": factor * optimizer.learning_rate, "weight_decay": decay})
         self.sgd = torch.optim.SGD(groups, momentum=optimizer.momentum)
         self.loss = nn.CrossEntropyLoss()

@@ -1,120 +1,303 @@
-"""Every legal key of an experiment, with its default and unit; the strict check; the fingerprint of a run.
+"""The config of a run: every key declared once, with its default, its text and its check.
 
-An experiment (`experiments/NAME.py`) starts from `default()`, sets what differs, and is then frozen by
-`check`. Nothing else in the package knows a default of its own.
+An experiment (`experiments/NAME.py`) starts from `default()`, an `ml_collections.ConfigDict` of plain values, and sets what
+differs; flags change more. `check` turns that into a `Config`: typed, frozen and parsed, which is all that the rest of the
+package sees. `python -m nin_jax.config > docs/config.md` writes the page of all keys.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
-import inspect
 import json
 import math
-import re
 import runpy
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict, FrozenConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections import ConfigDict
 
-from nin_jax import registry
+from nin_jax import registry, schema, storage
 from nin_jax.data import views
-from nin_jax.errors import UserError, nearest
-
-Config = Any  # a FrozenConfigDict that `check` returned; its stubs give every value the union of all types
-
-CHOICES = {
-    "precision": ("float32", "bfloat16"),
-    "mapper": ("pmap", "shard_map"),
-    "bad_records": ("stop", "skip"),
-    "schedule.decay": ("none", "linear", "exponential", "cosine"),
-    "eval.views": views.NAMES,
-}
-
-AT_LEAST_1 = (
-    "batch_size",
-    "accumulate",
-    "epochs",
-    "eval_every_epochs",
-    "checkpoint_every_epochs",
-    "keep",
-    "schedule.plateau_drops",
-)
-AT_LEAST_0 = (
-    "eval_batch_size",
-    "rollbacks",
-    "watchdog_seconds",
-    *(f"optimizer.{k}" for k in ("learning_rate", "momentum", "momentum_final", "momentum_epochs")),
-    *(f"optimizer.{k}" for k in ("weight_decay", "clip_norm")),
-    *(f"schedule.{k}" for k in ("factor", "warmup_epochs", "final_factor", "final_epochs", "plateau_epochs")),
-)
-
-# What may change between two starts of the same run: where things lie, how the work is shared out, what faults lead to.
-NOT_THE_RUN = (
-    *("data_dir", "mapper", "keep", "checkpoint_every_epochs", "accumulate", "eval_batch_size", "workers"),
-    *("bad_records", "rollbacks", "rollback_factor", "watchdog_seconds"),
-)
+from nin_jax.errors import UserError, nearest, one_line
+from nin_jax.registry import Call
+from nin_jax.schema import REQUIRED, Rule, at_least, calls, epochs, key, must, one_of, rules
 
 
-def default() -> Config:
+def model(section: Any) -> Call[registry.Model]:
+    """The model of a section with its name and its arguments."""
+    name: Any = section.get("name") if isinstance(section, ConfigDict) else None
+    if not isinstance(name, str):
+        raise UserError("model.name must name a model")
+    entry, arguments = registry.find("models", name), {k: v for k, v in section.items() if k != "name"}
+    registry.check_arguments(f"model {name}", registry.legal_arguments("models", entry), arguments)
+    return Call(section.to_dict(), name, arguments, entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Stochastic gradient descent; see `training.optim` for the formula."""
+
+    learning_rate: float = key(0.1, "learning rate after the warm-up, before any decay", at_least(0))
+    learning_rate_factors: tuple[Rule, ...] = key(
+        (),
+        'factors of the learning rate, "PATTERN=FACTOR", by regular expressions that are searched in the parameter\'s path; '
+        'the first match counts: ("cccp6/kernel=0.1", "bias=2")',
+        rules("factor", -math.inf),
+    )
+    momentum: float = key(0.9, "momentum", at_least(0))
+    momentum_final: float = key(0.9, "momentum after `momentum_epochs`, reached linearly", at_least(0))
+    momentum_epochs: float = key(0.0, "length of the change to `momentum_final`, in epochs; 0: none", at_least(0))
+    weight_decay: float = key(
+        1e-4, "weight decay: L2, the gradient of weight_decay / 2 * w^2, on kernels and not on biases", at_least(0)
+    )
+    clip_norm: float = key(
+        0.0, "gradient clipping: the largest L2 norm of the gradient of the whole network; 0: none", at_least(0)
+    )
+    average: float = key(
+        0.0,
+        "EMA decay: the exponential moving average of the weights is what is evaluated; 0: no average",
+        must("0 or more, and less than 1", lambda x: 0 <= x < 1),
+    )
+    max_norms: tuple[Rule, ...] = key(
+        (),
+        'max-norm constraints, "PATTERN=NORM", by path as above: the largest L2 norm of a filter, over all axes but the last',
+        rules("norm", 0.0),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate over time; see `training.optim.schedule` for the formula."""
+
+    boundaries_epochs: tuple[float, ...] = key(
+        (), "epochs after which the learning rate is multiplied by `factor`", epochs
+    )
+    factor: float = key(0.1, "what the learning rate is multiplied by at boundaries and plateaus", at_least(0))
+    warmup_epochs: float = key(0.0, "length of the linear warm-up from 0, in epochs", at_least(0))
+    decay: str = key(
+        "none",
+        'shape of a smooth decay: "none", "linear", "exponential" or "cosine"',
+        one_of("none", "linear", "exponential", "cosine"),
+    )
+    final_factor: float = key(0.01, "what the smooth decay ends at, times the learning rate", at_least(0))
+    final_epochs: float = key(0.0, "epoch at which the smooth decay ends; 0: the last", at_least(0))
+    plateau_epochs: int = key(
+        0,
+        "epochs without a new lowest training error after which the learning rate drops by `factor`; 0: off",
+        at_least(0),
+    )
+    plateau_drops: int = key(
+        2, "largest number of such drops; the paper's rule (section 4.1): down to 1 % of the initial rate", at_least(1)
+    )
+
+    def __post_init__(self) -> None:
+        if self.decay == "exponential" and not self.final_factor:
+            raise UserError("schedule.final_factor=0: an exponential decay never gets there; must be above 0")
+        if self.plateau_epochs and not 0 < self.factor < 1:
+            raise UserError(f"schedule.factor={self.factor}: with schedule.plateau_epochs it must be between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluation."""
+
+    views: str = key(
+        "center",
+        'windows of an image that are evaluated: "center", "10-crop", "3-view" or "dense"; see `data.views`',
+        one_of(*views.NAMES),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A checked config. Calls, rules and the model are parsed."""
+
+    seed: int = key(
+        0,
+        "seed of initial weights, batches, augmentation and dropout",
+        must("from 0 to 2^32 - 1", lambda seed: 0 <= seed < 2**32),
+    )
+    dataset: Call[registry.Dataset] = key(
+        REQUIRED,
+        'entry of data/datasets/, with arguments if it has some: "folder(size=32)"',
+        functools.partial(registry.call, "datasets"),
+    )
+    data_dir: str | None = key(
+        None,
+        "where the data set is prepared; None: TFDS_DATA_DIR, else ~/tensorflow_datasets",
+        storage.local_path,
+        part_of_run=False,
+    )
+    train_split: str = key("train", 'training split, in TFDS split syntax: "train[:40000]", "train[80%:]"')
+    eval_split: str = key("test", "evaluation split")
+    preprocess: tuple[Call[registry.FittedOp], ...] = key(
+        (),
+        'calls of fitted ops of data/preprocess/, fitted on the training split: ("gcn(scale=55)", "zca(eps=0.1)")',
+        calls("preprocess"),
+    )
+    augment: tuple[Call[registry.RandomOp], ...] = key(
+        (), 'calls of random ops of data/preprocess/, in training only: ("crop(pad=4)", "flip()")', calls("augment")
+    )
+    model: Call[registry.Model] = key(
+        {"name": REQUIRED}, "model.name: entry of models/; model.ARGUMENT: its own arguments", model
+    )
+    task: Call[registry.Task] = key(
+        "classify",
+        'entry of training/tasks/, with arguments if it has some: "classify(smoothing=0.1)"',
+        functools.partial(registry.call, "tasks"),
+    )
+    init_from: str | None = key(
+        None,
+        "run directory whose weights training starts from (fine-tuning), as far as they fit; None: random weights",
+        storage.local_path,
+    )
+    batch_size: int = key(128, "images per update, over all devices", at_least(1))
+    accumulate: int = key(
+        1,
+        "gradient accumulation: microbatches that a batch is computed in; the same update from less memory",
+        at_least(1),
+        part_of_run=False,
+    )
+    epochs: int = key(1, "passes over the training split", at_least(1))
+    precision: str = key(
+        "float32",
+        'type of the computation: "float32" or "bfloat16"; parameters are float32',
+        one_of("float32", "bfloat16"),
+    )
+    mapper: str = key(
+        "pmap",
+        'what maps a step over the devices: "pmap" or "shard_map"',
+        one_of("pmap", "shard_map"),
+        part_of_run=False,
+    )
+    optimizer: Optimizer = key(Optimizer)
+    schedule: Schedule = key(Schedule)
+    eval: Eval = key(Eval)
+    eval_batch_size: int = key(
+        0,
+        "largest number of images per evaluation batch, over all devices; 0: batch_size",
+        at_least(0),
+        part_of_run=False,
+    )
+    eval_every_epochs: int = key(1, "epochs between evaluations", at_least(1))
+    checkpoint_every_epochs: int = key(1, "epochs between checkpoints", at_least(1), part_of_run=False)
+    workers: int = key(
+        -1,
+        "processes that decode images of a streamed data set; 0: threads only; -1: chosen by the number of cores",
+        at_least(-1),
+        part_of_run=False,
+    )
+    keep: int = key(2, "newest checkpoints kept, besides the best", at_least(1), part_of_run=False)
+    bad_records: str = key(
+        "stop",
+        'at a record that cannot be used: "stop", or "skip": leave it out and count it in the summary',
+        one_of("stop", "skip"),
+        part_of_run=False,
+    )
+    rollbacks: int = key(
+        0,
+        "how often a run that diverges goes back to its newest good checkpoint, with a lower learning rate",
+        at_least(0),
+        part_of_run=False,
+    )
+    rollback_factor: float = key(
+        0.5,
+        "what each rollback multiplies the learning rate by",
+        must("above 0, and at most 1", lambda x: 0 < x <= 1),
+        part_of_run=False,
+    )
+    watchdog_seconds: float = key(
+        1800.0,
+        "seconds without progress after which a run ends, with stacks and exit code 75; 0: never",
+        at_least(0),
+        part_of_run=False,
+    )
+
+
+# What may change between two starts of the same run: where things are, how work is shared out, what faults lead to.
+NOT_THE_RUN = tuple(name for name, declared in schema.leaves(Config) if not declared.part_of_run)
+
+
+def default() -> ConfigDict:
     """All keys but the model's own arguments, which each experiment lists under `model`."""
-    c = ConfigDict()
-    c.seed = 0  # of initial weights, batches, augmentation and dropout
-    c.dataset = placeholder(str)  # entry of datasets/, with arguments where it has some: "folder(size=32)"
-    c.data_dir = placeholder(str)  # None: TFDS_DATA_DIR, else ~/tensorflow_datasets
-    c.train_split = "train"  # TFDS split syntax: "train[:40000]", "train[80%:]"
-    c.eval_split = "test"
-    c.preprocess = ()  # calls of preprocess/, fitted on the training split: ("gcn(scale=55)", "zca(eps=0.1)")
-    c.augment = ()  # random calls of preprocess/, training only: ("crop(pad=4)", "flip()")
-    c.model = ConfigDict({"name": placeholder(str)})  # entry of models/ and its arguments
-    c.task = "classify"  # entry of tasks/, with arguments where it has some: "classify(smoothing=0.1)"
-    c.init_from = placeholder(str)  # a run directory whose weights to start from, as far as they fit; None: random ones
-    c.batch_size = 128  # images an update, over all devices
-    c.accumulate = 1  # parts that a batch is computed in, one after the other: the same update from less memory
-    c.epochs = 1  # passes over the training split
-    c.precision = "float32"  # what is computed in: "float32", "bfloat16"; parameters are float32
-    c.mapper = "pmap"  # what maps a step over the devices: "pmap", "shard_map"
-    c.optimizer = ConfigDict(
-        {
-            "learning_rate": 0.1,
-            "learning_rate_factors": (),  # "PATTERN=FACTOR" by parameter path, first match: ("cccp6/kernel=0.1", "bias=2")
-            "momentum": 0.9,
-            "momentum_final": 0.9,  # what momentum has become, linearly, after momentum_epochs; then it stays
-            "momentum_epochs": 0.0,  # 0: momentum is constant, and momentum_final is not looked at
-            "weight_decay": 1e-4,  # L2: the gradient of weight_decay / 2 * |w|^2, on kernels and not on biases
-            "clip_norm": 0.0,  # longest gradient of the whole network, L2; 0: no limit
-            "average": 0.0,  # the part of an exponential mean of the weights that an update leaves; it is evaluated; 0: no mean
-            "max_norms": (),  # "PATTERN=NORM" by path, first match: longest filter, L2 over all axes but the last
-        }
-    )
-    c.schedule = ConfigDict(
-        {
-            "boundaries_epochs": (),  # after so many epochs the rate is multiplied by `factor`
-            "factor": 0.1,
-            "warmup_epochs": 0.0,  # linear rise of the rate from 0
-            "decay": "none",  # shape of a smooth fall besides: "none", "linear", "exponential", "cosine"
-            "final_factor": 0.01,  # what the rate is multiplied by where the fall ends; then it stays
-            "final_epochs": 0.0,  # epoch at which it ends; 0: the last
-            "plateau_epochs": 0,  # epochs without a new lowest training error, then the rate times `factor`; 0: off
-            "plateau_drops": 2,  # how often at most; the paper's rule, section 4.1: down to 1 % of the initial rate
-        }
-    )
-    c.eval = ConfigDict({"views": "center"})  # protocol of pipeline/views.py: "center", "10-crop", "3-view", "dense"
-    c.eval_batch_size = 0  # inputs at a time in an evaluation, at most; 0: batch_size
-    c.eval_every_epochs = 1
-    c.checkpoint_every_epochs = 1
-    c.workers = -1  # processes that decode pictures which do not fit in memory; 0: threads alone; -1: by the cores
-    c.keep = 2  # newest checkpoints kept, besides the best
-    c.bad_records = "stop"  # at a record that cannot be used: "stop"; "skip" leaves it out and counts it in the summary
-    c.rollbacks = 0  # how often a run that diverges goes back to its newest good checkpoint, with a lower rate
-    c.rollback_factor = 0.5  # what each of them multiplies the learning rate by
-    c.watchdog_seconds = (
-        1800.0  # a run in which nothing is finished for so long is ended, with stacks, code 75; 0: never
-    )
-    return c
+    return schema.default(Config)
+
+
+def check(config: ConfigDict) -> Config:
+    """Verifies every key, type, name and range, and parses what is text. Raises `UserError` in one line."""
+    checked = schema.check(Config, config)
+    try:
+        json.dumps(checked, default=schema.plain, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the config cannot be written to config.json: {error}") from error
+    return checked
+
+
+def to_dict(config: Config | ConfigDict) -> dict[str, Any]:
+    """The config as plain dicts, lists, strings and numbers, as it stands in config.json."""
+    plain = config.to_dict() if isinstance(config, ConfigDict) else config
+    return json.loads(json.dumps(plain, default=schema.plain, sort_keys=True))
+
+
+def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
+    """The config of a `to_dict`, unchecked: lists are tuples again, and missing keys, which an older version lacked, are default."""
+
+    def back(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: back(v) for k, v in value.items()}
+        return tuple(map(back, value)) if isinstance(value, list) else value
+
+    config = default()
+    with config.unlocked(), config.ignore_type():
+        for name, value in back(plain).items():
+            section = config.get(name)
+            config[name] = ConfigDict({**section, **value}) if isinstance(section, ConfigDict) else value
+    return config
+
+
+def read(path: Path) -> ConfigDict:
+    """The config in the config.json of a run, unchecked. Raises `UserError` where there is none in the file."""
+    try:
+        plain = json.loads(path.read_text())
+        if not isinstance(plain, dict):
+            raise ValueError("it holds no object")
+        return from_dict(plain)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)[:300]}; choose another --workdir") from error
+
+
+def modules(config: ConfigDict) -> list[str]:
+    """The modules outside the zoo that an unchecked config names, by dotted path: to check it is to import them, and so to run them."""
+    plain = to_dict(config)
+    section = plain.get("model")
+    names = [section.get("name") if isinstance(section, dict) else None, plain.get("dataset"), plain.get("task")]
+    for name in ("preprocess", "augment"):
+        names += plain[name] if isinstance(plain.get(name), list) else []
+    called = [str(name).split("(")[0].strip() for name in names]
+    return [name for name in called if "." in name]
+
+
+def fingerprint(config: Config | ConfigDict) -> str:
+    """SHA-256 of what makes the run: every key but `NOT_THE_RUN`. Runs of the same fingerprint resume each other."""
+    plain = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_RUN}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> list[str]:
+    """The keys in which two `to_dict` configs differ, as "optimizer.learning_rate: 0.1, now 0.2"."""
+    lines = []
+    for name in sorted(a.keys() | b.keys()):
+        old, new = a.get(name), b.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{where}{name}.")
+        elif old != new:
+            lines.append(f"{where}{name}: {old!r}, now {new!r}")
+    return lines
 
 
 def experiments() -> dict[str, Path]:
@@ -129,7 +312,7 @@ def experiments() -> dict[str, Path]:
     return {name: found[name] for name in sorted(found, key=lambda name: ("/" in name, name))}
 
 
-def experiment(name: str, arg: str | None = None) -> Config:
+def experiment(name: str, arg: str | None = None) -> ConfigDict:
     """The config of another experiment of the project, to be changed: `experiment("cifar10", "release")`."""
     files = experiments()
     if name not in files:
@@ -146,183 +329,5 @@ def words(arg: str | None, arguments: Sequence[str]) -> list[str]:
     return arg.split(",")
 
 
-def check(config: Config) -> Config:
-    """Verifies every key, type, name and range; returns the config frozen. Raises `UserError` in one line."""
-    _check_keys(config, default(), "")
-    for key, choices in CHOICES.items():
-        value = _value(config, key)
-        if value not in choices:
-            raise UserError(f"{key}={value!r}: {nearest(str(value), choices)}")
-    for key in AT_LEAST_1:
-        if _value(config, key) < 1:
-            raise UserError(f"{key}={_value(config, key)}: must be 1 or more")
-    if config.workers < -1:
-        raise UserError(f"workers={config.workers}: must be 0 or more, or -1 for as many as the cores want")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed}: must be from 0 to 2^32 - 1")
-    for key in AT_LEAST_0:
-        if not (math.isfinite(_value(config, key)) and _value(config, key) >= 0):
-            raise UserError(f"{key}={_value(config, key)}: must be a finite number, 0 or more")
-    s = config.schedule
-    if s.decay == "exponential" and not s.final_factor:
-        raise UserError("schedule.final_factor=0: an exponential decay never gets there; must be above 0")
-    if s.plateau_epochs and not 0 < s.factor < 1:
-        raise UserError(f"schedule.factor={s.factor}: with schedule.plateau_epochs it must be between 0 and 1")
-    for epoch in config.schedule.boundaries_epochs:
-        if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not 0 < epoch < math.inf:
-            raise UserError(f"schedule.boundaries_epochs={config.schedule.boundaries_epochs}: epochs, each above 0")
-    if not 0 < config.rollback_factor <= 1:
-        raise UserError(f"rollback_factor={config.rollback_factor}: must be above 0, and at most 1")
-    learning_rate_factors(config)
-    max_norms(config)
-    registry.find("tasks", registry.parse_call(config.task)[0])
-    if not 0 <= config.optimizer.average < 1:
-        raise UserError(f"optimizer.average={config.optimizer.average}: must be 0 or more, and less than 1")
-    for op in (*config.preprocess, *config.augment):
-        if not isinstance(op, str):
-            raise UserError(f"preprocess and augment hold strings such as 'gcn(scale=55)', not {op!r}")
-    try:
-        json.dumps(config.to_dict(), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the config cannot be written to config.json: {error}") from error
-    return FrozenConfigDict(config)
-
-
-def learning_rate_factors(config: Config) -> list[tuple[re.Pattern[str], float]]:
-    """`optimizer.learning_rate_factors` taken apart: (pattern of a parameter's path, factor)."""
-    return _rules(config, "learning_rate_factors", "factor", -math.inf)
-
-
-def max_norms(config: Config) -> list[tuple[re.Pattern[str], float]]:
-    """`optimizer.max_norms` taken apart: (pattern of a parameter's path, longest norm of a filter)."""
-    return _rules(config, "max_norms", "norm", 0.0)
-
-
-def _rules(config: Config, key: str, number: str, above: float) -> list[tuple[re.Pattern[str], float]]:
-    rules = []
-    for rule in config.optimizer[key]:
-        try:
-            pattern, value = rule.rsplit("=", 1)
-            rules.append((re.compile(pattern), float(value)))
-        except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
-            raise UserError(f"optimizer.{key}: {rule!r} is not 'PATTERN={number.upper()}'") from error
-        if not above < rules[-1][1] < math.inf:
-            least = "" if above == -math.inf else f" and above {above:g}"
-            raise UserError(f"optimizer.{key}: {rule!r}: the {number} must be finite{least}")
-    return rules
-
-
-def _value(config: Config, key: str) -> Any:
-    """The value of "momentum" or "optimizer.momentum"."""
-    section, _, last = key.rpartition(".")
-    return (config[section] if section else config)[last]
-
-
-def _check_keys(config: ConfigDict, legal: ConfigDict, where: str) -> None:
-    for key in config:
-        if key not in legal:
-            raise UserError(f"unknown config key {where + str(key)!r}: {nearest(str(key), legal.keys())}")
-    for key in legal:
-        if key not in config:
-            raise UserError(f"config key {where + key!r} is missing")
-        value, example = config[key], legal[key]
-        if where + key == "model":
-            _check_model(value)
-        elif isinstance(example, ConfigDict):
-            if not isinstance(value, ConfigDict):
-                raise UserError(f"{where + key}={value!r}: must be a section with {', '.join(example.keys())}")
-            _check_keys(value, example, where + key + ".")
-        elif key in ("data_dir", "init_from") and value is None:
-            pass
-        else:
-            kind = legal.get_type(key)
-            ok = isinstance(value, kind) or (kind is float and isinstance(value, int))
-            if not ok or (isinstance(value, bool) and kind is not bool):
-                raise UserError(f"{where + key}={value!r}: must be of type {kind.__name__}")
-
-
-def _check_model(model: Any) -> None:
-    name: Any = model.get("name") if isinstance(model, ConfigDict) else None
-    if not isinstance(name, str):
-        raise UserError("model.name must name a model")
-    legal = model_arguments(name)
-    registry.check_arguments(f"model {name}", legal, {k: v for k, v in model.items() if k != "name"})
-
-
-def model_arguments(name: str) -> dict[str, Any]:
-    """The arguments of a model that a config may set: all but what the data set and the precision decide.
-
-    Returns:
-      the annotation of each.
-    """
-    model = registry.find("models", name).Model
-    hints = typing.get_type_hints(model)
-    legal = inspect.signature(model).parameters.keys() - {"num_classes", "dtype", "axis_name", "parent", "name"}
-    return {argument: hints.get(argument, Any) for argument in sorted(legal)}
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain dicts, lists, strings and numbers, as it stands in config.json."""
-    return json.loads(json.dumps(config.to_dict(), sort_keys=True))
-
-
-def from_dict(plain: Mapping[str, Any]) -> Config:
-    """The config of a `to_dict`, unchecked: lists are tuples again, and keys that an older version had not are default."""
-
-    def back(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {k: back(v) for k, v in value.items()}
-        return tuple(map(back, value)) if isinstance(value, list) else value
-
-    config = default()
-    with config.unlocked(), config.ignore_type():
-        for key, value in back(plain).items():
-            if isinstance(value, dict):
-                section = config.get(key)
-                value = ConfigDict({**(section if isinstance(section, ConfigDict) else {}), **value})
-            config[key] = value
-    return config
-
-
-def read(path: Path) -> Config:
-    """The config in the config.json of a run, unchecked. Raises `UserError` where there is none in the file."""
-    try:
-        plain = json.loads(path.read_text())
-        if not isinstance(plain, dict):
-            raise ValueError("it holds no object")
-        return from_dict(plain)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read: {' '.join(str(error).split())[:300]}; choose another --workdir"
-        ) from error
-
-
-def modules(config: Config) -> list[str]:
-    """The modules outside the zoo that a config names, by dotted path: to check it is to import them, and so to run them."""
-    plain = to_dict(config)
-    model = plain.get("model")
-    names = [model.get("name") if isinstance(model, dict) else None, plain.get("dataset"), plain.get("task")]
-    for key in ("preprocess", "augment"):
-        names += plain[key] if isinstance(plain.get(key), list) else []
-    called = [str(name).split("(")[0].strip() for name in names]
-    return [name for name in called if "." in name]
-
-
-def fingerprint(config: Config) -> str:
-    """SHA-256 of what makes the run: every key but `NOT_THE_RUN`. Same fingerprint: one can go on as the other."""
-    plain = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_RUN}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> list[str]:
-    """The keys in which two `to_dict` configs differ, as "optimizer.learning_rate: 0.1, now 0.2"."""
-    lines = []
-    for key in sorted(a.keys() | b.keys()):
-        old, new = a.get(key), b.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{where}{key}.")
-        elif old != new:
-            lines.append(f"{where}{key}: {old!r}, now {new!r}")
-    return lines
+if __name__ == "__main__":
+    print(schema.page(Config), end="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 from nin_jax.errors import ExitError
 
@@ -75,6 +76,14 @@ def transfer(total: int, what: str) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda size: bar.update(task, completed=size)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table on stdout."""
+    shown = Table(*columns, title=title)
+    for row in rows:
+        shown.add_row(*row)
+    Console(highlight=False, width=100).print(shown)
 
 
 def fail(line: str) -> None:

@@ -11,19 +11,21 @@ import re
 import runpy
 import sys
 import traceback
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 from nin_jax import config as config_lib
-from nin_jax import registry
+from nin_jax import registry, storage
 from nin_jax.config import Config
 from nin_jax.console import fail
 from nin_jax.devices.signals import nothing_to_save
 from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest, one_line, out_of_memory
+from nin_jax.schema import help_text
 
 MODES = ("train", "eval", "describe")
 
@@ -61,7 +63,9 @@ def parse(argv: Sequence[str]) -> Command:
     define_flags(values)
     if any(re.fullmatch(r"--?h(elp(short|full)?)?", word) for word in argv[1:]):
         known = ", ".join(config_lib.experiments())
-        print(f"{__doc__}\nexperiments: {known}\n{values.get_help()}")
+        print(
+            f"{__doc__}\nexperiments: {known}\n{values.get_help()}\n\nkeys of a config, set by --config.KEY=VALUE [default]:\n{help_text(Config)}"
+        )
         raise SystemExit(0)
     found = None
     arguments = list(argv[:1])
@@ -89,11 +93,11 @@ def parse(argv: Sequence[str]) -> Command:
     if len(left) > 1:
         raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
     name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
-    workdir = os.path.expanduser(values.workdir or f"runs/{name}")
-    ensemble = tuple(Path(os.path.expanduser(directory)) for directory in values.ensemble)
+    workdir = _directory("--workdir", values.workdir or f"runs/{name}")
+    ensemble = tuple(_directory("--ensemble", directory) for directory in values.ensemble)
     if ensemble and values.mode != "eval":
         raise UserError(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
-    return Command(config_lib.check(values.config), Path(workdir), values.mode, ensemble)
+    return Command(config_lib.check(values.config), workdir, values.mode, ensemble)
 
 
 def run(command: Command) -> None:
@@ -132,8 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if command.mode != "describe":
                 from nin_jax.data.tfds import check_prepared
 
-                dataset, _ = registry.parse_call(command.config.dataset)
-                check_prepared(dataset, command.config.data_dir)  # now, and not after seconds of imports
+                check_prepared(command.config.dataset.name, command.config.data_dir)  # now, not after seconds of imports
             commands.append(command)
         except ExitError as ending:
             _leave(ending)
@@ -168,6 +171,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _leave(ending: ExitError) -> None:
     fail(str(ending))
     raise SystemExit(ending.exit_code) from None
+
+
+def _directory(flag: str, text: str) -> Path:
+    try:
+        return Path(os.path.expanduser(storage.local_path(text)))
+    except ValueError as error:
+        raise UserError(f"{flag}={text}: {error}") from error
 
 
 def _find(value: str) -> tuple[Path, str | None]:
@@ -208,12 +218,26 @@ def _load(file: Path, argument: str | None) -> ConfigDict:
 
 
 def _check_overrides(arguments: Sequence[str], config: ConfigDict) -> None:
-    """Raises `UserError` for a --config.KEY that the config does not have."""
+    """Raises `UserError` for a --config.KEY that the config does not have.
+
+    Arguments of the model that the experiment does not set, or that may be None, get a place.
+    """
     known = _keys(config)
     for word in arguments:
         flag = re.fullmatch(r"--?(?:no)?config\.([^=]*)(=.*)?", word, re.DOTALL)
-        if flag and flag[1] not in known:
-            raise UserError(f"{word}: unknown config key {flag[1]!r}: {nearest(flag[1], known)}")
+        if not flag:
+            continue
+        section, _, argument = flag[1].partition(".")
+        if section == "model" and argument != "name" and "model.name" in known:
+            legal = registry.legal_arguments("models", registry.find("models", str(config.model.name)))
+            known += [f"model.{name}" for name in legal]
+            if argument in legal and (argument not in config.model or type(None) in typing.get_args(legal[argument])):
+                with config.unlocked():
+                    config.model[argument] = FieldReference(
+                        config.model.get(argument), field_type=registry.literal_type(legal[argument])
+                    )
+        if flag[1] not in known:
+            raise UserError(f"{word}: unknown config key {flag[1]!r}: {nearest(flag[1], {*known})}")
 
 
 def _keys(config: ConfigDict, where: str = "") -> list[str]:

@@ -1,59 +1,203 @@
-"""Entries by name. The file's name is the key: `models/nin.py` is the model "nin"; to add one, add a file.
+"""Entries by name, the contracts that they keep, and the calls that a config writes them as.
 
-A dotted path (`my_package.my_model`) names a module outside the zoo in the same way.
+The file's name is the key: `models/nin.py` is the model "nin"; to add one, add a file. A dotted path
+(`my_package.my_model`) names a module outside the zoo in the same way.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
+import inspect
 import math
 import pkgutil
 import types
 import typing
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from nin_jax.errors import UserError, nearest
 
-# What the entries of a folder are called, and what each of them has.
+if TYPE_CHECKING:
+    import flax.linen as nn
+    import jax
+    import numpy as np
+
+E = TypeVar("E", covariant=True)
+
+
+class Model(Protocol):
+    """A module of models/."""
+
+    @property
+    def Model(self) -> Callable[..., nn.Module]:
+        """`Model(num_classes, *, dtype, ...)(image, train=..., example=...) -> (logits, maps)`, see `nin_jax.models`."""
+        ...
+
+
+class Dataset(Protocol):
+    """A module of data/datasets/.
+
+    Its facts (`data.splits.Info`) are `INFO`, or, where they depend on the folder or on arguments, what
+    `info(data_dir, **arguments)` returns; see `data.splits.facts`.
+    """
+
+    def load(self, split: str, data_dir: str | None, **arguments: Any) -> Any:
+        """The images and labels of a split (`data.splits.Split`), or `data.encoded.Pictures` if it is streamed.
+
+        Keyword-only arguments are what a config may set. `bad_records="skip"` asks to give records that cannot be read
+        the label `data.splits.UNREADABLE`; by default the first one raises `UserError`.
+        """
+        ...
+
+
+class FittedOp(Protocol):
+    """A module of data/preprocess/ for `preprocess`. Images are float32 `[N, H, W, C]`."""
+
+    @property
+    def PER_IMAGE(self) -> bool:
+        """Whether nothing is fitted: `apply` is a function of each image alone."""
+        ...
+
+    def fit(self, images: np.ndarray, **arguments: Any) -> dict[str, Any]:
+        """What is learned from the training images, as named arrays."""
+        ...
+
+    def apply(self, stats: dict[str, Any], images: jax.Array, **arguments: Any) -> jax.Array:
+        """Preprocessed images."""
+        ...
+
+
+class RandomOp(Protocol):
+    """A module of data/preprocess/ for `augment`, in training only."""
+
+    @property
+    def RANDOM(self) -> bool:
+        """True."""
+        ...
+
+    def apply(self, keys: jax.Array, images: jax.Array, **arguments: Any) -> jax.Array:
+        """Images `[B, H, W, C]`, each changed at random by its own key of `keys [B]`."""
+        ...
+
+
+class Task(Protocol):
+    """A module of training/tasks/. Logits are float32 `[B, K]`."""
+
+    def objective(self, logits: jax.Array, labels: jax.Array, **arguments: Any) -> jax.Array:
+        """What training minimises, float32 `[B]`."""
+        ...
+
+    def per_example(self, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """The metrics of each example, "loss" and "error" among them, float32 `[B]` each."""
+        ...
+
+    def combine(self, logits: jax.Array) -> jax.Array:
+        """One `[B, K]` of the opinions `[B, V, K]` of several views or networks."""
+        ...
+
+
+class Kind(NamedTuple):
+    """What the entries of a folder are called, where they are, and the contract of each."""
+
+    noun: str
+    package: str
+    contract: type
+    called: str  # the function or class whose arguments a config sets
+
+
 KINDS = {
-    "models": ("model", "Model"),
-    "datasets": ("dataset", "load"),
-    "preprocess": ("preprocess op", "apply"),
-    "tasks": ("task", "objective"),
-}
-
-PACKAGES = {
-    "models": "nin_jax.models",
-    "datasets": "nin_jax.data.datasets",
-    "preprocess": "nin_jax.data.preprocess",
-    "tasks": "nin_jax.training.tasks",
+    "models": Kind("model", "nin_jax.models", Model, "Model"),
+    "datasets": Kind("dataset", "nin_jax.data.datasets", Dataset, "load"),
+    "preprocess": Kind("preprocess op", "nin_jax.data.preprocess", FittedOp, "apply"),
+    "augment": Kind("preprocess op", "nin_jax.data.preprocess", RandomOp, "apply"),
+    "tasks": Kind("task", "nin_jax.training.tasks", Task, "objective"),
 }
 
 
-def names(folder: str) -> list[str]:
-    """Names of the entries of a folder of the zoo ("models", "datasets", "preprocess", "tasks"), sorted."""
-    package = importlib.import_module(PACKAGES[folder])
+def names(kind: str) -> list[str]:
+    """Names of the entries of a kind ("models", "datasets", "preprocess", "augment", "tasks"), sorted."""
+    package = importlib.import_module(KINDS[kind].package)
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
-def find(folder: str, name: str) -> ModuleType:
-    """The module of an entry, by file name or dotted path. Raises `UserError` with the nearest name."""
-    kind, wanted = KINDS[folder]
-    if name in names(folder):
-        return importlib.import_module(f"{PACKAGES[folder]}.{name}")
-    if "." not in name or not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"unknown {kind} {name!r}: {nearest(name, names(folder))}")
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{kind} {name!r}: {error}") from error
-    if not hasattr(module, wanted):
-        raise UserError(f"{kind} {name!r}: the module has no {wanted}")
+def find(kind: str, name: str) -> Any:
+    """The module of an entry, by file name or dotted path, which keeps the contract of its kind.
+
+    Raises `UserError` with the nearest name, or with what the module lacks.
+    """
+    noun, package, contract, _ = KINDS[kind]
+    if name in names(kind):
+        module = importlib.import_module(f"{package}.{name}")
+    elif "." not in name or not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"unknown {noun} {name!r}: {nearest(name, names(kind))}")
+    else:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"{noun} {name!r}: {error}") from error
+    if package == KINDS["augment"].package and (kind == "augment") != getattr(module, "RANDOM", False):
+        other = "preprocess" if kind == "augment" else "augment"
+        raise UserError(f"{noun} {name!r} belongs under {other!r}, not {kind!r}")
+    lacking = [member for member in vars(contract) if not member.startswith("_") and not hasattr(module, member)]
+    if kind == "datasets" and not (hasattr(module, "INFO") or hasattr(module, "info")):
+        lacking.append("INFO")
+    if lacking:
+        raise UserError(f"{noun} {name!r}: the module has no {', no '.join(lacking)}")
     return module
+
+
+@dataclasses.dataclass(frozen=True)
+class Call(Generic[E]):
+    """An entry with its arguments, as a config names it.
+
+    Attributes:
+      source: what the config says: "gcn(scale=55)", or for a model the section with its name and arguments.
+      name: of the entry.
+      arguments: those that the config sets, checked.
+      entry: the module.
+    """
+
+    source: Any
+    name: str
+    arguments: Mapping[str, Any]
+    entry: E
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+
+def call(kind: str, text: str) -> Call[Any]:
+    """The entry and the arguments that "gcn(scale=55)" names. Raises `UserError`."""
+    name, arguments = parse_call(text)
+    entry = find(kind, name)
+    return Call(
+        text, name, check_arguments(f"{KINDS[kind].noun} {name}", legal_arguments(kind, entry), arguments), entry
+    )
+
+
+def calls(kind: str, texts: Iterable[str]) -> tuple[Call[Any], ...]:
+    """Each of `texts` as a `call`."""
+    return tuple(call(kind, text) for text in texts)
+
+
+# What the data set, the precision and the devices decide.
+NOT_OF_A_CONFIG = {"num_classes", "dtype", "axis_name", "parent", "name", "bad_records"}
+
+
+def legal_arguments(kind: str, entry: ModuleType) -> dict[str, Any]:
+    """The arguments of an entry that a config may set, with the annotation of each: a model's fields, else the keyword-only ones."""
+    called = getattr(entry, KINDS[kind].called)
+    if kind == "models":
+        hints = typing.get_type_hints(called)
+        legal = {name: hints.get(name, Any) for name in inspect.signature(called).parameters}
+    else:
+        parameters = inspect.signature(called, eval_str=True).parameters.values()
+        legal = {p.name: p.annotation for p in parameters if p.kind == p.KEYWORD_ONLY}
+    return {name: legal[name] for name in sorted(legal) if name not in NOT_OF_A_CONFIG}
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -77,8 +221,8 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         raise UserError(wanted) from error
 
 
-def check_arguments(what: str, legal: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Raises `UserError` for an argument that there is not, or whose value its annotation does not allow.
+def check_arguments(what: str, legal: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, checked. Raises `UserError` for an unknown one, or whose value its annotation does not allow.
 
     Args:
       what: the entry or call, for the message.
@@ -91,6 +235,7 @@ def check_arguments(what: str, legal: Mapping[str, Any], arguments: Mapping[str,
         wrong = _wrong(value, legal[name])
         if wrong:
             raise UserError(f"{what}: {name}={value!r}: {wrong}")
+    return dict(arguments)
 
 
 def _wrong(value: Any, hint: Any) -> str | None:
@@ -114,3 +259,16 @@ def _wrong(value: Any, hint: Any) -> str | None:
         fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
         return None if fits else f"{value!r} must be of type {hint.__name__}"
     return None
+
+
+def literal_type(hint: Any) -> type:
+    """The type of the literals that an annotation allows; `object` where there are several.
+
+    >>> literal_type(Sequence[int]), literal_type(typing.Literal["max", "avg"]), literal_type(float | str)
+    (<class 'tuple'>, <class 'str'>, <class 'object'>)
+    """
+    origin = typing.get_origin(hint)
+    types_ = {type(option) for option in typing.get_args(hint)} if origin is typing.Literal else {hint}
+    if origin is Sequence:
+        return tuple
+    return types_.pop() if types_ < {bool, int, float, str} and len(types_) == 1 else object

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType
 
 from nin_jax import config as config_lib
-from nin_jax import main
+from nin_jax import main, registry
 from nin_jax.config import experiment, to_dict
 from nin_jax.data import fitted, memory
 from nin_jax.devices.mesh import AXIS, replicate
@@ -130,15 +130,15 @@ def test_the_rows_of_table_5_differ_in_their_heads() -> None:
     assert {rows[row].local_maps for row in rows if row.startswith("conv_")} == {10}
 
 
-def parameters(config: Any) -> int:
-    run = Run(config_lib.check(config))
+def parameters(name: str, row: str) -> int:
+    run = Run(config_lib.check(experiment(name, row)))
     params = jax.eval_shape(lambda: init_variables(run.model, 0, run.info.image_shape)["params"])
     return sum(p.size for p in jax.tree.leaves(params))
 
 
 def test_the_linear_network_is_as_large_as_the_papers() -> None:
     """Counts of the docstring, by hand: kernel^2 x maps in x maps out + maps out of each layer."""
-    counts = {row: parameters(experiment("ablations/mlp_depth", row)) for row in module("ablations/mlp_depth")["ROWS"]}
+    counts = {row: parameters("ablations/mlp_depth", row) for row in module("ablations/mlp_depth")["ROWS"]}
 
     def total(*layers: tuple[int, int, int]) -> int:
         return sum(k * k * maps_in * out + out for k, maps_in, out in layers)
@@ -153,7 +153,7 @@ def test_the_linear_network_is_as_large_as_the_papers() -> None:
     text = config_lib.experiments()["ablations/mlp_depth"].read_text()
     assert all(f"{count:,}" in text for count in counts.values())
 
-    reduced = [parameters(experiment("ablations/reduced", row)) for row in ("gap", "linear")]
+    reduced = [parameters("ablations/reduced", row) for row in ("gap", "linear")]
     assert reduced[1] == total((5, 3, 47), (5, 47, 47), (3, 47, 10))
     assert abs(reduced[1] / reduced[0] - 1) < 0.02
     text = config_lib.experiments()["ablations/reduced"].read_text()
@@ -164,7 +164,7 @@ def test_the_linear_network_is_as_large_as_the_papers() -> None:
 def test_every_network_is_described(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(parse(config))
     totals = describe(run)
-    assert totals["parameters"] == parameters(run.config)
+    assert totals["parameters"] == sum(p.size for p in jax.tree.leaves(run.variables["params"]))
     assert f"parameters: {totals['parameters']:,} (" in capsys.readouterr().out
 
 
@@ -172,7 +172,7 @@ def test_every_network_is_described(config: str, capsys: pytest.CaptureFixture[s
 def noise(preprocess: tuple[str, ...], shape: tuple[int, int, int]) -> tuple[np.ndarray, fitted.Stats]:
     """64 pictures, and the preprocessing fitted on them, once for all recipes that have the same."""
     images = np.random.default_rng(0).integers(0, 256, (64, *shape)).astype(np.uint8)
-    return images, fitted.fit(fitted.parse(preprocess, random=False), images)
+    return images, fitted.fit(registry.calls("preprocess", preprocess), images)
 
 
 @pytest.mark.slow
@@ -196,6 +196,6 @@ def test_every_recipe_makes_two_updates(config: str, monkeypatch: pytest.MonkeyP
         assert np.isfinite(metrics["loss"]).all()
     assert int(state.step) == 2
     moved = jax.tree.map(lambda a, b: bool(np.any(a != np.asarray(b))), before, state.params)
-    frozen = [pattern for pattern, factor in config_lib.learning_rate_factors(run.config) if factor == 0]
+    frozen = [rule.pattern for rule in run.config.optimizer.learning_rate_factors if rule.number == 0]
     for path, did in flatten_dict(moved, sep="/").items():
         assert did != any(pattern.search(path) for pattern in frozen), path

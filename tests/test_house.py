@@ -13,6 +13,7 @@ FLOORS = (
     {"errors"},
     {"console", "storage"},
     {"registry"},
+    {"schema"},
     {"layers"},
     {"models", "devices"},
     {"data"},
@@ -23,7 +24,17 @@ FLOORS = (
     {"paper", "weights"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-TOP = {"__init__.py", "__main__.py", "main.py", "config.py", "registry.py", "errors.py", "console.py", "storage.py"}
+TOP = {
+    "__init__.py",
+    "__main__.py",
+    "main.py",
+    "config.py",
+    "registry.py",
+    "schema.py",
+    "errors.py",
+    "console.py",
+    "storage.py",
+}
 ROOMS = {"layers", "models", "devices", "data", "runs", "training", "paper", "weights"}
 LAYERS = {"jax", "flax", "numpy", "optax"}
 # Where a library may be imported; elsewhere its place's own functions are used.

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from nin_jax import config as config_lib
-from nin_jax import main
+from nin_jax import main, schema
 from nin_jax.devices.mesh import check_precision
 from nin_jax.errors import UserError
 from nin_jax.training import build
@@ -118,13 +118,13 @@ def test_every_experiment_is_valid(name: str) -> None:
         ("--config=digits --config.epochs=1.5", "--config.epochs=1.5: invalid literal"),
         ("--config=digits --config.model.relu_on_class_maps=2", "--config.model.relu_on_class_maps=2"),
         ("--config=digits --config.optimizer=3", "--config.optimizer=3: Failed to parse"),
-        ("--config=digits --config.optimizer={'learning_rate':1}", "config key 'optimizer.average' is missing"),
+        ("--config=digits --config.optimizer={'learning_rate':1}", "config key 'optimizer.learning_rate_factors' is missing"),
         ("--config=digits --config.epochs=0", "epochs=0: must be 1 or more"),
         ("--config=digits --config.batch_size=0", "batch_size=0: must be 1 or more"),
         ("--config=digits --config.seed=-1", "seed=-1: must be from 0 to 2^32 - 1"),
-        ("--config=digits --config.optimizer.learning_rate=-1", "optimizer.learning_rate=-1.0: must be a finite number"),
-        ("--config=digits --config.optimizer.momentum=nan", "optimizer.momentum=nan: must be a finite number"),
-        ("--config=digits --config.schedule.factor=inf", "schedule.factor=inf: must be a finite number"),
+        ("--config=digits --config.optimizer.learning_rate=-1", "optimizer.learning_rate=-1.0: must be 0 or more, and finite"),
+        ("--config=digits --config.optimizer.momentum=nan", "optimizer.momentum=nan: must be 0 or more, and finite"),
+        ("--config=digits --config.schedule.factor=inf", "schedule.factor=inf: must be 0 or more, and finite"),
         ("--config=digits --config.schedule.boundaries_epochs=(1e999,)", "epochs, each above 0"),
         ("--config=digits --config.schedule.boundaries_epochs=soon", "epochs, each above 0"),
         ("--config=digits --config.optimizer.learning_rate_factors=bias", "'bias' is not 'PATTERN=FACTOR'"),
@@ -133,7 +133,14 @@ def test_every_experiment_is_valid(name: str) -> None:
         ("--config=digits --config.mapper=vmap", "mapper='vmap': did you mean 'pmap'?"),
         ("--config=digits --config.task=clasify", "unknown task 'clasify': did you mean 'classify'?"),
         ("--config=digits --config.model.name=nim", "unknown model 'nim': did you mean 'nin'?"),
-        ("--config=digits --config.preprocess=3", "hold strings such as 'gcn(scale=55)', not 3"),
+        ("--config=digits --config.model.batch_norm=perhaps", "--config.model.batch_norm=perhaps: ('Non-boolean argument to boolean flag', 'perhaps')"),
+        ("--config=digits --config.model.num_classes=3", "unknown config key 'model.num_classes'"),
+        ("--config=digits --config.model.batchnorm=True", "did you mean 'model.batch_norm'?"),
+        ("--config=digits --workdir=gs://bucket/run", "--workdir=gs://bucket/run: gs:// is not supported; name a local"),
+        ("--config=digits --mode=eval --ensemble=a,s3://b", "--ensemble=s3://b: s3:// is not supported"),
+        ("--config=digits --config.data_dir=file:///x", "data_dir='file:///x': file:// is not supported"),
+        ("--config=digits --config.init_from=hf://user/net", "init_from='hf://user/net': hf:// is not supported"),
+        ("--config=digits --config.preprocess=3", "preprocess=(3,): must be strings such as 'gcn(scale=55)', not 3"),
     ],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(words: str, said: str) -> None:
@@ -227,7 +234,7 @@ def test_help(clean_env: dict[str, str], tmp_path: Path) -> None:
     """The synopsis, the flags and the experiments, in a moment: without jax, and whatever else is on the line."""
     code = """if True:
         import sys
-        from nin_jax import main
+        from nin_jax import main, schema
         try:
             main.main(["nin_jax", "--config=nothing", "--help"])
         finally:
@@ -239,6 +246,31 @@ def test_help(clean_env: dict[str, str], tmp_path: Path) -> None:
     for wanted in ("python -m nin_jax.main --config=experiments/NAME.py[:ARG]", "--mode: <train|eval|describe>",
                    "--workdir:", "--config:", f"experiments: {', '.join(config_lib.experiments())}"):  # fmt: skip
         assert wanted in done.stdout
+    said = " ".join(done.stdout.split())
+    for key, declared in schema.leaves(config_lib.Config):
+        assert f"{key} [{declared.shown}]: {' '.join(declared.text.split())}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "differences"),
+    [
+        ("--config=digits --config.init_from=None --config.data_dir=None", []),
+        ("--config=digits --config.init_from=none", ["init_from: None, now 'none'"]),
+        ("--config=digits --config.model.batch_norm", ["model.batch_norm: None, now True"]),
+        ("--config=digits --noconfig.model.batch_norm", ["model.batch_norm: None, now False"]),
+        ("--config=digits --config.model.pool_start=-1", ["model.pool_start: None, now -1"]),
+        ("--config=digits --config.model.class_map_bias 1.5", ["model.class_map_bias: None, now 1.5"]),
+        ("--config=convnet --config.model.local_maps=None", ["model.local_maps: 10, now None"]),
+        ("--config=convnet --config.model.local_maps=7", ["model.local_maps: 10, now 7"]),
+        ("--config=alexnet --config.model.hidden_deviation=he", ["model.hidden_deviation: None, now 'he'"]),
+        ("--config=alexnet --config.model.hidden=(8,9)", ["model.hidden: None, now [8, 9]"]),
+    ],
+)
+def test_none_and_arguments_of_the_model_that_the_experiment_does_not_set(words: str, differences: list[str]) -> None:
+    """The rest is the experiment's."""
+    config, *changes = words.split()
+    plain = config_lib.to_dict(config_lib.experiment(config.removeprefix("--config=")))
+    assert config_lib.differences(plain, config_lib.to_dict(parse(config, *changes).config)) == differences
 
 
 @pytest.mark.parametrize(

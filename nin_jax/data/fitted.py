@@ -3,85 +3,61 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nin_jax import registry, storage
+from nin_jax import storage
 from nin_jax.console import say
 from nin_jax.errors import UserError, one_line
+from nin_jax.registry import Call, FittedOp, RandomOp
 
-Op = tuple[str, ModuleType, dict[str, Any]]
 Stats = list[dict[str, Any]]
 
 CHUNK = 1024  # images transformed at once while fitting, so that memory is that of the result
 
 
-def parse(calls: Sequence[str], *, random: bool) -> list[Op]:
-    """Looks up the entries and checks their arguments. Raises `UserError` naming the call.
-
-    Args:
-      calls: such as ("gcn(scale=55)", "zca(eps=0.1)").
-      random: whether these are random ops (for `augment`) or fitted ones (for `preprocess`).
-    """
-    ops = []
-    for call in calls:
-        name, arguments = registry.parse_call(call)
-        module = registry.find("preprocess", name)
-        if random != getattr(module, "RANDOM", False):
-            key, other = ("augment", "preprocess") if random else ("preprocess", "augment")
-            raise UserError(f"{call!r} belongs under {other!r}, not {key!r}")
-        legal = [p.name for p in inspect.signature(module.apply).parameters.values() if p.kind == p.KEYWORD_ONLY]
-        for argument in arguments:
-            if argument not in legal:
-                raise UserError(f"{call!r}: no argument {argument!r}; {name} takes {', '.join(legal) or 'none'}")
-        ops.append((call, module, arguments))
-    return ops
-
-
-def fit(ops: Sequence[Op], images: np.ndarray) -> Stats:
+def fit(ops: Sequence[Call[FittedOp]], images: np.ndarray) -> Stats:
     """Fits each op on what the ops before it make of the training images uint8 `[N, H, W, C]`."""
     stats: Stats = []
-    fitted = [i for i, (_, module, _) in enumerate(ops) if not module.PER_IMAGE]
+    fitted = [i for i, op in enumerate(ops) if not op.entry.PER_IMAGE]
     current = np.asarray(images)
-    for i, (call, module, arguments) in enumerate(ops):
+    for i, op in enumerate(ops):
         try:
-            stats.append(module.fit(current, **arguments))
+            stats.append(op.entry.fit(current, **op.arguments))
             for name, array in stats[-1].items():
                 if not np.isfinite(np.asarray(array)).all():
                     raise ValueError(f"what was fitted has {name} that is not finite")
             if fitted and i < fitted[-1]:
-                step = jax.jit(functools.partial(module.apply, **arguments))
+                step = jax.jit(functools.partial(op.entry.apply, **op.arguments))
                 chunks = [
                     step(stats[i], jnp.asarray(current[k : k + CHUNK], jnp.float32))
                     for k in range(0, len(current), CHUNK)
                 ]
                 current = np.concatenate([np.asarray(c) for c in chunks])
         except (TypeError, ValueError, np.linalg.LinAlgError) as error:
-            raise UserError(f"{call!r}: {error}") from error
+            raise UserError(f"{op.source!r}: {error}") from error
     return stats
 
 
-def apply(ops: Sequence[Op], stats: Stats, images: jax.Array) -> jax.Array:
+def apply(ops: Sequence[Call[FittedOp]], stats: Stats, images: jax.Array) -> jax.Array:
     """uint8 `[B, H, W, C]` to preprocessed float32 `[B, H, W, C]`."""
     x = images.astype(jnp.float32)
-    for (_, module, arguments), fitted in zip(ops, stats, strict=True):
-        x = module.apply(fitted, x, **arguments)
+    for op, fitted in zip(ops, stats, strict=True):
+        x = op.entry.apply(fitted, x, **op.arguments)
     return x
 
 
-def augment(ops: Sequence[Op], keys: jax.Array, images: jax.Array) -> jax.Array:
+def augment(ops: Sequence[Call[RandomOp]], keys: jax.Array, images: jax.Array) -> jax.Array:
     """Applies random ops to float32 `[B, H, W, C]`; image i's luck is a function of `keys[i]` and the op's place."""
-    for i, (_, module, arguments) in enumerate(ops):
-        images = module.apply(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys), images, **arguments)
+    for i, op in enumerate(ops):
+        images = op.entry.apply(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys), images, **op.arguments)
     return images
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nin_jax.console import say
 from nin_jax.errors import UserError, nearest, one_line
+from nin_jax.registry import Call, Dataset
 
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int32 [N]
 
@@ -47,6 +48,12 @@ class Info(NamedTuple):
     prepared: bool = False
     found: tuple[str, ...] = ()
     counts: Mapping[str, int] = MappingProxyType({})
+
+
+def facts(dataset: Call[Dataset], data_dir: str | None) -> Info:
+    """The facts of a data set, from its folder where they depend on that."""
+    entry: Any = dataset.entry
+    return entry.info(data_dir, **dataset.arguments) if hasattr(entry, "info") else entry.INFO
 
 
 def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dataset: str) -> Split:

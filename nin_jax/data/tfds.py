@@ -24,7 +24,7 @@ def tfds_folder(info: Info, data_dir: str | None) -> Path:
     return root / info.name / info.version
 
 
-def from_tfds(info: Info, split: str, data_dir: str | None, bad_records: str = "stop") -> Split:
+def from_tfds(info: Info, split: str, data_dir: str | None = None, *, bad_records: str = "stop") -> Split:
     """Reads a data set that lies prepared in TFDS's layout; decodes each split once.
 
     With `bad_records="skip"` a record that cannot be read is named in a line and has the label `UNREADABLE`.

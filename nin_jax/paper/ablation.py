@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nin_jax.config import Config, words
+from nin_jax.config import ConfigDict, words
 
 Rows = Mapping[str, Mapping[str, Any]]  # settings by the row's name: {"fc": {"model.head": "fc"}}
 
 
-def row(config: Config, rows: Rows, name: str | None) -> Config:
+def row(config: ConfigDict, rows: Rows, name: str | None) -> ConfigDict:
     """`config` with the settings of the named row; unchanged without a name. Raises ValueError for an unknown name."""
     if name is not None:
         words(name, tuple(rows))

@@ -27,7 +27,7 @@ from typing import Any
 
 from nin_jax import config as config_lib
 from nin_jax import registry, storage
-from nin_jax.config import Config
+from nin_jax.config import Config, ConfigDict
 from nin_jax.console import exiting, say
 from nin_jax.errors import UserError
 from nin_jax.paper import pages, reported
@@ -73,12 +73,13 @@ def canonical(config: str) -> str:
     return next(name for name, plain in known.items() if not _differing(plain, known[config]))
 
 
-def _plain(config: Config) -> dict[str, Any]:
+def _plain(config: ConfigDict | Config) -> dict[str, Any]:
     """`to_dict`, with the defaults of the model's own arguments filled in."""
     plain = config_lib.to_dict(config)
     name = plain["model"]["name"]
-    model = registry.find("models", name).Model
-    defaults = {k: getattr(model, k) for k in config_lib.model_arguments(name) if hasattr(model, k)}
+    entry = registry.find("models", name)
+    arguments = registry.legal_arguments("models", entry)
+    defaults = {k: getattr(entry.Model, k) for k in arguments if hasattr(entry.Model, k)}
     return plain | {"model": json.loads(json.dumps(defaults, default=str)) | plain["model"]}
 
 

@@ -8,12 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
-from rich.console import Console
-from rich.table import Table
 
+from nin_jax.console import table
 from nin_jax.layers import portable
 from nin_jax.training.build import Run
-from nin_jax.training.state import init_variables
 
 
 def multiply_adds(f: Any, *arguments: Any) -> int:
@@ -45,7 +43,7 @@ def multiply_adds(f: Any, *arguments: Any) -> int:
 def describe(run: Run) -> dict[str, Any]:
     """Prints the parameter table, shapes, operations per image and memory; returns the totals."""
     model, shape, batch = run.model, run.info.image_shape, run.config.batch_size
-    variables = jax.eval_shape(lambda: init_variables(model, 0, shape))
+    variables = run.variables
     params = variables["params"]
 
     def forward(variables: Any, image: jax.Array) -> Any:
@@ -59,16 +57,11 @@ def describe(run: Run) -> dict[str, Any]:
     activations = sum(math.prod(m.shape) for m in maps.values()) * itemsize * batch
     examples = sum(run.info.splits.values())
 
-    console = Console(highlight=False, width=100)
-    table = Table("layer", "parameter", "shape", "numbers", title=f"{run.config.model.name} on {run.info.name} {shape}")
     flat: Any = flatten_dict(params)
-    for path, p in flat.items():
-        table.add_row("/".join(path[:-1]), path[-1], " x ".join(map(str, p.shape)), f"{p.size:,}")
-    console.print(table)
-    table = Table("map", "height x width x maps", title="maps of one image")
-    for name, m in maps.items():
-        table.add_row(name, " x ".join(map(str, m.shape[1:])))
-    console.print(table)
+    rows = [("/".join(path[:-1]), path[-1], _by(p.shape), f"{p.size:,}") for path, p in flat.items()]
+    table(f"{run.config.model.name} on {run.info.name} {shape}", ("layer", "parameter", "shape", "numbers"), rows)
+    rows = [(name, _by(m.shape[1:])) for name, m in maps.items()]
+    table("maps of one image", ("map", "height x width x channels"), rows)
     mib = 2**20
     totals = {
         "parameters": count,
@@ -87,3 +80,7 @@ def describe(run: Run) -> dict[str, Any]:
         f"{activations / mib:.0f} MiB over {run.mesh.size} device(s)"
     )
     return totals
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

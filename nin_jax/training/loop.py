@@ -63,6 +63,8 @@ def train(config: Config, workdir: Path, hook: Hook = lambda event, step: None) 
     """
     with Stop() as stop, Watchdog(config.watchdog_seconds) as watchdog:
         run = Run(config)
+        for line in run.info.found:
+            say(line)
         with contextlib.ExitStack() as held:
             processes.from_first(lambda: held.enter_context(claim(workdir, config)))
             processes.check_shared(workdir)

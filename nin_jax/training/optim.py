@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, path_aware_map
 
-from nin_jax.config import Config, learning_rate_factors, max_norms
+from nin_jax.config import Config
 from nin_jax.errors import UserError
+from nin_jax.schema import Rule
 
 
 def schedule(config: Config, updates_per_epoch: int, scale: float = 1.0) -> Callable[[Any], jax.Array]:
@@ -133,7 +133,7 @@ def optimizer(config: Config, updates_per_epoch: int, scale: float = 1.0) -> opt
     chain = [
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
         optax.add_decayed_weights(o.weight_decay, _kernels),
-        optax.stateless(lambda updates, _: _scale_by_factor(updates, learning_rate_factors(config))),
+        optax.stateless(lambda updates, _: _scale_by_factor(updates, o.learning_rate_factors)),
         optax.scale_by_schedule(schedule(config, updates_per_epoch, scale)),
     ]
     if s.plateau_epochs:
@@ -145,7 +145,7 @@ def optimizer(config: Config, updates_per_epoch: int, scale: float = 1.0) -> opt
         chain.append(optax.trace(o.momentum))
     chain.append(optax.scale(-1.0))
     if o.max_norms:
-        chain.append(optax.stateless(lambda updates, params: _cap(updates, params, max_norms(config))))
+        chain.append(optax.stateless(lambda updates, params: _cap(updates, params, o.max_norms)))
     return optax.chain(*chain)
 
 
@@ -153,12 +153,12 @@ def _kernels(params: Any) -> Any:
     return path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
 
-def _scale_by_factor(updates: Any, rules: list[tuple[re.Pattern[str], float]]) -> Any:
+def _scale_by_factor(updates: Any, rules: Sequence[Rule]) -> Any:
     factors = _by_path(updates, rules, 1.0, "learning_rate_factors")
     return jax.tree.map(lambda u, f: u * f, updates, factors)
 
 
-def _cap(updates: Any, params: Any, rules: list[tuple[re.Pattern[str], float]]) -> Any:
+def _cap(updates: Any, params: Any, rules: Sequence[Rule]) -> Any:
     """Updates after which no filter is longer than its norm."""
 
     def one(u: jax.Array, w: jax.Array, longest: float) -> jax.Array:
@@ -170,14 +170,14 @@ def _cap(updates: Any, params: Any, rules: list[tuple[re.Pattern[str], float]]) 
     return jax.tree.map(lambda u, w, n: u if n == math.inf else one(u, w, n), updates, params, norms)
 
 
-def _by_path(tree: Any, rules: list[tuple[re.Pattern[str], float]], default: float, key: str) -> Any:
+def _by_path(tree: Any, rules: Sequence[Rule], default: float, key: str) -> Any:
     """A tree of the numbers that the first pattern found in each path gives."""
     paths = ["/".join(p) for p in flatten_dict(tree)]
-    for pattern, _ in rules:
-        if not any(pattern.search(path) for path in paths):
-            raise UserError(f"optimizer.{key}: no parameter matches {pattern.pattern!r}: {paths}")
+    for rule in rules:
+        if not any(rule.pattern.search(path) for path in paths):
+            raise UserError(f"optimizer.{key}: no parameter matches {rule.pattern.pattern!r}: {paths}")
 
     def number(path: tuple[Any, ...], _) -> float:
-        return next((n for pattern, n in rules if pattern.search("/".join(path))), default)
+        return next((rule.number for rule in rules if rule.pattern.search("/".join(path))), default)
 
     return path_aware_map(number, tree)

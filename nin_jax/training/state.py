@@ -7,8 +7,7 @@ is the same run, and a run on eight devices is the run on one, up to the order o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nin_jax.data import fitted
+from nin_jax.registry import Call, FittedOp, RandomOp, Task
 
 AUGMENT, DROPOUT, INIT = 1, 2, 3  # independent streams of random numbers
 
@@ -36,10 +35,10 @@ class Recipe(NamedTuple):
     """
 
     model: nn.Module
-    task: ModuleType
+    task: Task
     objective: Callable[[jax.Array, jax.Array], jax.Array]
-    preprocess: list[fitted.Op]
-    augment: list[fitted.Op]
+    preprocess: Sequence[Call[FittedOp]]
+    augment: Sequence[Call[RandomOp]]
     batch_size: int
     optimizer: optax.GradientTransformationExtraArgs
     ema_decay: float = 0.0

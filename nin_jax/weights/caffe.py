@@ -268,12 +268,13 @@ def prepare(run: Run, options: Options) -> fitted.Stats | None:
     """With --mean, the preprocessing of a run whose only fitted op is the mean. Raises `UserError`."""
     if "mean" not in options:
         return None
-    if [module for _, module, _ in run.preprocess if not module.PER_IMAGE] != [mean]:
+    ops = run.config.preprocess
+    if [op.entry for op in ops if not op.entry.PER_IMAGE] != [mean]:
         raise UserError(
-            f"--mean: preprocess={tuple(run.config.preprocess)} must have one mean(per='pixel'), and nothing else to fit"
+            f"--mean: preprocess={tuple(map(str, ops))} must have one mean(per='pixel'), and nothing else to fit"
         )
     image = mean_image(Path(options["mean"]).expanduser(), run.info.image_shape)
-    return [{"mean": image} if module is mean else {} for _, module, _ in run.preprocess]
+    return [{"mean": image} if op.entry is mean else {} for op in ops]
 
 
 def read(file: Path, like: dict[str, Any], options: Options) -> dict[str, Any]:

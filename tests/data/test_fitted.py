@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nin_jax import registry
 from nin_jax.data import fitted
-from nin_jax.data.preprocess import gcn, zca
 from nin_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 5, 4, 3)).astype(np.uint8)
@@ -20,34 +22,11 @@ def gcn_reference(images: np.ndarray) -> np.ndarray:
     return 55 * x / np.sqrt((x**2).sum((1, 2, 3), keepdims=True))
 
 
-def test_parse_finds_the_entries_and_their_arguments():
-    assert fitted.parse(PAPER, random=False) == [
-        ("gcn(scale=55)", gcn, {"scale": 55}),
-        ("zca(eps=0.1)", zca, {"eps": 0.1}),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("call", "random", "message"),
-    [
-        ("gnc()", False, "gcn"),
-        ("gcn(scael=55)", False, "scale"),
-        ("flip(p=0.5)", True, "flip"),
-        ("crop(pad=4)", False, "belongs under 'augment'"),
-        ("zca()", True, "belongs under 'preprocess'"),
-        ("gcn(55)", False, "not a call"),
-    ],
-)
-def test_what_cannot_be_parsed_is_a_mistake_that_names_the_way_out(call, random, message):
-    with pytest.raises(UserError, match=message):
-        fitted.parse([call], random=random)
-
-
 @pytest.mark.parametrize("chunk", [7, 100, 1024])
 def test_the_papers_chain_on_chunks(monkeypatch, chunk):
     """Contrast normalisation, then whitening fitted on its results, in float64 to 1e-4; any chunk gives the same."""
     monkeypatch.setattr(fitted, "CHUNK", chunk)
-    ops = fitted.parse(PAPER, random=False)
+    ops = registry.calls("preprocess", PAPER)
     result = fitted.apply(ops, fitted.fit(ops, IMAGES), jnp.asarray(IMAGES))
     x = gcn_reference(IMAGES.astype(np.float64)).reshape(100, -1)
     x -= x.mean(0)
@@ -59,7 +38,7 @@ def test_the_papers_chain_on_chunks(monkeypatch, chunk):
 
 def test_a_long_chain():
     """Fitted ops before, between and after those that learn nothing."""
-    ops = fitted.parse(("mean(per='channel')", "scale(divisor=2)", "gcn()", "mean()"), random=False)
+    ops = registry.calls("preprocess", ("mean(per='channel')", "scale(divisor=2)", "gcn()", "mean()"))
     result = fitted.apply(ops, fitted.fit(ops, IMAGES), jnp.asarray(IMAGES))
     x = IMAGES.astype(np.float64)
     x = gcn_reference((x - x.mean((0, 1, 2))) / 2)
@@ -73,7 +52,8 @@ def test_no_ops_give_the_pictures_as_float32():
 
 
 def test_a_fit_that_fails_is_a_mistake_that_names_the_call():
-    ops = fitted.parse(("zca(eps='much')",), random=False)
+    (op,) = registry.calls("preprocess", ("zca(eps=1)",))
+    ops = [dataclasses.replace(op, source="zca(eps='much')", arguments={"eps": "much"})]
     with pytest.raises(UserError, match=r"zca\(eps='much'\)"):
         fitted.fit(ops, IMAGES)
 
@@ -82,12 +62,12 @@ def test_augmentation_of_an_image_depends_on_its_key_and_the_ops_place():
     """Not on the batch it is in; and the same op at two places draws twice."""
     images = jnp.asarray(np.random.default_rng(1).standard_normal((200, 4, 4, 1)), jnp.float32)
     keys = jax.random.split(jax.random.key(2), 200)
-    ops = fitted.parse(("crop(pad=1)", "flip()"), random=True)
+    ops = registry.calls("augment", ("crop(pad=1)", "flip()"))
     whole = np.asarray(fitted.augment(ops, keys, images))
     order = np.array([7, 0, 199])
     np.testing.assert_array_equal(fitted.augment(ops, keys[order], images[order]), whole[order])
 
-    once, twice = (fitted.parse(("flip()",) * n, random=True) for n in (1, 2))
+    once, twice = (registry.calls("augment", ("flip()",) * n) for n in (1, 2))
     mirrored = [
         (np.asarray(fitted.augment(ops, keys, images)) != np.asarray(images)).any((1, 2, 3)) for ops in (once, twice)
     ]

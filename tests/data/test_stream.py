@@ -20,8 +20,8 @@ import scipy.special
 from jax.sharding import AxisType
 from PIL import Image
 
-from nin_jax import config
-from nin_jax.data import encoded, fitted, memory, stream, views
+from nin_jax import config, registry
+from nin_jax.data import encoded, memory, stream, views
 from nin_jax.data.datasets import imagenet
 from nin_jax.data.worker import Threads
 from nin_jax.devices.mesh import AXIS, host, replicate
@@ -194,10 +194,10 @@ def test_every_picture_is_planned_once(protocol, devices):
 
 
 def recipe(seed: int = 0) -> Recipe:
-    c = config.default()
+    c = config.check(config.experiment("digits"))
     model = Model(10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",))
-    preprocess = fitted.parse(("scale(divisor=255)",), random=False)
-    augment = fitted.parse(("flip()",), random=True)
+    preprocess = registry.calls("preprocess", ("scale(divisor=255)",))
+    augment = registry.calls("augment", ("flip()",))
     return Recipe(model, classify, classify.objective, preprocess, augment, 8, optim.optimizer(c, 2))
 
 

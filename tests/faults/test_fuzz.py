@@ -22,6 +22,7 @@ import scipy.io
 from hypothesis import HealthCheck, given, settings
 
 from nin_jax import config
+from nin_jax.data import fitted
 from nin_jax.data.prepare import archives
 from nin_jax.data.tfds import prepared_splits
 from nin_jax.devices.mesh import host, make_mesh, replicated_like
@@ -143,7 +144,7 @@ def test_any_preprocessing_file(data: st.DataObject) -> None:
         for _ in range(data.draw(st.integers(1, 3))):
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
         path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
-        found = build._read_stats(path, "key", 2)
+        found = fitted.read_stats(path, "key", 2)
         assert found is None or all((found[0][k] == stats[0][k]).all() for k in found[0])
 
 

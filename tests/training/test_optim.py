@@ -18,13 +18,14 @@ from nin_jax.errors import UserError
 from nin_jax.training import optim
 
 
-def settings(**changes):
+def settings(**changes) -> config_lib.Config:
     """A config whose `optimizer` and `schedule` are plain gradient descent of rate 0.1 but for `changes`."""
     c = config_lib.default()
+    c.dataset, c.model.name = "digits", "nin"
     c.optimizer.update({"momentum": 0.0, "weight_decay": 0.0})
     for key, value in changes.items():
-        (c.optimizer if key in c.optimizer else c.schedule)[key] = value
-    return c
+        next(section for section in (c.optimizer, c.schedule, c) if key in section)[key] = value
+    return config_lib.check(c)
 
 
 def rates(config, updates_per_epoch: int, steps) -> np.ndarray:
@@ -78,8 +79,7 @@ def test_the_rate_falls_smoothly_and_stays(decay, final_factor):
 
 
 def test_the_rate_falls_to_the_last_epoch_where_no_other_is_given():
-    config = settings(learning_rate=1.0, decay="linear", final_factor=0.0)
-    config.epochs = 4
+    config = settings(learning_rate=1.0, decay="linear", final_factor=0.0, epochs=4)
     np.testing.assert_allclose(rates(config, 2, range(10)), [*(np.arange(8, 0, -1) / 8), 0, 0], atol=1e-7)
 
 
@@ -236,8 +236,7 @@ def machine(errors, patience: int, drops: int, factor: float):
 @functools.cache
 def applied(updates_per_epoch: int, batch_size: int, **changes):
     """From the errors of the batches to the factor of the rate that each update had; compiled once."""
-    config = settings(learning_rate=1.0, **changes)
-    config.batch_size = batch_size
+    config = settings(learning_rate=1.0, batch_size=batch_size, **changes)
     optimizer: Any = optim.optimizer(config, updates_per_epoch)
     one = {"a": {"kernel": jnp.ones(1)}}
 

@@ -15,6 +15,7 @@ from jax.sharding import AxisType
 
 from benchmarks.scaling import all_reduced
 from nin_jax import config as config_lib
+from nin_jax import registry
 from nin_jax.data import fitted, memory
 from nin_jax.data.datasets import synthetic
 from nin_jax.devices.mesh import AXIS, check_batch, host, replicate, shard_of_batch
@@ -38,14 +39,15 @@ def mesh(n: int):
 @functools.cache
 def recipe(batch_size: int = 16, plateau_epochs: int = 0, modern: bool = False) -> Recipe:
     """A small network with everything that is random: dropout, crop, flip; modern: and all that :fast adds."""
-    c = config_lib.default()
+    c = config_lib.experiment("digits")
+    c.optimizer.learning_rate_factors = ()
     c.optimizer.update({"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "clip_norm": 1.0})
     c.schedule.plateau_epochs, c.batch_size = plateau_epochs, batch_size
     model = Model(10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",), batch_norm=modern)
     objective = functools.partial(classify.objective, smoothing=0.1 * modern)
-    preprocess = fitted.parse(("scale(divisor=255)", "mean()"), random=False)
-    augment = fitted.parse(("crop(pad=2)", "flip()"), random=True)
-    optimizer = optim.optimizer(c, 4)
+    preprocess = registry.calls("preprocess", ("scale(divisor=255)", "mean()"))
+    augment = registry.calls("augment", ("crop(pad=2)", "flip()"))
+    optimizer = optim.optimizer(config_lib.check(c), 4)
     return Recipe(model, classify, objective, preprocess, augment, batch_size, optimizer, ema_decay=0.6 * modern)
 
 

@@ -20,9 +20,9 @@ INFO = Info(
 )
 
 
-def load(split: str, data_dir: str | None = None) -> Split:
+def load(split: str, data_dir: str | None = None, *, bad_records: str = "stop") -> Split:
     """uint8 `[N, 8, 8, 1]`, 0 to 255 (the original's 17 levels stretched), and int32 `[N]`."""
-    del data_dir
+    del data_dir, bad_records  # there are none
     # The file alone: importing scikit-learn takes longer than all the rest up to the first update.
     file = importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     rows = np.loadtxt(str(file), delimiter=",", dtype=np.float64)  # 64 pixels of 0 to 16, then the digit

@@ -31,7 +31,9 @@ def info(data_dir: str | None = None, *, size: int = 224, short: int = 256) -> I
     return INFO._replace(image_shape=(size, size, 3))
 
 
-def load(split: str, data_dir: str | None, bad_records: str = "stop", *, size: int = 224, short: int = 256) -> Pictures:
+def load(
+    split: str, data_dir: str | None = None, *, bad_records: str = "stop", size: int = 224, short: int = 256
+) -> Pictures:
     """The split, not decoded. The short side is scaled to `short`, windows are size x size.
 
     A record that cannot be used is found when its turn comes: `bad_records` says whether it is then left out ("skip").

@@ -36,7 +36,7 @@ INFO = Info(
 HELD_OUT = {"train": 400, "extra": 200}  # examples of each digit
 
 
-def load(split: str, data_dir: str | None = None, bad_records: str = "stop") -> Split:
+def load(split: str, data_dir: str | None = None, *, bad_records: str = "stop") -> Split:
     """uint8 `[N, 32, 32, 3]` and int32 `[N]`, the digits; `UserError` where the data set is not prepared in `data_dir`."""
     sizes = prepared_splits(tfds_folder(INFO, data_dir)) or dict(INFO.splits)
     validation = INFO.classes * sum(HELD_OUT.values())
@@ -46,16 +46,16 @@ def load(split: str, data_dir: str | None = None, bad_records: str = "stop") -> 
 
     def whole(name: str) -> Split:
         read = _paper if name.startswith("paper_") else functools.partial(from_tfds, INFO)
-        return read(name, data_dir, bad_records)
+        return read(name, data_dir, bad_records=bad_records)
 
     return take(split, sizes, whole, INFO.name)
 
 
-def _paper(split: str, data_dir: str | None, bad_records: str) -> Split:
+def _paper(split: str, data_dir: str | None, *, bad_records: str) -> Split:
     rng = np.random.RandomState(322)
     parts = []
     for name, count in HELD_OUT.items():
-        images, labels = from_tfds(INFO, name, data_dir, bad_records)
+        images, labels = from_tfds(INFO, name, data_dir, bad_records=bad_records)
         held_out = np.zeros(len(labels), bool)
         for digit in (*range(1, 10), 0):
             places = np.flatnonzero(labels == digit)

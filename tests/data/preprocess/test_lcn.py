@@ -9,6 +9,7 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 
+from nin_jax import registry
 from nin_jax.data import fitted
 from nin_jax.data.preprocess import lcn
 
@@ -98,7 +99,7 @@ def test_the_two_recipes_of_pylearn2(calls, bias, mean, channels):
     """That of the paper's time, and what the defaults and the misplaced return made of it in 2014."""
     images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
     images[1] //= 16
-    ops = fitted.parse(calls, random=False)
+    ops = registry.calls("preprocess", calls)
     got = fitted.apply(ops, fitted.fit(ops, images), jnp.asarray(images))
     x = images - images.mean((1, 2, 3), keepdims=True)
     x /= np.sqrt(mean(x**2, (1, 2, 3), keepdims=True) + bias)

@@ -136,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if command.mode != "describe":
                 from nin_jax.data.tfds import check_prepared
 
-                check_prepared(command.config.dataset.name, command.config.data_dir)  # now, not after seconds of imports
+                # Now, and not after seconds of imports.
+                check_prepared(command.config.dataset.name, command.config.data_dir)
             commands.append(command)
         except ExitError as ending:
             _leave(ending)

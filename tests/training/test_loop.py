@@ -13,8 +13,9 @@ import pytest
 from jax.sharding import AxisType
 
 from nin_jax import config
+from nin_jax.data import memory
 from nin_jax.devices.mesh import AXIS, host, make_mesh, replicated_like
-from nin_jax.errors import Diverged, Preempted, StorageFailed, UserError
+from nin_jax.errors import Diverged, Preempted, StorageFailed
 from nin_jax.runs import checkpoint
 from nin_jax.runs.record import Record
 from nin_jax.training import evaluate, programs
@@ -51,11 +52,13 @@ def tiny(**changes):
     return config.check(c)
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
     """The other tests' eight devices are of no use here."""
     mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    monkeypatch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
+        yield
 
 
 def rows(workdir):
@@ -74,12 +77,44 @@ def final_state(workdir):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A run that nothing happened to."""
-    with pytest.MonkeyPatch.context() as patch:
-        mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-        patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
-        workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-        train(tiny(), workdir)
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(tiny(), workdir)
     return workdir
+
+
+def signal_at(*moments, number=signal.SIGTERM):
+    """A hook that sends a signal at each (event, n): the n-th time that the event comes."""
+    came = Counter()
+
+    def hook(event, step):
+        came[event] += 1
+        if (event, came[event]) in moments:
+            os.kill(os.getpid(), number)
+
+    return hook
+
+
+def preempted(workdir, *moments, config=None):
+    """A run that SIGTERM stops, in its third epoch if nothing else is said; the step that it saved."""
+    with pytest.raises(Preempted, match="SIGTERM: saved step") as stopped:
+        train(config or tiny(), workdir, signal_at(*(moments or [(Event.AFTER_UPDATES, 23)])))
+    step, _ = final_state(workdir)
+    assert f"saved step {step} of" in str(stopped.value)
+    return step
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    """A run stopped in its third epoch, with checkpoints of steps 10, 20 and then."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    return workdir, preempted(workdir)
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A copy of it, and the step that it saved."""
+    workdir, step = stopped_once
+    return shutil.copytree(workdir, tmp_path / "run"), step
 
 
 def same_run(workdir, undisturbed):
@@ -139,18 +174,6 @@ def send_signal(monkeypatch, owner, name, call, number=signal.SIGTERM):
     monkeypatch.setattr(owner, name, function)
 
 
-def signal_at(*moments, number=signal.SIGTERM):
-    """A hook that sends a signal at each (event, n): the n-th time that the event comes."""
-    came = Counter()
-
-    def hook(event, step):
-        came[event] += 1
-        if (event, came[event]) in moments:
-            os.kill(os.getpid(), number)
-
-    return hook
-
-
 @pytest.mark.parametrize(
     ("event", "call", "saved"),
     [
@@ -163,9 +186,7 @@ def signal_at(*moments, number=signal.SIGTERM):
 def test_a_signal_in_any_phase(event, call, saved, tmp_path, undisturbed):
     """It ends with `Preempted` (exit 75) and a checkpoint of the present step; what is started again is the same run."""
     workdir = tmp_path / "run"
-    with pytest.raises(Preempted, match="SIGTERM: saved step"):
-        train(tiny(), workdir, signal_at((event, call)))
-    assert final_state(workdir)[0] in saved
+    assert preempted(workdir, (event, call)) in saved
     train(tiny(), workdir)
     same_run(workdir, undisturbed)
 
@@ -188,12 +209,10 @@ def test_a_signal_after_the_last_update(tmp_path, monkeypatch, undisturbed):
     same_run(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_a_checkpoint_is_restored(number, tmp_path, monkeypatch, undisturbed, capsys):
+def test_a_signal_while_a_checkpoint_is_restored(stopped, monkeypatch, undisturbed, capsys):
     """It waits for the restore, so that the checkpoint is not taken for a broken one."""
-    workdir = tmp_path / "run"
-    step = preempted(workdir)
-    for patched in ("kinds", "checksums"):  # the latter while the state is verified
+    workdir, step = stopped
+    for patched, number in (("kinds", signal.SIGINT), ("checksums", signal.SIGTERM)):  # the latter verifies the state
         with monkeypatch.context() as patch:
             send_signal(patch, checkpoint, patched, 1, number)
             with pytest.raises(Preempted, match=f"saved step {step} "):
@@ -222,13 +241,6 @@ def test_ctrl_c_once_and_twice(tmp_path, undisturbed):
     same_run(workdir, undisturbed)
 
 
-def preempted(workdir, call=23, config=None):
-    """A run stopped by SIGTERM, in its third epoch, with checkpoints of steps 10, 20 and then."""
-    with pytest.raises(Preempted):
-        train(config or tiny(), workdir, signal_at((Event.AFTER_UPDATES, call)))
-    return final_state(workdir)[0]
-
-
 @pytest.mark.slow
 def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path):
     """Stopped in the middle of an epoch, twice. The rows show the rate in force: a tenth after an epoch without progress."""
@@ -247,7 +259,7 @@ def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path):
     calm, workdir = tmp_path / "calm", tmp_path / "run"
     train(tiny(**changes), calm)
     for call in (23, 20):
-        assert preempted(workdir, call, tiny(**changes)) % 10
+        assert preempted(workdir, (Event.AFTER_UPDATES, call), config=tiny(**changes)) % 10
     train(tiny(**changes), workdir)
     same_run(workdir, calm)
     best, drops, expected = math.inf, 0, []
@@ -259,17 +271,29 @@ def test_a_run_whose_rate_and_momentum_change_goes_on_where_it_was(tmp_path):
     assert 0 < drops < 5
 
 
-def test_a_run_from_before_a_key_was_there_goes_on(tmp_path, undisturbed, capsys):
-    """What its config.json lacks counts as the default; another value of it is another config."""
-    workdir = tmp_path / "run"
-    preempted(workdir)
-    plain = json.loads((workdir / "config.json").read_text())
-    del plain["optimizer"]["max_norms"], plain["schedule"]["decay"]
-    (workdir / "config.json").write_text(json.dumps(plain))
-    evaluate.evaluate_run(tiny(), workdir)
-    assert "differs" not in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"another config \(schedule.decay: 'none', now 'linear'\)"):
-        train(tiny(**{"schedule.decay": "linear"}), workdir)
+def test_a_run_with_four_updates_a_dispatch(tmp_path, monkeypatch, undisturbed):
+    """Killed, and stopped in mid-epoch, it ends as the run of one update a dispatch does, bit for bit.
+
+    From the first metrics on nothing goes to the devices but by explicit transfers.
+    """
+    monkeypatch.setattr(memory, "steps_per_dispatch", lambda: 4)
+    workdir, guard = tmp_path / "run", "jax_transfer_guard_host_to_device"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(event, step):
+        jax.config.update(guard, "disallow")
+        if event == Event.AFTER_UPDATES and step > 10:
+            raise Killed
+
+    try:
+        with pytest.raises(Killed):
+            train(tiny(), workdir, killed)
+    finally:
+        jax.config.update(guard, "allow")
+    assert final_state(workdir)[0] == 10
+    assert preempted(workdir, (Event.AFTER_UPDATES, 1)) == 18  # 14 had been read while the next four were made
     train(tiny(), workdir)
     same_run(workdir, undisturbed)
 
@@ -308,10 +332,9 @@ def remove(file):
         ),
     ],
 )
-def test_a_broken_newest_checkpoint(harm, what, tmp_path, undisturbed, capsys):
+def test_a_broken_newest_checkpoint(harm, what, stopped, undisturbed, capsys):
     """The one before is used, a line says so, the broken one is set aside, and the run ends as if nothing had been."""
-    workdir = tmp_path / "run"
-    step = preempted(workdir)
+    workdir, step = stopped
     folder = workdir / "checkpoints" / str(step)
     if what == "arrays":  # the chunks with the parameters, in several files, of which some are left over and never read
         files = [p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d"]
@@ -398,10 +421,9 @@ def test_a_machine_without_memory_breaks_no_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads that come back late
-def test_every_checkpoint_broken(tmp_path, undisturbed, capsys):
+def test_every_checkpoint_broken(stopped, undisturbed, capsys):
     """The run starts again at step 0 and says so; the same numbers come out."""
-    workdir = tmp_path / "run"
-    preempted(workdir)
+    workdir, _ = stopped
     for file in (workdir / "checkpoints").rglob("manifest.ocdbt"):
         empty(file)
     train(tiny(), workdir)
@@ -409,19 +431,17 @@ def test_every_checkpoint_broken(tmp_path, undisturbed, capsys):
     same_run(workdir, undisturbed)
 
 
-def test_an_empty_step_directory_is_no_checkpoint(tmp_path, undisturbed):
+def test_an_empty_step_directory_is_no_checkpoint(stopped, undisturbed):
     """Orbax takes an empty directory 27/ for the newest checkpoint; here it is stepped over."""
-    workdir = tmp_path / "run"
-    preempted(workdir)
+    workdir, _ = stopped
     (workdir / "checkpoints" / "27").mkdir()
     train(tiny(), workdir)
     same_run(workdir, undisturbed)
 
 
-def test_half_a_last_row_and_a_broken_preprocessing_file(tmp_path, undisturbed):
+def test_half_a_last_row_and_a_broken_preprocessing_file(stopped, undisturbed):
     """metrics.jsonl with half a last line is mended; preprocess.npz with a flipped bit is fitted again."""
-    workdir = tmp_path / "run"
-    preempted(workdir)
+    workdir, _ = stopped
     with open(workdir / "metrics.jsonl", "a") as f:
         f.write('{"step": 30, "spl')
     flip_a_bit(workdir / "preprocess.npz")
@@ -460,9 +480,11 @@ def test_a_full_disk_ends_with_storage_failed(tmp_path, monkeypatch):
 
 
 def test_a_dead_network_is_noticed(tmp_path):
-    """All weights 0, so all class maps are 0 for ever: exit 70, a summary, a line that helps."""
+    """All weights 0, so all class maps are 0 for ever: exit 70, a summary, a line that helps; after a resume as without."""
+    dead = tiny(**{"model.deviations": (0.0,), "epochs": 9})
+    preempted(tmp_path / "run", (Event.AFTER_UPDATES, 33), config=dead)
     with pytest.raises(Diverged, match=r"dead at update 50: .*ln 10.*clip_norm"):
-        train(tiny(**{"model.deviations": (0.0,), "epochs": 9}), tmp_path / "run")
+        train(dead, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
 
 

@@ -280,11 +280,9 @@ def test_the_plateau_rule_lets_the_old_velocity_run_out_at_the_old_rate():
     assert steps == pytest.approx([-1, -1.5, -0.85])
 
 
-def test_the_state_is_that_of_older_checkpoints_where_the_new_keys_are_off():
+def test_without_the_plateau_rule_its_scale_is_one():
     params, _ = trees(2)
-    state = optim.optimizer(settings(momentum=0.9, weight_decay=0.1, clip_norm=1.0), 2).init(params)
-    paths = {jax.tree_util.keystr(path).split("[")[1] for path, _ in jax.tree_util.tree_leaves_with_path(state)}
-    assert paths == {"3].count", "4].trace"}
+    state = optim.optimizer(settings(momentum=0.9), 2).init(params)
     assert optim.plateau_scale(state) == 1
 
 

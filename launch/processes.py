@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from nin_jax.devices.signals import STOPPING
+
 MAIN = (sys.executable, "-m", "nin_jax.main")
 
 
@@ -59,7 +61,9 @@ def wait(processes: Sequence[subprocess.Popen], grace: float) -> list[int]:
 
 
 class Relay:
-    """A context that passes SIGTERM and SIGINT on to processes, as SIGTERM; `requested` says whether one has come.
+    """A context that passes the signals of `STOPPING` on to processes, as SIGTERM; `requested` says whether one has come.
+
+    Only SIGTERM and SIGINT are taken from a handler that is there already, such as nohup's or submitit's.
 
     Args:
       alive: returns the processes that run at the moment.
@@ -69,7 +73,8 @@ class Relay:
         self.alive, self.requested = alive, False
 
     def __enter__(self) -> Relay:
-        self.before = {s: signal.signal(s, self._pass_on) for s in (signal.SIGTERM, signal.SIGINT)}
+        ours = (s for s in STOPPING if s in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(s) == signal.SIG_DFL)
+        self.before = {s: signal.signal(s, self._pass_on) for s in ours}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

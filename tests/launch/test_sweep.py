@@ -271,17 +271,17 @@ def test_a_queue_gives_each_accelerator_one_trial_at_a_time(tmp_path, monkeypatc
 
 # What earlier tests left to the garbage collector, such as open sockets, may be found while one of these waits.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_stopped_queue_starts_nothing_more(tmp_path, monkeypatch):
-    """SIGTERM is passed on to the trial that runs; those that wait are left for the next start."""
-    monkeypatch.setattr(
-        processes, "MAIN", (sys.executable, "-c", "import os, time; os.kill(os.getppid(), 15); time.sleep(60)")
-    )
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_stopped_queue_starts_nothing_more(name, tmp_path, monkeypatch):
+    """A signal is passed on to the trial that runs; those that wait are left for the next start."""
+    script = f"import os, signal, time; os.kill(os.getppid(), signal.{name}); time.sleep(60)"
+    monkeypatch.setattr(processes, "MAIN", (sys.executable, "-c", script))
     trials = [Trial(f"t{i}", {}) for i in range(3)]
     begin = time.monotonic()
     assert engines.Local([{}]).run(trials, tmp_path, lambda: None) == [75, 75, 75]
     assert time.monotonic() - begin < 30
     assert not (tmp_path / "runs" / "t1").exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.Signals[name]) == signal.SIG_DFL
 
 
 # What earlier tests left to the garbage collector, such as open sockets, may be found while one of these waits.

@@ -67,16 +67,16 @@ def networks(root: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def chosen(found: Mapping[str, Mapping[str, Any]], prefix: str | None) -> dict[str, Any]:
+def chosen(found: Mapping[str, dict[str, Any]], prefix: str | None) -> dict[str, Any]:
     """The state dict of one network: the only one, or the part below a prefix. Raises `UserError`."""
     if prefix is None:
         if len(found) > 1:
             raise UserError(
                 f"it holds several networks: {', '.join(found)}; choose one with --prefix={next(iter(found))}"
             )
-        return dict(*found.values())
+        return next(iter(found.values()))
     whole = {f"{keys}.{name}".lstrip("."): value for keys, part in found.items() for name, value in part.items()}
-    inner = dict(*found.values()) if len(found) == 1 else {}
+    inner = next(iter(found.values())) if len(found) == 1 else {}
     for state in (whole, inner):
         if below := {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}:
             return below
@@ -95,12 +95,13 @@ def layers_of_file(state: Mapping[str, Any]) -> list[Layer]:
     unknown = []
     for name, value in state.items():
         layer, _, part = name.rpartition(".")
-        if part in PARTS.values() and isinstance(value, Tensor):
+        floating = isinstance(value, Tensor) and value.dtype.kind not in "iub"
+        if part in PARTS.values() and floating:
             layers.setdefault(layer, {})[part] = value
-        elif part in PARTS.values() or (isinstance(value, Tensor) and value.dtype.kind not in "iub"):
+        elif part in PARTS.values() or floating:  # integers count batches, which nobody asks for
             unknown.append(name)
     if unknown:
-        raise UserError(f"it has numbers that belong to none of our layers: {', '.join(unknown)}")
+        raise UserError(f"it has what no layer of ours has: {', '.join(unknown)}")
     return list(layers.items())
 
 

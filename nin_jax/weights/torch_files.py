@@ -65,7 +65,9 @@ def read(file: Path) -> tuple[Any, bool]:
     It is nested dicts and lists, with `Tensor` for a tensor and `Call` for an object of any class of its own. Raises
     `UserError` for a file that holds something else, and any exception for a damaged one.
     """
-    if file.suffix == ".safetensors":
+    with open(file, "rb") as f:
+        start = f.read(9)
+    if start[8:] == b"{" or file.suffix == ".safetensors":
         return {name: Tensor(a.dtype, a.shape, lambda a=a: a) for name, a in load_file(file).items()}, False
     return (_archive if zipfile.is_zipfile(file) else _stream)(file), True
 
@@ -105,26 +107,21 @@ def _stream(file: Path) -> Any:
     def numbers(storage: Storage) -> np.ndarray:
         with open(file, "rb") as f:
             f.seek(places[storage.key])
-            count = int.from_bytes(f.read(8), "little")
-            if count != storage.count:
-                raise ValueError(f"storage {storage.key} has {count} numbers, not {storage.count}")
-            return np.fromfile(f, storage.dtype, count)
+            return np.fromfile(f, storage.dtype, min(storage.count, int.from_bytes(f.read(8), "little")))
 
     with open(file, "rb") as f:
         pickled = io.BytesIO(f.read(MOST_OF_A_PICKLE))
-    first = Pickle(pickled, numbers).value
-    if first != MAGIC:
+    if Pickle(pickled, numbers).value != MAGIC:
         raise UserError("it is a pickle that torch.save did not write; save the weights with torch.save or safetensors")
     Pickle(pickled, numbers)  # the version
     if not Pickle(pickled, numbers).value["little_endian"]:
         raise UserError("it was saved on a big-endian machine; save it again on a little-endian one")
     root = Pickle(pickled, numbers)
-    place = 0
-    for key in Pickle(pickled, numbers).value:
-        place = place or pickled.tell()
-        places[key] = place
-        storage = root.storages[key]
-        place += 8 + storage.count * storage.dtype.itemsize
+    keys = Pickle(pickled, numbers).value
+    place = pickled.tell()
+    for storage in (root.storages[key] for key in keys):
+        places[storage.key] = place
+        place += 8 + storage.count * storage.dtype.itemsize  # its length, and its numbers
     return root.value
 
 
@@ -233,17 +230,15 @@ class Pickle:
 
     def _tensor(self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
         steps = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
-        empty = math.prod(shape) == 0
         if min((offset, *shape, *strides)) < 0 or math.prod(shape) > storage.count:
             raise ValueError(f"a tensor of shape {shape} in {storage.count} numbers")
-        if not empty and offset + sum(steps) >= storage.count:
+        if math.prod(shape) and offset + sum(steps) >= storage.count:
             raise ValueError(f"a tensor of shape {shape} that leaves its storage")
 
         def numbers() -> np.ndarray:
-            whole = self.numbers(storage)
+            whole, size = self.numbers(storage), storage.dtype.itemsize
             if len(whole) != storage.count:
                 raise ValueError(f"storage {storage.key} has {len(whole)} numbers, not {storage.count}")
-            size = storage.dtype.itemsize
             return np.lib.stride_tricks.as_strided(whole[offset:], shape, [size * stride for stride in strides]).copy()
 
         return Tensor(storage.dtype, tuple(shape), numbers)

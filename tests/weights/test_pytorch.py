@@ -132,6 +132,7 @@ FILES = {
     "views of one storage": lambda f: saved(dict(network().state_dict(), **_views()), f),
     "doubles": lambda f: saved({k: v.double() for k, v in STATE.items()}, f),
     "safetensors": lambda f: safetensors(STATE, f.with_suffix(".safetensors")),
+    "safetensors of any name": lambda f: safetensors(STATE, f),
     "float64 safetensors": lambda f: safetensors({k: v.double() for k, v in STATE.items()}, f.with_suffix(".safetensors")),
 }  # fmt: skip
 
@@ -344,8 +345,12 @@ REFUSED = {
     "narrow, without order": (lambda d: safetensors({**STATE, "8.weight": torch.ones(9, 5, 1, 1)}, d / "w.safetensors"), "no layer of the shape of cccp2; it has 0 (4, 1, 3, 3)"),
     "no bias": (lambda d: saved(HALF, d / "w.pth"), "layer '0', matched with 'conv1', has weight, and ours bias, weight"),
     "another part": (lambda d: saved({**STATE, "0.running_mean": torch.ones(4)}, d / "w.pth"), "has bias, running_mean, weight, and"),
-    "unknown numbers": (lambda d: saved({**STATE, "0.scale": torch.ones(1)}, d / "w.pth"), "belong to none of our layers: 0.scale"),
-    "an object": (lambda d: saved({**STATE, "0.weight": np.ones(3)}, d / "w.pth"), "belong to none of our layers: 0.weight"),
+    "unknown numbers": (lambda d: saved({**STATE, "0.scale": torch.ones(1)}, d / "w.pth"), "it has what no layer of ours has: 0.scale\n"),
+    "an object": (lambda d: saved({**STATE, "0.weight": np.ones(3)}, d / "w.pth"), "it has what no layer of ours has: 0.weight\n"),
+    "whole numbers": (
+        lambda d: saved({**STATE, "0.weight": STATE["0.weight"].char()}, d / "w.pth"),
+        "it has what no layer of ours has: 0.weight\n",
+    ),
     "nan": (lambda d: saved({k: v * torch.nan for k, v in STATE.items()}, d / "w.pth"), "not finite"),
     "names for a terminal": (lambda d: saved({f"\x1b[31m{k}": v for k, v in HALF.items()}, d / "w.pth"), r"layer '\x1b[31m0'"),
 }  # fmt: skip

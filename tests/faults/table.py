@@ -306,7 +306,7 @@ ROWS = (
                     "json_of_a_checkpoint", "idx_file", "mat_file",
                 )
             ),
-            "tests/test_config.py::test_any_text_is_a_call_or_a_mistake",
+            "tests/test_registry.py::test_any_text_is_a_call_or_a_mistake",
             "tests/test_main.py::test_any_command_line_is_a_command_or_a_mistake",
             "tests/test_config.py::test_any_config_is_checked_or_a_mistake",
         ),

@@ -16,6 +16,7 @@ from nin_jax.training.build import Run
 from nin_jax.training.describe import describe
 from tests.faults import page as faults_page
 from tests.faults import removals, table
+from tests.test_house import FLOORS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -108,6 +109,12 @@ def test_every_file_of_the_package_that_a_page_names_is_there():
     for page in PAGES:
         for name in re.findall(r"`((?:nin_jax|experiments|launch|benchmarks|tests)/[\w/.-]+)`", page.read_text()):
             assert "NAME" in name or (ROOT / name).exists(), (page, name)
+
+
+def test_the_map_of_the_code_is_the_one_that_is_checked():
+    """CONTRIBUTING's floors are those of tests/test_house.py."""
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert {int(floor): set(re.findall(r"`(\w+)", rooms)) for floor, rooms in rows} == dict(enumerate(FLOORS, 1))
 
 
 def test_every_link_to_a_file_leads_somewhere():

@@ -103,17 +103,17 @@ def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
 def batch_indices(order: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
     """Indices of the batch of update `step` (0 is the first) within its epoch's order, int32 `[batch_size]`.
 
-    An epoch has examples // batch_size batches; what is left over waits for a later epoch's order.
+    An epoch has examples // batch_size batches; the remaining examples are left out of it.
     """
     place = step % (order.shape[0] // batch_size)
     return jax.lax.dynamic_slice_in_dim(order, place * batch_size, batch_size)
 
 
 def even_batches(examples: int, batch_size: int, devices: int) -> int:
-    """Size of an evaluation's batches: as few as can be of at most `batch_size`, all as large, so that few places are empty.
+    """The size of an evaluation's batches, all equal: as few batches as possible of at most `batch_size`, hardly padded.
 
-    Returns a multiple of `devices`, and where `batch_size` allows it of 8 for each, so that a few pictures at a time can be a
-    part of them (`layers.cpu.pieces`); at least `devices`.
+    Returns a multiple of `devices`, at least that; and of 8 for each device where `batch_size` allows it, so that
+    `layers.cpu.pieces` can take some images at a time.
     """
     most = max(1, batch_size // devices)
     unit = 8 if most >= 8 else 1

@@ -12,7 +12,7 @@ from nin_jax.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Exactly what a checkpoint notes of its run besides the state, so that a resumed run goes on with it. All of it is JSON.
+    """Exactly what a checkpoint notes of its run besides the state, for the run that resumes from it. All of it is JSON.
 
     Attributes:
       loss, error: sums of the means of the batches since the last row of training.

@@ -72,9 +72,9 @@ def plateau(config: Config, updates_per_epoch: int) -> optax.GradientTransformat
 
     After `schedule.plateau_epochs` epochs in a row without fewer mistakes than in the best epoch so far, the next one
     begins with updates times `schedule.factor`, and waiting begins anew. After `plateau_drops` of them nothing more
-    happens, and training goes on to `epochs`.
+    happens, and training continues to `epochs`.
 
-    `update` takes `value`, the part of its batch that training got wrong, 0 to 1. Mistakes are counted as whole numbers,
+    `update` takes `value`, the fraction of its batch that training got wrong. Mistakes are counted as whole numbers,
     so that neither rounding nor the order of the batches is taken for progress.
     """
     s = config.schedule

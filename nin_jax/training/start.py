@@ -101,7 +101,7 @@ def start(
                 f"--workdir={workdir} holds a run on other training examples ({notes['data']}; now {identity}); choose "
                 "another --workdir, or bring the data back"
             )
-        say(f"going on from step {step} of {last} in {workdir}")
+        say(f"resuming from step {step} of {last} in {workdir}")
     else:
         first = compile_for_once(make.lower())(np.uint32(c.seed))
         step, state, notes = 0, processes.placed_like(with_weights(c.init_from, first, recipe), like), {}
@@ -123,7 +123,7 @@ def _close(checkpoints: Checkpoints) -> None:
 def identify(data: Any) -> str:
     """What a resumed run's training examples are known by."""
     if not isinstance(data, tuple):
-        return f"{len(data)} pictures"
+        return f"{len(data)} images"
     return f"{len(data[1])} examples, labels {zlib.crc32(data[1].tobytes()):08x}"
 
 

@@ -101,7 +101,7 @@ def test_another_number_of_processes_goes_on(tmp_path: Path, calm_pair: Path, ta
     forced = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "NPROC": "16"}
     ended = harness.run(harness.words(tmp_path), **forced)
     assert ended.code == 0, ended.err
-    assert "going on from step 10" in ended.err
+    assert "resuming from step 10" in ended.err
     one, other = (nin_jax.load_run(str(workdir)).params for workdir in (tmp_path, calm_pair))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), one, other)
     assert [(r["step"], r["split"]) for r in harness.rows(tmp_path)] == [

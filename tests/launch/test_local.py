@@ -89,7 +89,7 @@ def test_a_stopped_launcher_stops_its_run(tmp_path, clean_env):
     step = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert f"saved step {step} " in err
     alone = start(tmp_path / "run", clean_env, "--processes=1", **SYNTHETIC, epochs=1000)
-    while f"going on from step {step} of" not in (line := alone.stderr.readline()):
+    while f"resuming from step {step} of" not in (line := alone.stderr.readline()):
         assert line
     alone.terminate()
     alone.communicate(timeout=300)

@@ -51,7 +51,7 @@ def test_a_requeued_job_ends_as_an_undisturbed_one(cluster, tmp_path):
     wait(cluster, job, tmp_path / "run")
     said = (tmp_path / "run" / "logs" / f"slurm-{job}.out").read_text()
     assert "SIGTERM: saved step" in said
-    assert "going on from step" in said
+    assert "resuming from step" in said
     assert cluster.job(job)["Restarts"] == "1"
     equal(params(tmp_path / "run"), params(tmp_path / "calm"), 0)
     assert rows(tmp_path / "run") == rows(tmp_path / "calm")
@@ -65,7 +65,7 @@ def test_a_job_stopped_by_its_signal_puts_itself_back(cluster, tmp_path):
     cluster.run("scancel", "--signal=TERM", job)
     wait(cluster, job, tmp_path / "run")
     assert cluster.job(job)["Restarts"] == "1"
-    assert "going on from step" in (tmp_path / "run" / "logs" / f"slurm-{job}.out").read_text()
+    assert "resuming from step" in (tmp_path / "run" / "logs" / f"slurm-{job}.out").read_text()
 
 
 @pytest.mark.parametrize(

@@ -471,7 +471,7 @@ def test_every_mode_takes_the_run(file: Path, tmp_path: Path, capsys: pytest.Cap
     assert (line["split"], line["examples"], line["step"]) == ("test", 355, 0)
 
     main.run(main.parse([*words, "--mode=train"]))
-    assert "going on from step 0 of 22" in capsys.readouterr().err
+    assert "resuming from step 0 of 22" in capsys.readouterr().err
     assert json.loads((tmp_path / "run/summary.json").read_text())["step"] == 22
     with pytest.raises(SystemExit) as left:
         caffe.main([words[0], str(file), *words[1:]])

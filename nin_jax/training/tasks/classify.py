@@ -52,7 +52,7 @@ def combine(logits: jax.Array) -> jax.Array:
     """The mean of several opinions on each example: log of the mean over v of softmax(logits[:, v]).
 
     Args:
-      logits: float32 `[B, V, K]`, from several views of a picture, or from several networks.
+      logits: float32 `[B, V, K]`, from several views of an image, or from several networks.
 
     Returns:
       float32 `[B, K]`, whose softmax is the mean of the opinions' softmax.

@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
+import secrets
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nin_jax.errors import StorageFailed, one_line
+from nin_jax.errors import Preempted, StorageFailed, one_line
 
 T = TypeVar("T")
 
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+BEAT_SECONDS, STALE_SECONDS = 5.0, 20.0  # of the file that stands for a lock where there are none
 RETRY_AFTER = (0.5, 2.0, 8.0)  # seconds between the attempts
 FOR_GOOD = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -32,16 +39,84 @@ def local_path(text: str) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+def lock(path: Path, *, wait: bool = False, warn: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Holds the lock of a file, which is made if it is not there, while it is entered.
 
-    It is the kernel's, so it goes with the process however that ends. Raises `BlockingIOError` if another process holds it,
-    unless this one is to `wait`.
+    It is the kernel's, so it goes with the process however that ends. On a file system that has no locks (Lustre without
+    -o flock, NFS without lockd) PATH.owner is made instead, after a warning: see `_owned`. Raises `BlockingIOError` if
+    another process holds the lock, unless this one is to `wait`.
     """
     # Nothing behind a link is touched; and a lock needs no content.
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        other: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            other = _owned(path.with_name(f"{path.name}.owner"), wait)
+            warn(
+                f"warning: {path.parent} is on a file system without locks ({error.strerror}); a file {path.name}.owner is used"
+            )
+        with other:
+            yield
+
+
+@contextlib.contextmanager
+def _owned(path: Path, wait: bool) -> Iterator[None]:
+    """Owns a file that is there as long as its owner is: host, process, a random word, and a count that goes up.
+
+    Whoever finds a file whose count has stood still for `STALE_SECONDS` takes it over; an owner that finds its own taken, after
+    it was itself stopped for so long, ends its process at once with exit code 75.
+    """
+    me = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
+    while True:
+        try:
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            break
+        except FileExistsError:
+            seen = _owner(path)
+            until = time.monotonic() + STALE_SECONDS
+            while (same := _owner(path) == seen) and time.monotonic() < until:
+                time.sleep(min(0.2, BEAT_SECONDS))
+            if same:
+                aside = path.with_name(f"{path.name}.{me.split()[-1]}")
+                path.rename(aside)
+                if _owner(aside) == seen:
+                    aside.unlink()
+                else:  # somebody was faster
+                    aside.rename(path)
+            elif not wait and _owner(path) is not None:
+                raise BlockingIOError(errno.EAGAIN, f"{path} is held by {seen}") from None
+    done = threading.Event()
+
+    def beat() -> None:
+        for count in itertools.count():
+            with contextlib.suppress(OSError):
+                if count and not (_owner(path) or "").startswith(me):
+                    print(f"nin_jax: {path} was taken over by {_owner(path)}: start again", file=sys.stderr, flush=True)
+                    os._exit(Preempted.exit_code)
+                os.pwrite(number, f"{me} {count}".encode(), 0)
+            if done.wait(BEAT_SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, name="lock", daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        done.set()
+        thread.join()
+        os.close(number)
+        path.unlink(missing_ok=True)
+
+
+def _owner(path: Path) -> str | None:
+    """What an owner last wrote; None where there is no file. Opened anew, since network file systems cache what is open."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def retry(attempt: Callable[[], T], may_pass: Callable[[Exception], bool]) -> T:

@@ -11,6 +11,7 @@ from typing import Any
 from nin_jax import config as config_lib
 from nin_jax import storage
 from nin_jax.config import Config
+from nin_jax.console import say
 from nin_jax.errors import StorageFailed, UserError
 
 
@@ -24,7 +25,7 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
         with contextlib.ExitStack() as held:
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                held.enter_context(storage.lock(workdir / ".lock"))
+                held.enter_context(storage.lock(workdir / ".lock", warn=say))
             except (FileExistsError, NotADirectoryError) as error:
                 raise UserError(f"--workdir={workdir} is not a directory") from error
             except BlockingIOError as error:

@@ -22,6 +22,7 @@ from launch import command, processes
 from nin_jax.console import say
 from nin_jax.errors import Preempted, UserError
 
+RENDEZVOUS_SECONDS = 60  # for all processes to find each other
 GRACE_SECONDS = 60  # for the others to exit by themselves once one process has failed
 
 FLAGS = flags.FlagValues()
@@ -99,6 +100,7 @@ def environments(count: int, cpu_devices: int, gpus: Sequence[str]) -> list[dict
             "JAX_COORDINATOR_BIND_ADDRESS": address,  # not reached from other machines
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(number),
+            "NIN_JAX_RENDEZVOUS_SECONDS": os.environ.get("NIN_JAX_RENDEZVOUS_SECONDS", str(RENDEZVOUS_SECONDS)),
         }
         if gpus:
             share = len(gpus) // count

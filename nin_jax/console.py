@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -91,11 +92,59 @@ def fail(line: str) -> None:
     print(f"nin_jax: {' '.join(line.split())}", file=sys.stderr, flush=True)
 
 
+class _Lasting:
+    """A text stream that goes quiet when nobody can read it any more: what is said is never worth more than a run."""
+
+    def __init__(self, stream: Any, lost: tuple[type[OSError], ...]):
+        self.stream, self.lost = stream, lost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self._unless_lost(lambda: self.stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._unless_lost(self.stream.flush, None)
+
+    def _unless_lost(self, f: Callable[[], T], otherwise: T) -> T:
+        try:
+            return f()
+        except self.lost:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # what waits in buffers, and what libraries say, goes there too
+            os.close(nowhere)
+            return otherwise
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[None]:
+    """While it is entered, a process survives that the readers of stderr and stdout go (a pipe, a terminal, a full disk).
+
+    Of stdout only a reader that went is survived: what cannot be stored there is lost, and that is an error.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened would get what is said
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    sys.stdout = _Lasting(sys.stdout or os.fdopen(1, "w", closefd=False), (BrokenPipeError,))
+    sys.stderr = _Lasting(sys.stderr or os.fdopen(2, "w", closefd=False), (OSError,))
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
 @contextlib.contextmanager
 def exiting() -> Iterator[None]:
     """Ends the process as an `ExitError` says: one line on stderr, and its exit code."""
-    try:
-        yield
-    except ExitError as error:
-        fail(str(error))
-        raise SystemExit(error.exit_code) from None
+    with lasting_streams():
+        try:
+            yield
+        except ExitError as error:
+            fail(str(error))
+            raise SystemExit(error.exit_code) from None

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from nin_jax import config as config_lib
 from nin_jax import registry, storage
 from nin_jax.config import Config
-from nin_jax.console import fail
+from nin_jax.console import fail, lasting_streams
 from nin_jax.devices.signals import nothing_to_save
 from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest, one_line, out_of_memory
 from nin_jax.schema import help_text
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             processes.leave()
 
     commands: list[Command] = []
-    with nothing_to_save(ends=argv is None):
+    with lasting_streams(), nothing_to_save(ends=argv is None):
         app.run(body, argv=list(argv or sys.argv), flags_parser=guarded)
 
 

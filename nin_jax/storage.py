@@ -81,25 +81,24 @@ def _owned(path: Path, wait: bool) -> Iterator[None]:
                 time.sleep(min(0.2, BEAT_SECONDS))
             if same:
                 aside = path.with_name(f"{path.name}.{me.split()[-1]}")
-                path.rename(aside)
-                if _owner(aside) == seen:
-                    aside.unlink()
-                else:  # somebody was faster
-                    aside.rename(path)
+                with contextlib.suppress(FileNotFoundError):  # somebody was faster
+                    path.rename(aside)
+                    aside.unlink() if _owner(aside) == seen else aside.rename(path)
             elif not wait and _owner(path) is not None:
                 raise BlockingIOError(errno.EAGAIN, f"{path} is held by {seen}") from None
     done = threading.Event()
 
     def beat() -> None:
-        for count in itertools.count():
+        for count in itertools.count(1):
+            if done.wait(BEAT_SECONDS):
+                return
             with contextlib.suppress(OSError):
-                if count and not (_owner(path) or "").startswith(me):
+                if not (_owner(path) or "").startswith(me):
                     print(f"nin_jax: {path} was taken over by {_owner(path)}: start again", file=sys.stderr, flush=True)
                     os._exit(Preempted.exit_code)
                 os.pwrite(number, f"{me} {count}".encode(), 0)
-            if done.wait(BEAT_SECONDS):
-                return
 
+    os.write(number, f"{me} 0".encode())
     thread = threading.Thread(target=beat, name="lock", daemon=True)
     thread.start()
     try:

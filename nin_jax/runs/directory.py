@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from nin_jax.errors import StorageFailed, UserError
 def claim(workdir: Path, config: Config) -> Iterator[None]:
     """Holds the directory for this process and this config while it is entered.
 
-    Raises `UserError` if another process holds the directory, or if it belongs to another config.
+    It belongs to the config of its run, but to none before a run in it has finished an epoch. Raises `UserError` if another
+    process holds the directory, or if it belongs to another config.
     """
     try:
         with contextlib.ExitStack() as held:
@@ -32,11 +34,27 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
                 raise UserError(f"--workdir={workdir} is in use by a live process; choose another") from error
             path = workdir / "config.json"
             if path.exists():
-                check_config(config_lib.to_dict(config_lib.read(path)), config, f"--workdir={workdir}")
+                theirs = config_lib.to_dict(config_lib.read(path))
+                try:
+                    check_config(theirs, config, f"--workdir={workdir}")
+                except UserError:
+                    if begun(workdir):
+                        raise
+                    (workdir / "preprocess.npz").unlink(missing_ok=True)  # it was fitted for that config
             storage.write_json(path, config_lib.to_dict(config))
             yield
     except OSError as error:
         raise StorageFailed(f"--workdir={workdir}: {error}") from error
+
+
+def begun(workdir: Path) -> bool:
+    """Whether a run in the directory has left anything that was trained: a row, a checkpoint, a summary."""
+    rows, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
+    return (
+        (workdir / "summary.json").exists()
+        or (rows.exists() and rows.stat().st_size > 0)
+        or (checkpoints.exists() and any(re.search("[0-9]", entry.name) for entry in checkpoints.iterdir()))
+    )
 
 
 def check_config(plain: dict[str, Any] | None, config: Config, what: str) -> None:

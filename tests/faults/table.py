@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 HERE = "tests/faults"
+SURROUNDINGS = f"{HERE}/test_surroundings.py"
 CLASS_FOLDERS = "tests/data/test_class_folders.py"
 
 
@@ -34,10 +35,11 @@ ROWS = (
         ),
     ),
     Row(
-        "SIGTERM or SIGINT in each phase, once and twice",
-        "exit 75, one line, a checkpoint of the current step",
+        "SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 in each phase, once and twice",
+        "exit 75, one line, a checkpoint of the current step; under nohup SIGHUP stays ignored",
         (
             f"{HERE}/test_kills.py::test_signals",
+            f"{HERE}/test_kills.py::test_nohup",
             "tests/training/test_loop.py::test_a_signal_in_any_phase",
             "tests/training/test_loop.py::test_a_signal_while_a_checkpoint_is_restored",
             "tests/training/test_loop.py::test_ctrl_c_once_and_twice",
@@ -309,6 +311,51 @@ ROWS = (
             "tests/test_registry.py::test_any_text_is_a_call_or_a_mistake",
             "tests/test_main.py::test_any_command_line_is_a_command_or_a_mistake",
             "tests/test_config.py::test_any_config_is_checked_or_a_mistake",
+        ),
+    ),
+    Row(
+        "`[`, `]`, a backslash or any other character in the path of a run or of its cache",
+        'the same checkpoints under any path; "saved" is said only of a checkpoint that was read back',
+        (
+            f"{SURROUNDINGS}::test_a_run_in_an_odd_directory",
+            "tests/runs/test_checkpoint.py::test_no_character_of_a_path_changes_what_a_checkpoint_is",
+        ),
+        ("finds none under a[1]; reads a backslash as /", "?", "?", "?"),
+    ),
+    Row(
+        "a mistake in the config of a new run directory, corrected",
+        "a directory belongs to nobody until a run in it has trained",
+        ("tests/runs/test_directory.py::test_a_mistake_claims_no_directory", "tests/runs/test_directory.py::test_what_was_trained_claims_it"),
+    ),
+    Row(
+        "a file system without flock (errno 38, 37, 95)",
+        "a warning; a file with its owner and a heartbeat is the lock, taken over when it has stood still for 20 s",
+        (
+            f"{SURROUNDINGS}::test_two_writers_where_there_are_no_locks",
+            f"{SURROUNDINGS}::test_a_file_stands_for_a_lock",
+            f"{SURROUNDINGS}::test_another_error_of_a_lock",
+        ),
+    ),
+    Row(
+        "nobody reads stderr or stdout any more (`| head`, a closed terminal, a full disk)",
+        "training continues; a result of `--mode=eval` that cannot be stored is exit 74",
+        (
+            f"{SURROUNDINGS}::test_a_run_outlives_the_readers_of_its_output",
+            f"{SURROUNDINGS}::test_a_result_that_cannot_be_stored_is_an_error",
+        ),
+    ),
+    Row(
+        "several processes: a host name that does not resolve",
+        "exit 2, the name named",
+        (f"{SURROUNDINGS}::test_a_machine_whose_name_does_not_resolve", f"{SURROUNDINGS}::test_an_address_that_is_none"),
+    ),
+    Row(
+        "several processes: a proxy in the environment, or one that never comes",
+        "no proxy is asked; exit 2 after 60 s by `launch.local`, 300 s otherwise, without another try; a stop is obeyed meanwhile",
+        (
+            f"{SURROUNDINGS}::test_processes_of_a_run_need_no_proxy",
+            f"{SURROUNDINGS}::test_a_rendezvous_is_bounded",
+            f"{SURROUNDINGS}::test_a_stop_is_obeyed_while_waiting_for_the_others",
         ),
     ),
 )  # fmt: skip

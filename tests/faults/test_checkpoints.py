@@ -226,6 +226,7 @@ def test_a_tampered_config(text: str, said: str, tmp_path: Path, capsys: pytest.
     """One line and exit code 2, in both modes; and nothing is written over it."""
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
+    (workdir / "metrics.jsonl").write_text("{}\n")
     (workdir / "config.json").write_text(text)
     for mode in ("train", "eval"):
         with pytest.raises(SystemExit) as caught:

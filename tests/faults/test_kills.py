@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nin_jax.devices.signals import STOPPING
 from tests.faults import harness
 
 # Function and highest call that a kill may wait for, and how many seconds after it began the kill comes at the latest.
@@ -117,8 +118,13 @@ def signalled(workdir: Path, phase: str, number: int, times: int) -> harness.End
     return harness.run(arguments, hook)
 
 
-QUICK = [("start", signal.SIGTERM, 1), ("train", signal.SIGINT, 2), ("save", signal.SIGTERM, 2)]
-ALL = [(phase, number, times) for phase in SIGNALLED for number in (signal.SIGTERM, signal.SIGINT) for times in (1, 2)]
+QUICK = [
+    ("start", signal.SIGHUP, 1),
+    ("train", signal.SIGINT, 2),
+    ("save", signal.SIGUSR2, 2),
+    ("evaluate", signal.SIGUSR1, 1),
+]
+ALL = [(phase, number, times) for phase in SIGNALLED for number in STOPPING for times in (1, 2)]
 
 
 @pytest.mark.slow
@@ -126,7 +132,7 @@ ALL = [(phase, number, times) for phase in SIGNALLED for number in (signal.SIGTE
     ("phase", "number", "times"), ALL if harness.FULL else QUICK, ids=lambda v: str(getattr(v, "name", v))
 )
 def test_signals(phase: str, number: int, times: int, tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
-    """SIGTERM and SIGINT in each phase, once and twice: exit 75 with one line, and the run goes on bit for bit.
+    """Each signal of `STOPPING` in each phase, once and twice: exit 75 with one line, and the run goes on bit for bit.
 
     After the last update nothing is left to stop, and the command may as well end well.
     """
@@ -137,3 +143,13 @@ def test_signals(phase: str, number: int, times: int, tmp_path: Path, calm: Path
         assert ended.last.startswith(f"nin_jax: {signal.Signals(number).name}"), ended.err
     harness.assert_resumes(tmp_path / "run", calm)
     tally[f"exit {ended.code}, then bit-equal"] += 1
+
+
+@pytest.mark.slow
+def test_nohup(tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
+    """SIGHUP that is ignored when the command starts, as nohup has it, stays so: the run goes to its end."""
+    hook = {"at": PHASES["row"][0], "call": 2, "do": "signal", "number": signal.SIGHUP}
+    ended = harness.run(harness.words(tmp_path), hook, prefix=["sh", "-c", 'trap "" HUP; exec "$@"', "sh"])
+    assert ended.code == 0, ended.err
+    harness.assert_same_run(tmp_path, calm)
+    tally["exit 0, bit-equal"] += 1

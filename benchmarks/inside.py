@@ -53,16 +53,12 @@ def checkpoint_cost(ours: Ours) -> dict[str, Any]:
 
 def peak(name: str, batch: int, size: int) -> dict[str, Any]:
     """Peak memory of a run with nothing cached that evaluates and saves, and the terms of docs/performance.md's formula."""
-    keys = {
-        "dataset": f"synthetic(size={size})",
-        "train_split": f"train[:{2 * batch}]",
-        "batch_size": batch,
-        "epochs": 2,
-    }
-    keys["eval_split"] = "train"  # the largest split
-    config = config_lib.experiment(name)
-    config.update_from_flattened_dict(keys)
-    run = Run(config_lib.check(config))
+    splits = {"train_split": f"train[:{2 * batch}]", "eval_split": "train"}  # the latter is the largest
+    keys = {"dataset": f"synthetic(size={size})", "batch_size": batch, "epochs": 2, **splits}
+    made = config_lib.experiment(name)
+    made.update_from_flattened_dict(keys)
+    config = config_lib.check(made)
+    run = Run(config)
     recipe = run.recipe(2)
     examples = run.info.splits["train"]
     evaluated = memory.even_batches(examples, config.eval_batch_size or batch, 1)

@@ -78,7 +78,7 @@ def compare(workload: Workload, settings: Sequence[Setting]) -> list[dict[str, A
     """The rows of one workload: training, and evaluation."""
     name, batch, examples, rounds, updates, precision, evaluation, changes = workload
     low = precision == "bfloat16"
-    if "dropout_kind" in config_lib.experiment(name).model:
+    if "dropout_kind" in config_lib.to_dict(config_lib.experiment(name))["model"]:
         changes = {"model.dropout_kind": "inverted", **changes}  # PyTorch's
     ours = on_noise(name, batch, precision, examples, **changes)
     images, labels = ours.split

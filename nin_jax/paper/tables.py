@@ -92,8 +92,7 @@ def result(workdir: Path) -> Result | None:
     """The row of a run directory; None, with a line that says so, for an unfinished run. Raises `UserError`."""
     path = workdir / "config.json"
     try:
-        config = config_lib.from_dict(json.loads(path.read_text()))
-        plain = _plain(config)
+        plain = _plain(config_lib.from_dict(json.loads(path.read_text())))
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"--collect={workdir} is not a run directory: {path} cannot be read: {error}") from error
     path = workdir / "summary.json"
@@ -107,19 +106,21 @@ def result(workdir: Path) -> Result | None:
         return None
     near = {name: _differing(recipe, plain) for name, recipe in recipes().items() if _keys(recipe) == _keys(plain)}
     if not near:
-        raise UserError(f"--collect={workdir}: no experiment of the project has its keys (model {config.model.name!r})")
+        raise UserError(
+            f"--collect={workdir}: no experiment of the project has its keys (model {plain['model']['name']!r})"
+        )
     name = min(near, key=lambda k: len(near[k]))
     rows = [] if near[name] else [r for r in reported.ROWS if name in map(canonical, r.configs)]
     row = {
         "config": name,
         "overrides": shlex.join(f"--config.{key}={_value(plain, key)}" for key in near[name]),
         "paper_row": rows[0].name if rows else "",
-        "metric": f"{eval_name(config.eval_split)}_error_pct",
+        "metric": f"{eval_name(plain['eval_split'])}_error_pct",
         "value": round(summary["test_error_pct"], 4),
         "reported": rows[0].value if rows else "",
         "steps": summary["step"],
         "train_seconds": round(summary["train_seconds"], 3),
-        "precision": config.precision,
+        "precision": plain["precision"],
         "versions": json.dumps(summary["versions"], sort_keys=True),
         "commit": summary["commit"] or "",
         "date": datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat(),

@@ -34,7 +34,7 @@ from nin_jax import config as config_lib
 from nin_jax import main
 from nin_jax.console import say
 from nin_jax.errors import Preempted, UserError, nearest
-from nin_jax.storage import local_path, write_json
+from nin_jax.storage import write_json
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("sweep", None, "An experiment with a function sweep(seeds).", flag_values=FLAGS)
@@ -60,10 +60,7 @@ def launch(argv: Sequence[str]) -> int:
         raise UserError("nothing to sweep: give --sweep, --vary, --search or --seeds")
     if FLAGS.search and (FLAGS.sweep or FLAGS.vary or FLAGS.seeds):
         raise UserError("--search chooses by itself; --sweep, --vary and --seeds do not go with it")
-    try:
-        directory = Path(local_path(FLAGS.dir or f"runs/sweeps/{_name(rest)}")).expanduser()
-    except ValueError as error:
-        raise UserError(f"--dir={FLAGS.dir}: {error}") from error
+    directory = main.local_directory("--dir", FLAGS.dir or f"runs/sweeps/{_name(rest)}")
     spec, plan = None, []
     if FLAGS.search:
         space = dict(_pair(text, "--search") for text in FLAGS.search)

@@ -93,8 +93,8 @@ def parse(argv: Sequence[str]) -> Command:
     if len(left) > 1:
         raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
     name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
-    workdir = _directory("--workdir", values.workdir or f"runs/{name}")
-    ensemble = tuple(_directory("--ensemble", directory) for directory in values.ensemble)
+    workdir = local_directory("--workdir", values.workdir or f"runs/{name}")
+    ensemble = tuple(local_directory("--ensemble", directory) for directory in values.ensemble)
     if ensemble and values.mode != "eval":
         raise UserError(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
     return Command(config_lib.check(values.config), workdir, values.mode, ensemble)
@@ -174,7 +174,8 @@ def _leave(ending: ExitError) -> None:
     raise SystemExit(ending.exit_code) from None
 
 
-def _directory(flag: str, text: str) -> Path:
+def local_directory(flag: str, text: str) -> Path:
+    """The directory that a flag names. Raises `UserError` for "gs://..." and the like."""
     try:
         return Path(os.path.expanduser(storage.local_path(text)))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""My own pictures: --config.data_dir=PATH to a folder with one folder of JPEG or PNG files for each class.
+"""My own pictures: --config.data_dir=PATH to a folder with one folder of pictures for each class.
 
 Pictures become 32x32 (dataset "folder(size=64)" for larger ones); a fifth of each class is held out as the test split.
 The paper's network with a modern start, and its augmentation.

@@ -17,12 +17,12 @@ PICTURES = 60  # of each class
 
 
 def shape(kind: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A shape of any colour somewhere, on nothing."""
+    """A dark shape near the centre, on nothing."""
     picture = Image.new("RGBA", size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(picture)
-    radius = min(size) * rng.uniform(0.22, 0.32)
-    x, y = (side / 2 + rng.uniform(-0.12, 0.12) * min(size) for side in size)
-    colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+    radius = min(size) * rng.uniform(0.28, 0.36)
+    x, y = (side / 2 + rng.uniform(-0.08, 0.08) * min(size) for side in size)
+    colour = tuple(int(c) for c in rng.integers(0, 60, 3))
     box, width = (x - radius, y - radius, x + radius, y + radius), max(1, int(radius / 3))
     if kind == "disc":
         draw.ellipse(box, fill=colour)

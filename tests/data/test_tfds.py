@@ -336,6 +336,20 @@ def copy(prepared: tuple[Path, dict[str, Split]], tmp_path: Path, cache: Path) -
     return tmp_path / "data/mnist/3.0.1"
 
 
+@pytest.mark.parametrize("name", ["a[1]", "b\\c\\", "*?{x,y} \n%41", "gs:", "[!a]"])
+def test_no_character_of_a_path_changes_what_is_read(
+    name: str, prepared: tuple[Path, dict[str, Split]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a data directory and of the cache: decoded, and read again from the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache" / name))
+    shutil.copytree(prepared[0] / "mnist", tmp_path / name / "mnist")
+    for _ in range(2):
+        for read, wanted in zip(mnist.load("test", str(tmp_path / name)), prepared[1]["test"], strict=True):
+            np.testing.assert_array_equal(read, wanted)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert any((tmp_path / "cache" / name / "nin_jax").iterdir())
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
 def test_a_truncated_record_file_is_a_mistake(keep: float, copy: Path) -> None:
     """In one line that names the file and what to run, and nothing is cached."""

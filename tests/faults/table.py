@@ -314,11 +314,12 @@ ROWS = (
         ),
     ),
     Row(
-        "`[`, `]`, a backslash or any other character in the path of a run or of its cache",
+        "`[`, `]`, a backslash or any other character in the path of a run, of its data or of the cache",
         'the same checkpoints under any path; "saved" is said only of a checkpoint that was read back',
         (
             f"{SURROUNDINGS}::test_a_run_in_an_odd_directory",
             "tests/runs/test_checkpoint.py::test_no_character_of_a_path_changes_what_a_checkpoint_is",
+            "tests/data/test_tfds.py::test_no_character_of_a_path_changes_what_is_read",
         ),
         ("finds none under a[1]; reads a backslash as /", "?", "?", "?"),
     ),

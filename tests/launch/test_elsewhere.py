@@ -83,7 +83,7 @@ def test_the_manifest_passes_the_schemas(capsys):
     env = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
     assert env["JAX_COORDINATOR_ADDRESS"] == f"digits-1-{job['name']}-0-0.digits-1:8476"
     assert int(env["JAX_NUM_PROCESSES"]) == job["template"]["spec"]["completions"] == 2
-    assert main.parse(pod["containers"][0]["command"][2:]).config.augment == ("crop(pad=4)",)
+    assert [str(op) for op in main.parse(pod["containers"][0]["command"][2:]).config.augment] == ["crop(pad=4)"]
     assert {v["name"] for v in pod["volumes"]} == {m["name"] for m in pod["containers"][0]["volumeMounts"]}
 
 

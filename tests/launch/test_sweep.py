@@ -145,7 +145,7 @@ def test_what_is_planned():
     for one in (*rows, *both, *tuning):
         parsed = main.parse(["main", *one.arguments(Path("runs"))])
         assert parsed.workdir == Path("runs/runs") / one.name
-    assert parsed.config.model.kernels == (7, 5, 3)
+    assert parsed.config.model.arguments["kernels"] == (7, 5, 3)
     assert parsed.config.eval_split == "train[40000:]"
 
 
@@ -154,7 +154,7 @@ def test_the_final_run_has_the_best_values_and_the_whole_training_set():
     plan("--sweep=experiments/cifar10.py", "--final=experiments/cifar10.py")
     one = {"config": "experiments/cifar10.py:tune", "config.model.kernels": (3, 5, 3), "config.seed": 4}
     parsed = main.parse(["main", *sweep.final(one, ["--config.epochs=7"]).arguments(Path("runs"))]).config
-    assert (parsed.model.kernels, parsed.epochs, parsed.seed) == ((3, 5, 3), 7, 0)
+    assert (parsed.model.arguments["kernels"], parsed.epochs, parsed.seed) == ((3, 5, 3), 7, 0)
     assert (parsed.train_split, parsed.eval_split) == ("train", "test")
 
 

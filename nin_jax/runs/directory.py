@@ -38,7 +38,8 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
                 try:
                     check_config(theirs, config, f"--workdir={workdir}")
                 except UserError:
-                    if begun(workdir):
+                    no_runs = not theirs.keys() <= config_lib.to_dict(config).keys()  # it is another program's
+                    if begun(workdir) or no_runs:
                         raise
                     (workdir / "preprocess.npz").unlink(missing_ok=True)  # it was fitted for that config
             storage.write_json(path, config_lib.to_dict(config))

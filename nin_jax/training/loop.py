@@ -71,8 +71,6 @@ def train(config: Config, workdir: Path, hook: Hook = lambda event, step: None) 
             if done := processes.from_first(lambda: finished(workdir, config)):
                 say(f"{workdir} is done: test error {done['test_error_pct']:.2f} %")
                 return done
-            for line in run.info.found:
-                say(line)
             while True:
                 try:
                     with contextlib.ExitStack() as opened:

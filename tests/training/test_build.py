@@ -10,12 +10,16 @@ import types
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
 from ml_collections import FrozenConfigDict
 
 from nin_jax import config as config_lib
+from nin_jax.data.datasets import digits
 from nin_jax.data.splits import Info
+from nin_jax.devices.mesh import AXIS
 from nin_jax.errors import UserError
 from nin_jax.training.build import Run
 from nin_jax.training.evaluate import evaluate_run
@@ -38,6 +42,10 @@ def config(**changes: Any) -> FrozenConfigDict:
     with found.ignore_type():
         found.update_from_flattened_dict(TINY | changes)
     return config_lib.check(found)
+
+
+def one_device() -> Mesh:
+    return jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 
 
 def mistake(f: Any, *arguments: Any) -> str:
@@ -144,6 +152,29 @@ def test_a_directory_of_another_config_is_refused(done: Path) -> None:
 def test_an_unreadable_config_json_is_a_mistake(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     assert "config.json cannot be read" in mistake(train, config(), tmp_path)
+
+
+def test_a_mistake_does_not_claim_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that is found when the data are loaded, nor one found after preprocessing was fitted to it."""
+    monkeypatch.setattr("nin_jax.training.build.make_mesh", one_device)
+    ops = {"preprocess": ("mean(per='pixel')",)}
+    assert "no split 'tset'" in mistake(train, config(eval_split="tset", **ops), tmp_path)
+    few = config(train_split="train[:63]", **ops)
+    Run(few).fitted(tmp_path, write=True)  # as it would be when the run is killed before the first update
+    assert "fewer than batch_size=64" in mistake(train, few, tmp_path)
+    right = config(**ops)
+    assert train(right, tmp_path)["status"] == "done"
+    assert json.loads((tmp_path / "config.json").read_text()) == config_lib.to_dict(right)
+    images = digits.load("train[:64]")[0]
+    np.testing.assert_allclose(np.load(tmp_path / "preprocess.npz")["0/mean"], images.mean(0), rtol=1e-5)
+    assert "holds a run of another config (train_split" in mistake(train, few, tmp_path)
+
+
+def test_a_config_json_that_is_no_runs_is_kept(tmp_path: Path) -> None:
+    """Such as that of a model of another library."""
+    (tmp_path / "config.json").write_text('{"architectures": ["ViT"], "seed": 0}')
+    assert "holds a run of another config (architectures: ['ViT'], now None" in mistake(train, config(), tmp_path)
+    assert "ViT" in (tmp_path / "config.json").read_text()
 
 
 def test_a_workdir_that_is_a_file(tmp_path: Path) -> None:

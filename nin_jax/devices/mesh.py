@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,18 @@ AXIS = "data"  # the name of the one mesh axis, which batches are split over
 def make_mesh() -> Mesh:
     """All devices in one row: every replica holds the whole state and its share of each batch."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+@contextlib.contextmanager
+def compiled_in_32_bits() -> Iterator[None]:
+    """JAX's 64-bit mode (JAX_ENABLE_X64) is off in this thread while entered: states and checkpoints are of 32 bits.
+
+    Raises `UserError` where jit is disabled (JAX_DISABLE_JIT), since updates and evaluations are compiled ahead of time.
+    """
+    if jax.config.jax_disable_jit:
+        raise UserError("JAX_DISABLE_JIT=1 (jax_disable_jit): updates and evaluations are compiled; unset it")
+    with jax.enable_x64(False):
+        yield
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:

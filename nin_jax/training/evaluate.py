@@ -17,7 +17,7 @@ from nin_jax.config import Config
 from nin_jax.console import progress, say
 from nin_jax.data.source import EvalSource
 from nin_jax.devices import processes
-from nin_jax.devices.mesh import host, replicate, replicated_like
+from nin_jax.devices.mesh import compiled_in_32_bits, host, replicate, replicated_like
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.errors import UserError
 from nin_jax.runs.checkpoint import Checkpoints
@@ -96,6 +96,11 @@ def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -
       ensemble: run directories whose networks' softmax is averaged, instead of `workdir`. Model, preprocessing and task
         are each run's own; the rest is that of `config`.
     """
+    with compiled_in_32_bits():
+        return _evaluate(config, workdir, ensemble)
+
+
+def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[str, Any]:
     run, members, numbers = Run(config), [], []
     for line in run.info.found:
         say(line)

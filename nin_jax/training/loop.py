@@ -21,7 +21,7 @@ from nin_jax.config import Config
 from nin_jax.console import progress as progress_bar
 from nin_jax.console import say
 from nin_jax.devices import processes
-from nin_jax.devices.mesh import host
+from nin_jax.devices.mesh import compiled_in_32_bits, host
 from nin_jax.devices.signals import Stop
 from nin_jax.devices.watchdog import Watchdog
 from nin_jax.errors import Diverged, Preempted
@@ -61,7 +61,7 @@ def train(config: Config, workdir: Path, hook: Hook = lambda event, step: None) 
 
     Returns the summary, which is also in summary.json. Raises `UserError`, `Diverged`, `StorageFailed`, `Preempted`.
     """
-    with Stop() as stop, Watchdog(config.watchdog_seconds) as watchdog:
+    with compiled_in_32_bits(), Stop() as stop, Watchdog(config.watchdog_seconds) as watchdog:
         run = Run(config)
         for line in run.info.found:
             say(line)

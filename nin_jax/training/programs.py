@@ -52,7 +52,7 @@ class Programs:
             rate = schedule(state.step - 1) * plateau_scale(state.opt_state)
             return rate, jnp.all(jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(state.params)]))
 
-        self.thread = ThreadPoolExecutor(1)
+        self.thread = ThreadPoolExecutor(1, initializer=jax.enable_x64(False).__enter__)  # as `compiled_in_32_bits`
         steps = train_steps(recipe, source.draw, source.updates_per_dispatch)
         arguments = like, source.like, stats, seed, self.count(1)
         split = False, source.split, False, False, False

@@ -55,7 +55,10 @@ class Dataset(Protocol):
 
 
 class FittedOp(Protocol):
-    """A module of data/preprocess/ for `preprocess`. Images are float32 `[N, H, W, C]`."""
+    """A module of data/preprocess/ for `preprocess`. Images are float32 `[N, H, W, C]`.
+
+    `ANY_SIZE = True` says that images of another size than those it was fitted on are preprocessed in the same way.
+    """
 
     @property
     def PER_IMAGE(self) -> bool:

@@ -56,6 +56,38 @@ def facts(dataset: Call[Dataset], data_dir: str | None) -> Info:
     return entry.info(data_dir, **dataset.arguments) if hasattr(entry, "info") else entry.INFO
 
 
+def to_notes(info: Info) -> dict[str, Any]:
+    """What a checkpoint notes of the data set that its network was trained on."""
+    return {name: getattr(info, name) for name in ("name", "classes", "image_shape", "class_names", "streamed")}
+
+
+def from_notes(plain: Mapping[str, Any]) -> Info:
+    """The facts that a checkpoint notes, without its splits."""
+    shape, names = tuple(plain["image_shape"]), tuple(plain["class_names"])
+    return Info(plain["name"], plain["classes"], shape, {}, "", class_names=names, streamed=plain["streamed"])
+
+
+def match_classes(data: Info, trained: Info) -> np.ndarray | None:
+    """The label in training of each label of some data, by the names of the classes; None where they are the same.
+
+    Raises `UserError` where the network was not trained on a class, or where they have no names and differ in number.
+    """
+    what = f"dataset {data.name} ({data.source})"
+    mine, theirs = data.class_names, trained.class_names
+    if not mine or not theirs:
+        if data.classes != trained.classes:
+            raise UserError(f"{what} has {data.classes} classes; the run was trained on {trained.classes}")
+        return None
+    if unknown := [name for name in mine if name not in theirs]:
+        raise UserError(
+            f"{what} has classes that the run was not trained on: {', '.join(unknown[:20])}: {nearest(unknown[0], theirs)}"
+        )
+    if mine == theirs:
+        return None
+    say(f"classes of {what} are matched by name to the {len(theirs)} of the run")
+    return np.array([theirs.index(name) for name in mine], np.int32)
+
+
 def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dataset: str) -> Split:
     """The examples that a TFDS split expression names, such as "train[:10%]+test".
 

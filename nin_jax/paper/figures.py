@@ -96,7 +96,7 @@ class Examples:
 
     def __init__(self, workdir: Path):
         predictor = Predictor(workdir)
-        run = Run(predictor.config)
+        run = Run(predictor.config, predictor.info)
         data = run.load(predictor.config.eval_split)
         if not isinstance(data, tuple):
             raise UserError(f"{workdir}: figures need a data set that fits in memory")

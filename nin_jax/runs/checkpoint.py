@@ -108,6 +108,17 @@ class Checkpoints:
 
         return processes.from_first(drop)
 
+    def notes(self) -> dict[str, Any] | None:
+        """The notes of the newest checkpoint whose notes are good; None where there is none."""
+
+        def newest() -> dict[str, Any] | None:
+            for step in reversed(_steps(self.directory)):
+                with contextlib.suppress(Exception):  # damaged in whatever way: `restore` says so
+                    return _content(self.directory / str(step))["notes"]
+            return None
+
+        return processes.from_first(newest)
+
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest good checkpoint, each array verified, placed where the arrays of `like` lie.
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from nin_jax import config as config_lib
 from nin_jax.config import Config
+from nin_jax.data import splits
+from nin_jax.data.splits import Info
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +36,20 @@ class Progress:
         plain = notes.get("progress", {})
         return cls(**plain | {"constant_for": tuple(plain.get("constant_for", ()))})
 
-    def notes(self, seconds: Mapping[str, float], config: Config, data: str) -> dict[str, Any]:
+    def notes(self, seconds: Mapping[str, float], config: Config, data: str, info: Info) -> dict[str, Any]:
         """What a checkpoint notes.
 
         Args:
           seconds: as of now.
           config: of the run.
           data: what its training examples are known by.
+          info: facts of the data set.
         """
         progress = dataclasses.asdict(dataclasses.replace(self, seconds=dict(seconds)))
         # Where the last update left every logit constant, the checkpoint is no place to roll back to.
         healthy = not self.constant_for or not all(self.constant_for)
-        return {"progress": progress, "healthy": healthy, "data": data, "config": config_lib.to_dict(config)}
+        facts = {"data": data, "dataset": splits.to_notes(info), "config": config_lib.to_dict(config)}
+        return {"progress": progress, "healthy": healthy, **facts}
 
     def means(self) -> dict[str, float]:
         """Of the updates since the last row."""

@@ -36,22 +36,30 @@ class Run:
 
     Raises `UserError` where the parts do not fit each other or the machine.
 
+    Args:
+      config: the config.
+      trained: facts of the data set that the network was trained on, whose classes those of the data are matched to by name.
+      data: facts of the data set, where they are known without it.
+
     Attributes:
       config: the config.
-      info: facts of the data set.
+      info: facts of the data set, with the classes of the network.
       mesh: the devices.
       model: the network, computing in the config's precision.
       variables: shapes of its "params" and "batch_stats".
       left_out: how many bad examples of each split were left out when it was loaded; None of a streamed one.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, trained: Info | None = None, data: Info | None = None):
         self.config = config
         self.left_out: dict[str, int | None] = {}
         self.mesh = make_mesh()
         check_batch(config.batch_size, self.mesh, config.accumulate)
         check_precision(config.precision, list(self.mesh.devices.flat))
-        self.info: Info = splits.facts(config.dataset, config.data_dir)
+        self.data = data or splits.facts(config.dataset, config.data_dir)
+        trained = trained or self.data
+        self.labels = splits.match_classes(self.data, trained)
+        self.info = self.data._replace(classes=trained.classes, class_names=trained.class_names)
         self.model = make_model(config, self.info)
         check_ops(config, self.info)
         self.variables = check_network(config, self.info, self.model)
@@ -81,11 +89,13 @@ class Run:
         policy: dict[str, Any] = {"bad_records": c.bad_records} if c.bad_records != "stop" else {}
         whole = c.dataset.entry.load(split, c.data_dir, **c.dataset.arguments, **policy)
         if self.info.streamed:
+            if self.labels is not None:
+                raise UserError(f"dataset {c.dataset}: streamed, so its classes must be the run's, in the same order")
             self.left_out[split] = None  # they show when their turn comes
             return whole
         what = f"split {split!r} of {c.dataset}"
-        good, self.left_out[split] = splits.usable(whole, self.info, what, c.bad_records)
-        return good
+        (images, labels), self.left_out[split] = splits.usable(whole, self.data, what, c.bad_records)
+        return images, (labels if self.labels is None else self.labels[labels])
 
     def training(self, data: Split | Pictures) -> TrainSource:
         """What a run's updates are made from."""

@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 from nin_jax import config as config_lib
 from nin_jax.config import Config
 from nin_jax.console import progress, say
+from nin_jax.data import splits
 from nin_jax.data.source import EvalSource
+from nin_jax.data.splits import Info
 from nin_jax.devices import processes
 from nin_jax.devices.mesh import compiled_in_32_bits, host, replicate, replicated_like
 from nin_jax.devices.replicas import compile_replicas
@@ -101,11 +103,18 @@ def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -
 
 
 def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[str, Any]:
-    run, members, numbers = Run(config), [], []
+    directories = ensemble or (workdir,)
+    trained = [trained_on(directory) for directory in directories]
+    for directory, one in zip(directories, trained, strict=True):
+        if one and trained[0] and one.class_names != trained[0].class_names:
+            raise UserError(
+                f"--ensemble: {directory} was trained on other classes than {directories[0]}, or in another order"
+            )
+    run, members, numbers = Run(config, trained[0]), [], []
     for line in run.info.found:
         say(line)
-    for directory in ensemble or (workdir,):
-        member, state, number = _member(config, directory, own=bool(ensemble))
+    for directory, one in zip(directories, trained, strict=True):
+        member, state, number = _member(config, directory, one, own=bool(ensemble))
         members.append((member.recipe(1), member.fitted(directory, write=False), state.variables))
         numbers.append(number)
     recipes, stats, variables = zip(*members, strict=True)
@@ -119,7 +128,7 @@ def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[s
     return line
 
 
-def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, TrainState, int]:
+def _member(config: Config, workdir: Path, info: Info | None, *, own: bool) -> tuple[Run, TrainState, int]:
     """A run, the state of its newest checkpoint and its step; with its `own` network, or all as `config` says."""
     theirs = processes.from_first(lambda: _config(workdir))
     trained = config_lib.from_dict(theirs)
@@ -134,7 +143,7 @@ def _member(config: Config, workdir: Path, *, own: bool) -> tuple[Run, TrainStat
         config = config_lib.check(mixed)
     every = config_lib.differences(theirs, config_lib.to_dict(config))
     differing = [line for line in every if line.split(":")[0] not in config_lib.NOT_THE_RUN]
-    run = Run(config)
+    run = Run(config, info)
     try:
         number, state = restore(run, run.recipe(1), workdir)
     except UserError as mistake:
@@ -152,6 +161,12 @@ def _config(workdir: Path) -> dict[str, Any]:
         return config_lib.to_dict(config_lib.read(workdir / "config.json"))
     except FileNotFoundError as error:
         raise UserError(f"--workdir={workdir} holds no run; train first, or name the directory of a run") from error
+
+
+def trained_on(workdir: Path) -> Info | None:
+    """Facts of the data set that the newest checkpoint of a run directory was trained on; None where none says so."""
+    notes = Checkpoints(workdir, read_only=True).notes() or {}
+    return splits.from_notes(notes["dataset"]) if "dataset" in notes else None
 
 
 def restore(run: Run, recipe: Recipe, workdir: Path) -> tuple[int, TrainState]:

@@ -32,7 +32,7 @@ from nin_jax.runs.progress import Progress
 from nin_jax.runs.record import eval_name
 from nin_jax.training import health
 from nin_jax.training.build import Run
-from nin_jax.training.start import Start, start
+from nin_jax.training.start import Start, matched, start
 from nin_jax.training.state import TrainState
 
 SAY_EVERY = 30  # seconds between two lines where stderr is no terminal
@@ -71,6 +71,7 @@ def train(config: Config, workdir: Path, hook: Hook = lambda event, step: None) 
             if done := processes.from_first(lambda: finished(workdir, config)):
                 say(f"{workdir} is done: test error {done['test_error_pct']:.2f} %")
                 return done
+            run = matched(run, workdir)
             while True:
                 try:
                     with contextlib.ExitStack() as opened:
@@ -96,7 +97,7 @@ def loop(
         s.record.check()
         if not programs.finite(state):  # such parameters are never kept
             raise Diverged(f"the parameters after update {step} are not finite", step)
-        s.checkpoints.save(step, state, progress.notes(clock.seconds, c, s.identity), metrics, wait=wait)
+        s.checkpoints.save(step, state, progress.notes(clock.seconds, c, s.identity, s.info), metrics, wait=wait)
         beat()
 
     def summarize(status: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from nin_jax.config import Config
 from nin_jax.console import say
 from nin_jax.data.source import TrainSource
+from nin_jax.data.splits import Info
 from nin_jax.devices import processes
 from nin_jax.devices.mesh import host, replicate, replicated_like
 from nin_jax.devices.replicas import compile_for_once
@@ -29,8 +30,8 @@ from nin_jax.runs.record import Record, eval_name
 from nin_jax.runs.summary import Summary
 from nin_jax.training import optim
 from nin_jax.training.build import Run
-from nin_jax.training.evaluate import Evaluator
-from nin_jax.training.load import merge, variables_of
+from nin_jax.training.evaluate import Evaluator, trained_on
+from nin_jax.training.load import by_class, merge, variables_of
 from nin_jax.training.programs import Programs
 from nin_jax.training.state import Recipe, TrainState, init_state, state_of
 
@@ -41,6 +42,7 @@ class Start:
 
     Attributes:
       config, workdir: of the run.
+      info: facts of the data set.
       epoch_updates, last: the updates of an epoch, and of the run.
       identity: what a checkpoint's training examples are known by.
       source, programs: what updates are made from, and the compiled functions.
@@ -49,6 +51,7 @@ class Start:
 
     config: Config
     workdir: Path
+    info: Info
     epoch_updates: int
     last: int
     identity: str
@@ -104,14 +107,14 @@ def start(
         say(f"resuming from step {step} of {last} in {workdir}")
     else:
         first = compile_for_once(make.lower())(np.uint32(c.seed))
-        step, state, notes = 0, processes.placed_like(with_weights(c.init_from, first, recipe), like), {}
+        step, state, notes = 0, processes.placed_like(with_weights(run, first, recipe), like), {}
     source.start(step)
     record = Record(workdir, step)
     opened.callback(record.close)
     params = sum(p.size for p in jax.tree.leaves(like.params))
     left_out = {"train": run.left_out[c.train_split], eval_name(c.eval_split): run.left_out[c.eval_split]}
     summary = Summary(workdir, c, mesh, epoch_updates, params, left_out, run.info.counts, rollbacks)
-    made = Start(c, workdir, epoch_updates, last, identity, source, programs, checkpoints, record, summary)
+    made = Start(c, workdir, run.info, epoch_updates, last, identity, source, programs, checkpoints, record, summary)
     return made, step, state, Progress.of(notes)
 
 
@@ -127,12 +130,19 @@ def identify(data: Any) -> str:
     return f"{len(data[1])} examples, labels {zlib.crc32(data[1].tobytes()):08x}"
 
 
-def with_weights(source: str | None, state: TrainState, recipe: Recipe) -> TrainState:
-    """The state before the first update, with the weights of the run `source` in place of random ones, where they fit."""
+def matched(run: Run, workdir: Path) -> Run:
+    """The run, with the classes in the order in which the run in `workdir` has been trained on them so far."""
+    trained = trained_on(workdir)
+    return run if trained is None else Run(run.config, trained)
+
+
+def with_weights(run: Run, state: TrainState, recipe: Recipe) -> TrainState:
+    """The state before the first update, with the weights of `init_from` in place of random ones, where they fit."""
+    source = run.config.init_from
     if source is None:
         return state
-    theirs = host(variables_of(Path(source).expanduser()))
-    variables, kept, unused = merge(state.current, theirs)
+    other, theirs = variables_of(Path(source).expanduser())
+    variables, kept, unused = merge(state.current, by_class(host(theirs), other.info, run))
     if len(kept) == len(jax.tree.leaves(state.current)):
         raise UserError(f"init_from={source!r}: no parameter of that run fits this network")
     say(f"weights of {source}; of their own: {', '.join(kept) or 'none'}; not used: {', '.join(unused) or 'none'}")

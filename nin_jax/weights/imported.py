@@ -17,6 +17,7 @@ from nin_jax import main as command_line
 from nin_jax.config import Config
 from nin_jax.console import exiting, say
 from nin_jax.data import fitted
+from nin_jax.data.splits import to_notes
 from nin_jax.devices.mesh import host, replicate
 from nin_jax.errors import UserError, one_line
 from nin_jax.runs.checkpoint import Checkpoints
@@ -74,7 +75,7 @@ def make_run(
             raise UserError(f"--workdir={workdir} holds a run already; choose another, or remove it")
         run.write_fitted(workdir, stats)
         write_json(workdir / "source.json", source)  # besides, since the checkpoint of step 0 is deleted in time
-        checkpoints.save(0, replicate(state, run.mesh), {"source": source})
+        checkpoints.save(0, replicate(state, run.mesh), {"source": source, "dataset": to_notes(run.info)})
         checkpoints.close()
     count = sum(np.size(p) for p in jax.tree.leaves(variables["params"]))
     say(f"{workdir}: step 0 with the {count:,} parameters of {file.name} (SHA-256 {source['sha256']})")

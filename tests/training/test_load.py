@@ -95,3 +95,92 @@ def test_merge_goes_by_path_and_shape():
     assert np.all(merged["params"]["b"]["bias"] == 0)
     assert (kept, unused) == (["b/bias", "c/bias"], ["b/bias", "d/bias"])
     assert merged["batch_stats"] == {}
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return nin_jax.load_run(str(trained[0]))
+
+
+def images(n=5, size=8):
+    return np.random.default_rng(1).integers(0, 256, (n, size, size, 1), np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.int16])
+def test_whole_numbers_of_any_type_are_images(predictor, dtype):
+    np.testing.assert_array_equal(predictor(images().astype(dtype))[0], predictor(images())[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            images() / np.float32(255),
+            r"images of float32 \[5, 8, 8, 1\]: wanted are whole numbers from 0 to 255 \(uint8\)",
+        ),
+        (images().astype(float), "images of float64"),
+        (images() > 127, "images of bool"),
+        (images().astype(int) * 2, "from 0 to 5.. *: wanted are whole numbers from 0 to 255"),
+        (images().astype(int) - 200, "from -200 to 55: wanted"),
+        (images().transpose(0, 3, 1, 2), r"\[5, 1, 8, 8\]: .* of shape \[B, 8, 8, 1\]; the channels come last"),
+        (images()[..., 0], r"\[5, 8, 8\]: .* the channels come last, and one image is a batch of one"),
+        (images()[0], r"\[8, 8, 1\]"),
+        (np.repeat(images(), 3, -1), r"\[5, 8, 8, 3\]"),
+        (images()[:0], "there is no image"),
+        (images()[:, :0], "there is no image"),
+        (["a.png", "b.png"], "images of <U5"),
+    ],
+)
+def test_what_is_no_image_of_this_network_is_refused(predictor, given, said):
+    with pytest.raises(UserError, match=said) as caught:
+        predictor(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_of_means_takes_other_sizes_and_says_so(predictor, capsys):
+    """Logits are the means of the class maps, which far from the edges of an even image are the same at every size."""
+    capsys.readouterr()
+    middle = []
+    for height, width in ((32, 24), (48, 64), (32, 24)):
+        logits, maps = predictor(np.full((1, height, width, 1), 100, np.uint8))
+        class_maps = maps["class_maps"]
+        np.testing.assert_allclose(logits, class_maps.mean((1, 2)), rtol=1e-5, atol=1e-6)
+        middle.append(class_maps[0, class_maps.shape[1] // 2, class_maps.shape[2] // 2])
+    np.testing.assert_allclose(middle[1], middle[0], rtol=1e-5, atol=1e-6)
+    said = [line for line in capsys.readouterr().err.splitlines() if "was trained on 8 x 8" in line]
+    assert [line.split(":")[0] for line in said] == [f"images of uint8 [1, {s}, 1]" for s in ("32, 24", "48, 64")]
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "said"),
+    [
+        (["--config.preprocess=('gcn()',)"], 16, r"gcn\(\) is for images of this size"),
+        (["--config.preprocess=(\"mean(per='pixel')\",)"], 16, "the network does not take this size"),
+        (["--config.model.head=fc"], 16, "the network does not take this size"),
+    ],
+)
+def test_other_sizes_are_refused_where_something_depends_on_them(words, size, said, tmp_path):
+    train(tmp_path / "run", *words)
+    predictor = nin_jax.load_run(str(tmp_path / "run"))
+    assert np.isfinite(predictor(images())[0]).all()
+    with pytest.raises(UserError, match=said):
+        predictor(images(size=size))
+
+
+def test_in_64_bit_mode_a_run_is_the_same(trained, predictor, tmp_path):
+    """Training, loading and predicting; the mode itself stays on."""
+    with jax.enable_x64(True):
+        there = train(tmp_path / "second")
+        again = nin_jax.load_run(str(trained[0]))
+        logits, _ = again(images())
+        assert jax.numpy.zeros(()).dtype == np.float64
+    for path, value in trained[1].items():
+        assert there[path].dtype == np.float32
+        np.testing.assert_array_equal(there[path], value)
+    np.testing.assert_array_equal(logits, predictor(images())[0])
+
+
+def test_without_jit_a_run_is_refused_in_one_line(trained, tmp_path):
+    with jax.disable_jit(), pytest.raises(UserError, match=r"JAX_DISABLE_JIT=1 \(jax_disable_jit\): updates and eval"):
+        train(tmp_path / "second")
+    assert not (tmp_path / "second").exists()

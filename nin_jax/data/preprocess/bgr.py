@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 PER_IMAGE = True
+ANY_SIZE = True
 
 
 def fit(images: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PER_IMAGE = True
+ANY_SIZE = True
 
 SIZE, SIGMA = 7, 2.0  # the window of pylearn2's lecun_lcn
 

@@ -8,6 +8,7 @@ import numpy as np
 from nin_jax.errors import UserError
 
 PER_IMAGE = False
+ANY_SIZE = True
 AXES = {"pixel": (0,), "channel": (0, 1, 2)}
 
 

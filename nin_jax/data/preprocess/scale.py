@@ -8,6 +8,7 @@ import numpy as np
 from nin_jax.errors import UserError
 
 PER_IMAGE = False
+ANY_SIZE = True
 
 
 def fit(images: np.ndarray, *, divisor: float | None = None) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ def compiled_in_32_bits() -> Iterator[None]:
 
     Raises `UserError` where jit is disabled (JAX_DISABLE_JIT), since updates and evaluations are compiled ahead of time.
     """
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue] - not in its stubs
         raise UserError("JAX_DISABLE_JIT=1 (jax_disable_jit): updates and evaluations are compiled; unset it")
     with jax.enable_x64(False):
         yield

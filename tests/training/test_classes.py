@@ -114,7 +114,7 @@ def test_fine_tuning_on_other_classes_starts_their_layer_anew(
     assert "the classes of that run are others (cat, dog, horse): the layer of the classes starts anew" in said
     old, new = nin_jax.load_run(str(trained)), nin_jax.load_run(str(tmp_path / "tuned"))
     assert new.class_names == ("a", "dog", "z")
-    for block, layer, same in (("mlpconv1", "conv1", True), ("mlpconv2", "conv2", True), ("mlpconv2", "cccp2", False)):
+    for block, layer, same in (("mlpconv1", "conv1", True), ("mlpconv2", "conv2", True), ("mlpconv2", "cccp1", False)):
         kernels = old.params[block][layer]["kernel"], new.params[block][layer]["kernel"]
         assert np.array_equal(*kernels) == same, layer
 

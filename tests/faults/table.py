@@ -11,6 +11,8 @@ from typing import NamedTuple
 HERE = "tests/faults"
 SURROUNDINGS = f"{HERE}/test_surroundings.py"
 CLASS_FOLDERS = "tests/data/test_class_folders.py"
+CLASSES = "tests/training/test_classes.py"
+LOAD = "tests/training/test_load.py"
 
 
 class Row(NamedTuple):
@@ -327,6 +329,43 @@ ROWS = (
         "a mistake in the config of a new run directory, corrected",
         "a directory belongs to nobody until a run in it has trained",
         ("tests/runs/test_directory.py::test_a_mistake_claims_no_directory", "tests/runs/test_directory.py::test_what_was_trained_claims_it"),
+    ),
+    Row(
+        "`gs://`, `s3://` or another scheme in workdir, data_dir, init_from or an ensemble",
+        "exit 2 and one line before anything starts",
+        ("tests/test_main.py::test_mistakes_on_the_command_line",),
+    ),
+    Row(
+        "evaluation, resuming or fine-tuning on data with other class names, or in another order",
+        "labels are matched by name; exit 2 with the class that the run does not know; fine-tuning starts the layer of the classes "
+        "anew. A run keeps its class names, and is loaded without its data",
+        (
+            f"{CLASSES}::test_the_run_knows_its_classes",
+            f"{CLASSES}::test_data_with_some_of_the_classes_are_matched_by_name",
+            f"{CLASSES}::test_other_classes_are_refused",
+            f"{CLASSES}::test_fine_tuning_on_other_classes_starts_their_layer_anew",
+            f"{CLASSES}::test_by_class_reorders_the_classes",
+        ),
+    ),
+    Row(
+        "`load_run` given floats, booleans, numbers above 255, channels first, one image, none, another size",
+        "one line that says what is wanted; another size is taken, and said, where neither preprocessing nor network depends on it",
+        (
+            f"{LOAD}::test_what_is_no_image_of_this_network_is_refused",
+            f"{LOAD}::test_whole_numbers_of_any_type_are_images",
+            f"{LOAD}::test_a_network_of_means_takes_other_sizes_and_says_so",
+            f"{LOAD}::test_other_sizes_are_refused_where_something_depends_on_them",
+        ),
+    ),
+    Row(
+        "JAX_ENABLE_X64=1, JAX_DISABLE_JIT=1",
+        "the same run and the same checkpoints; exit 2 and one line",
+        (f"{LOAD}::test_in_64_bit_mode_a_run_is_the_same", f"{LOAD}::test_without_jit_a_run_is_refused_in_one_line"),
+    ),
+    Row(
+        "`--config.init_from=None`; an argument of the model that the experiment does not set",
+        "None where None is legal; every argument of the chosen model can be set, with its type",
+        ("tests/test_main.py::test_none_and_arguments_of_the_model_that_the_experiment_does_not_set",),
     ),
     Row(
         "a file system without flock (errno 38, 37, 95)",

@@ -32,8 +32,8 @@ def model(section: Any) -> Call[registry.Model]:
     if not isinstance(name, str):
         raise UserError("model.name must name a model")
     entry, arguments = registry.find("models", name), {k: v for k, v in section.items() if k != "name"}
-    registry.check_arguments(f"model {name}", registry.legal_arguments("models", entry), arguments)
-    return Call(section.to_dict(), name, arguments, entry)
+    legal = registry.legal_arguments("models", entry)
+    return Call(section.to_dict(), name, registry.check_arguments(f"model {name}", legal, arguments), entry)
 
 
 @dataclasses.dataclass(frozen=True)

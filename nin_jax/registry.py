@@ -225,7 +225,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_arguments(what: str, legal: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, checked. Raises `UserError` for an unknown one, or whose value its annotation does not allow.
+    """The arguments, checked and parsed. Raises `UserError` for an unknown one, or whose value its annotation does not allow.
 
     Args:
       what: the entry or call, for the message.
@@ -238,7 +238,16 @@ def check_arguments(what: str, legal: Mapping[str, Any], arguments: Mapping[str,
         wrong = _wrong(value, legal[name])
         if wrong:
             raise UserError(f"{what}: {name}={value!r}: {wrong}")
-    return dict(arguments)
+    return {name: _parsed(value, legal[name]) for name, value in arguments.items()}
+
+
+def _parsed(value: Any, hint: Any) -> Any:
+    """A value of the annotated type; a string is read by `parse` of the annotation's class where it has one."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Sequence:
+        return tuple(_parsed(element, options[0]) for element in value)
+    parse = next((option.parse for option in (hint, *options) if hasattr(option, "parse")), None)
+    return parse(value) if parse and isinstance(value, str) else value
 
 
 def _wrong(value: Any, hint: Any) -> str | None:

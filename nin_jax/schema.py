@@ -197,10 +197,10 @@ def _parse(declared: Key, value: Any, where: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """What stands in config.json for a section, or for an object in one that has the `source` it was parsed from."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if hasattr(value, "source"):
-            return value.source  # pyright: ignore[reportAttributeAccessIssue]
+    """What stands in config.json for a section, or for what was parsed in one."""
+    if isinstance(value, Call | Rule):
+        return value.source
+    if dataclasses.is_dataclass(value) and all("key" in field.metadata for field in dataclasses.fields(value)):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     raise TypeError(f"{value!r} is not plain")
 

@@ -277,6 +277,9 @@ def test_a_checked_config_holds_nothing_that_is_still_to_be_read() -> None:
         ("cccp6/bias", 0.2),
         ("bias", 2.0),
     ]
+    stages = check(experiment("imagenet", "deeper")).model.arguments["layers"]
+    assert [str(stage) for stage in stages] == list(experiment("imagenet", "deeper").model.layers)
+    assert (stages[0].size, stages[0].stride) == (11, 4)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError):

@@ -16,11 +16,16 @@ from nin_jax.data.cache import cached
 from nin_jax.data.splits import UNREADABLE, Info, Split, bad_record, parts, take
 from nin_jax.data.worker import map_threads
 from nin_jax.errors import ExitError, UserError, one_line
+from nin_jax.storage import local_path
 
 
 def tfds_folder(info: Info, data_dir: str | None) -> Path:
     """ROOT/NAME/VERSION, where TFDS looks for a data set; ROOT is `data_dir`, or else by TFDS's own rule."""
-    root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    text = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        root = Path(os.path.expanduser(local_path(text)))
+    except ValueError as error:
+        raise UserError(f"TFDS_DATA_DIR={text}: {error}") from error
     return root / info.name / info.version
 
 

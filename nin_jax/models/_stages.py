@@ -31,6 +31,11 @@ Head = Literal["gap", "fc", "fc_dropout"]
 class Stage:
     """What all stages share. `str` shows the keyword-only arguments that are not the default, and all others."""
 
+    @staticmethod
+    def parse(call: str) -> Stage:
+        """See `parse`, which configs read it by."""
+        return parse(call)
+
     def __str__(self) -> str:
         fields = [f for f in dataclasses.fields(self) if not f.kw_only or getattr(self, f.name) != f.default]
         return f"{CALLS.get(type(self), type(self).__name__)}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"

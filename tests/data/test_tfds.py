@@ -420,3 +420,12 @@ def test_a_picture_without_loss_comes_back_pixel_for_pixel(kind):
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, kind, lossless=True)
     np.testing.assert_array_equal(np.asarray(open_picture(encoded.getvalue())), pixels)
+
+
+def test_a_remote_folder_is_refused(monkeypatch):
+    """Not taken for the local folder "gs:"."""
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/tfds")
+    with pytest.raises(
+        UserError, match="TFDS_DATA_DIR=gs://bucket/tfds: gs:// is not supported; name a local directory"
+    ):
+        mnist.load("train")

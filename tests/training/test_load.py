@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from nin_jax import main
 from nin_jax.errors import UserError
 from nin_jax.training.load import merge
 
+ROOT = Path(__file__).parents[2]
 NARROW = "--config.model.widths=((4, 3), (6,))"
 WORDS = ["nin_jax", "--config=digits", "--config.epochs=1"]
 
@@ -184,3 +189,24 @@ def test_without_jit_a_run_is_refused_in_one_line(trained, tmp_path):
     with jax.disable_jit(), pytest.raises(UserError, match=r"JAX_DISABLE_JIT=1 \(jax_disable_jit\): updates and eval"):
         train(tmp_path / "second")
     assert not (tmp_path / "second").exists()
+
+
+def test_loading_changes_nothing_in_the_process(trained, clean_env):
+    """Hooks, signals, log levels, warnings and JAX's settings are a notebook's own."""
+    code = f"""if True:
+        import logging, signal, sys, warnings
+        import jax, nin_jax
+        import nin_jax.training.load
+
+        def everything():
+            signals = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+            levels = [logging.getLogger(name).level for name in ("", "absl", "asyncio", "jax")]
+            return signals, levels, sys.unraisablehook, sys.excepthook, warnings.filters[:], dict(jax.config.values)
+
+        before = everything()
+        nin_jax.load_run({str(trained[0])!r})
+        assert everything() == before
+    """
+    env = clean_env | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr

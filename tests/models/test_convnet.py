@@ -37,7 +37,7 @@ def test_sizes_of_table_5(arg, local, fc, capsys):
     run = Run(config_lib.check(config_lib.experiment("convnet", arg)))
     totals = describe(run)
     assert totals["parameters"] == CONVOLUTIONS + local + fc
-    maps = run.config.model.local_maps
+    maps = run.model.local_maps
     head = 16 * maps * 10 if fc else 0
     assert totals["multiply_adds_per_image"] == MACS + 16 * 9 * 64 * maps + head
     assert "class_maps" in capsys.readouterr().out or fc

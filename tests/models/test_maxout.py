@@ -49,7 +49,7 @@ def experiment(arg: str):
 def test_sizes_of_pylearn2s_networks(arg, sides, parameters, capsys):
     """Convolution and pool of each layer; parameters and multiply-adds, all pieces counted, by hand."""
     run = Run(experiment(arg))
-    m, (height, _, channels) = run.config.model, run.info.image_shape
+    m, (height, _, channels) = run.model, run.info.image_shape
     shapes = jax.eval_shape(
         lambda: run.model.init_with_output(jax.random.key(0), jnp.zeros((1, height, height, channels)), train=False)
     )
@@ -142,7 +142,7 @@ def test_weights_start_between_the_limits():
 def test_rates_and_norms_of_every_experiment_reach_their_layers(arg):
     """One update of weights that are far too long ends on pylearn2's norms; one of short ones shows the rates."""
     config = experiment(arg)
-    dense = config.model.dense_width > 0
+    dense = config.model.arguments["dense_width"] > 0
     model = Model(10, **SMALL | ({} if dense else {"dense_width": 0}))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)["params"])
     optimizer = optim.optimizer(config, 390)

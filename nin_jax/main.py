@@ -141,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             commands.append(command)
         except ExitError as ending:
             _leave(ending)
+        except OSError as error:  # such as the help to a full disk
+            _leave(StorageFailed(one_line(error)))
         return arguments[:1]
 
     def body(_: Sequence[str]) -> None:

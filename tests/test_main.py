@@ -221,6 +221,16 @@ def test_values_are_never_executed(key: str, tmp_path: Path, monkeypatch: pytest
         assert not list(tmp_path.iterdir())
 
 
+def test_help_that_cannot_be_written_is_one_line(clean_env: dict[str, str], tmp_path: Path) -> None:
+    env = clean_env | {"PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nin_jax.main", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, env=env
+        )
+    assert done.returncode == 74
+    assert re.fullmatch(r"nin_jax: .*No space left on device\n", done.stderr), done.stderr
+
+
 def test_help(clean_env: dict[str, str], tmp_path: Path) -> None:
     """The synopsis, the flags and the experiments, in a moment: without jax, and whatever else is on the line."""
     code = """if True:

@@ -16,9 +16,11 @@ def load(
     split: str,
     data_dir: str | None = None,
     *,
+    bad_records: str = "stop",
     kind: Literal["label", "nan", "inf", "empty class", "every label"],
 ) -> Split:
     """The made-up pictures, spoilt."""
+    del bad_records  # what is wrong here is found later, by `splits.usable`
     images, labels = synthetic.load(split, data_dir)
     if kind in ("nan", "inf"):
         images = images.astype(np.float32)

@@ -31,7 +31,6 @@ from nin_jax.runs import rollback
 from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.runs.directory import finished
 from nin_jax.runs.record import Record
-from nin_jax.training import build
 from tests.faults import harness
 
 EXAMPLES = 2000 if harness.FULL else 40
@@ -139,7 +138,7 @@ def test_any_preprocessing_file(data: st.DataObject) -> None:
     stats = [{"mean": np.arange(6.0, dtype=np.float32)}, {}]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "preprocess.npz"
-        build._write_stats(path, "key", stats)
+        fitted.write_stats(path, "key", stats)
         content = bytearray(path.read_bytes())
         for _ in range(data.draw(st.integers(1, 3))):
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -43,7 +43,9 @@ def recipe(batch_size: int = 16, plateau_epochs: int = 0, modern: bool = False) 
     c.optimizer.learning_rate_factors = ()
     c.optimizer.update({"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "clip_norm": 1.0})
     c.schedule.plateau_epochs, c.batch_size = plateau_epochs, batch_size
-    model = Model(10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",), batch_norm=modern)
+    model = Model(
+        10, kernels=(3, 3), widths=((8, 6), (8,)), pools=("max",), deviations=("he",), batch_norm=modern, axis_name=AXIS
+    )
     objective = functools.partial(classify.objective, smoothing=0.1 * modern)
     preprocess = registry.calls("preprocess", ("scale(divisor=255)", "mean()"))
     augment = registry.calls("augment", ("crop(pad=2)", "flip()"))

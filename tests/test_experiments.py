@@ -182,7 +182,7 @@ def test_every_recipe_makes_two_updates(config: str, monkeypatch: pytest.MonkeyP
     mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     monkeypatch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
     run = Run(parse(config, "--config.batch_size=8"))
-    images, fitted = noise(run.config.preprocess, run.info.image_shape)
+    images, fitted = noise(tuple(str(call) for call in run.config.preprocess), run.info.image_shape)
     labels = (np.arange(64) % run.info.classes).astype(np.int32)
     stats = replicate(fitted, mesh)
     recipe, seed = run.recipe(8), replicate(jnp.uint32(0), mesh)

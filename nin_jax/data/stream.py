@@ -195,8 +195,9 @@ class _Ahead:
 
     def close(self) -> None:
         """Ends threads and processes."""
-        self.sender.shutdown(cancel_futures=True)
-        self.decoders.shutdown(cancel_futures=True)
+        self.sender.shutdown(wait=False, cancel_futures=True)
+        worker.end(self.decoders)  # which the sender may be waiting for
+        self.sender.shutdown()
 
 
 _decoder: Callable[[int], Batch]  # of a process that decodes

@@ -70,6 +70,16 @@ def processes(
     return pool
 
 
+def end(pool: concurrent.futures.Executor) -> None:
+    """Ends a pool, whatever its processes are doing.
+
+    Where one of them has died, the executor sends the others SIGTERM, which they ignore, and waits for them.
+    """
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.kill()
+    pool.shutdown(cancel_futures=True)
+
+
 def _begin(start: Callable[..., None] | None, *arguments: Any) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

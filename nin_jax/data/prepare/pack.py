@@ -104,7 +104,7 @@ def _in_processes(shards: list[Shard], processes: int) -> Iterator[None]:
         for done in concurrent.futures.as_completed([pool.submit(write, shard) for shard in shards]):
             yield done.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        worker.end(pool)
 
 
 def _same_as_before(path: Path, found: dict[str, list[Member]], short: int) -> None:

@@ -96,9 +96,15 @@ def _owned(path: Path, wait: bool) -> Iterator[None]:
                 if not (_owner(path) or "").startswith(me):
                     print(f"nin_jax: {path} was taken over by {_owner(path)}: start again", file=sys.stderr, flush=True)
                     os._exit(Preempted.exit_code)
-                os.pwrite(number, f"{me} {count}".encode(), 0)
+                write(count)
 
-    os.write(number, f"{me} 0".encode())
+    def write(count: int) -> None:
+        os.pwrite(number, f"{me} {count}".encode(), 0)
+        os.fsync(
+            number
+        )  # NFS would keep it from other machines for half a minute, longer than an owner may stand still
+
+    write(0)
     thread = threading.Thread(target=beat, name="lock", daemon=True)
     thread.start()
     try:
@@ -107,7 +113,8 @@ def _owned(path: Path, wait: bool) -> Iterator[None]:
         done.set()
         thread.join()
         os.close(number)
-        path.unlink(missing_ok=True)
+        if (_owner(path) or "").startswith(me):
+            path.unlink()
 
 
 def _owner(path: Path) -> str | None:
@@ -149,7 +156,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file so that it is there whole, or as it was before. Raises `StorageFailed`."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the process number alone: of two containers that share the folder both may be process 1.
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
     def write() -> None:
         try:

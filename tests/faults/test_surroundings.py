@@ -129,6 +129,13 @@ def test_a_file_stands_for_a_lock(number: int, tmp_path: Path, monkeypatch: pyte
         assert time.monotonic() - began > 1.0
         assert owner.read_text().startswith(socket.gethostname())
     assert list(path.parent.iterdir()) == [path]
+    synced: list[int] = []
+    monkeypatch.setattr(storage.os, "fsync", synced.append)
+    monkeypatch.setattr(storage, "BEAT_SECONDS", 60.0)
+    with storage.lock(path):
+        assert synced  # other machines see it at once
+        owner.write_text("elsewhere 1 x 0")  # took over while this process was stopped
+    assert owner.read_text() == "elsewhere 1 x 0"
 
 
 def test_another_error_of_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

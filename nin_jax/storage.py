@@ -137,14 +137,15 @@ def retry(attempt: Callable[[], T], may_pass: Callable[[Exception], bool]) -> T:
     return attempt()
 
 
-def persist(what: str, write: Callable[[], T]) -> T:
-    """`write()`, again after each pause of `RETRY_AFTER` while it raises an `OSError` that may pass.
+def may_pass(error: Exception) -> bool:
+    """Whether it is an `OSError` that may pass: of a full disk, a quota, a network file system; not a missing right or file."""
+    return isinstance(error, OSError) and error.errno not in FOR_GOOD
 
-    A full disk, a quota and a network file system that does not answer may; a missing right or folder does not. Raises
-    `StorageFailed`, which names `what`.
-    """
+
+def persist(what: str, write: Callable[[], T]) -> T:
+    """`write()`, again after each pause of `RETRY_AFTER` while its error `may_pass`. Raises `StorageFailed`, which names `what`."""
     try:
-        return retry(write, lambda error: isinstance(error, OSError) and error.errno not in FOR_GOOD)
+        return retry(write, may_pass)
     except OSError as error:
         raise StorageFailed(f"cannot write {what}: {one_line(error)}") from error
 

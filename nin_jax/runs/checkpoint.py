@@ -52,7 +52,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, notes: Mapping[str, Any], metrics: Mapping[str, float] | None = None, *, wait=False
     ) -> None:
-        """Saves in the background, or with `wait` until it is on disk and was read back; a step that is there is left as it is.
+        """Saves in the background, or with `wait` until it is on disk; a step that is there is left as it is.
 
         What fails is tried again with pauses (`storage.persist`). After one in the background that failed for good, the next
         is not in the background, and ends in `StorageFailed` if it fails too.
@@ -76,7 +76,7 @@ class Checkpoints:
         # Copies: the next update takes the memory of this state, and the caller goes on counting in the notes.
         arrays = {path: np.array(leaf) for path, leaf in _leaves(state).items()}
         text = json.dumps(content | {"arrays": checksums(arrays)}, sort_keys=True)
-        self.saving = self.thread.submit(_write, self.directory, step, arrays, text, self.keep, read_back=wait)
+        self.saving = self.thread.submit(_write, self.directory, step, arrays, text, self.keep)
         if wait:
             self._wait()
 
@@ -146,11 +146,14 @@ class Checkpoints:
     def _newest(self, like: Mapping[str, Any]) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
         broken, found = {}, None
         for step in reversed(_steps(self.directory)):
+            folder = self.directory / str(step)
             try:
-                found = step, *_read(self.directory / str(step), like)
+                found = step, *storage.retry(functools.partial(_read, folder, like), storage.may_pass)
                 break
             except ExitError:
                 raise
+            except PermissionError as error:  # says nothing about the checkpoint
+                raise StorageFailed(f"cannot read checkpoint {folder}: {one_line(error)}") from error
             except Exception as error:  # orbax and tensorstore raise anything on damaged files
                 if out_of_memory(error):
                     raise
@@ -193,8 +196,8 @@ def _steps(directory: Path) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
 
-def _write(directory: Path, step: int, arrays: dict[str, np.ndarray], text: str, keep: int, read_back: bool) -> None:
-    """Writes a step and removes those that are not kept. Raises `StorageFailed`."""
+def _write(directory: Path, step: int, arrays: dict[str, np.ndarray], text: str, keep: int) -> None:
+    """Writes a step, reads it back, and only then removes those that are not kept. Raises `StorageFailed`."""
     folder, scratch = directory / str(step), directory / f".{step}.new"
 
     def write() -> None:
@@ -203,10 +206,11 @@ def _write(directory: Path, step: int, arrays: dict[str, np.ndarray], text: str,
             with _literal(scratch) as literal, _orbax() as orbax:
                 orbax.save(literal / "state", args=ocp.args.StandardSave(unflatten_dict(arrays, sep="/")))
             storage.write_json(scratch / "notes.json", {"crc32": _crc(text.encode()), "content": text})
-            if read_back:
-                _read(scratch, arrays)
+            _read(scratch, arrays)
             scratch.rename(folder)
-        except ValueError as error:  # tensorstore's errors of the file system, and arrays that are read back as others
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # tensorstore's errors of the file system, and anything where damage is read back
             raise OSError(one_line(error)) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)  # half a checkpoint would keep a full disk full

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -14,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from nin_jax import main
+from nin_jax import main, storage
 from nin_jax.devices.mesh import host, make_mesh, replicated_like
-from nin_jax.errors import UserError
+from nin_jax.errors import StorageFailed, UserError
+from nin_jax.runs import checkpoint
 from nin_jax.runs.checkpoint import Checkpoints, checksums
 from nin_jax.training.build import Run
 from nin_jax.training.state import init_state
@@ -177,6 +179,54 @@ def test_a_checkpoint_that_cannot_even_be_listed(
     assert (found[0], host(found[1]["w"]).tolist()) == (1, [1, 2, 3])
     assert capsys.readouterr().err.count("checkpoints/2 is broken") == 1
     assert (tmp_path / "checkpoints" / ("2" if read_only else "broken-2")).is_dir()
+
+
+@pytest.mark.parametrize(("number", "attempts"), [(errno.ESTALE, 2), (errno.EACCES, 99)])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_broken(
+    number: int, attempts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system that falters is asked again; a missing right is a line; the checkpoint stays where it is."""
+    monkeypatch.setattr(storage, "RETRY_AFTER", (0.0, 0.0))
+    state = {"w": jax.numpy.arange(3.0)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(7, state, {}, wait=True)
+    real, left = checkpoint._content, [attempts]
+
+    def falters(folder: Path) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(number, "no")
+        return real(folder)
+
+    monkeypatch.setattr(checkpoint, "_content", falters)
+    like = replicated_like(state, make_mesh())
+    if number == errno.EACCES:
+        with pytest.raises(StorageFailed, match=r"cannot read checkpoint .*/7: "):
+            checkpoints.restore(like)
+    else:
+        found = checkpoints.restore(like)
+        assert found is not None
+        assert found[0] == 7
+    assert checkpoints.steps() == [7]
+
+
+def test_only_what_was_read_back_is_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save in the background whose files are damaged on the way leaves the one before, though one alone is kept."""
+    monkeypatch.setattr(storage, "RETRY_AFTER", ())
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"w": jax.numpy.arange(3.0)}, {}, wait=True)
+    real = checkpoint.ocp.Checkpointer.save
+
+    def save(self: Any, directory: Path, **options: Any) -> None:
+        real(self, directory, **options)
+        for file in (directory / "d").iterdir():
+            file.write_bytes(bytes(file.stat().st_size))
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", save)
+    checkpoints.save(2, {"w": jax.numpy.arange(3.0)}, {})
+    with pytest.raises(StorageFailed, match=r"cannot write checkpoint .*/2: "):
+        checkpoints.wait()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
 def test_a_checkpoint_of_another_run(original: tuple[Path, Any, dict[int, dict[str, str]]], tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import jax
@@ -164,7 +163,9 @@ class _Ahead:
     def __init__(self, batches: Training | Evaluation, first: int, mesh: Mesh, workers: int):
         self.mesh, self.workers = mesh, workers
         if workers:  # each gets a thread too many, for the time in which another process hands a batch over
-            self.decoders = worker.processes(workers, _start, batches, 1 + worker.cores() // workers)
+            self.decoders = worker.Processes(
+                workers, "--config.workers", _start, batches, 1 + worker.cores() // workers
+            )
             self.decode = _decode
         else:
             self.decoders = concurrent.futures.ThreadPoolExecutor(HOST_AHEAD)
@@ -177,15 +178,9 @@ class _Ahead:
     def _send(self) -> Batch | None:
         """Puts the next batch on the devices."""
         missing = HOST_AHEAD * max(1, self.workers) - len(self.decoding)
-        try:
-            for number in itertools.islice(self.numbers, missing):
-                self.decoding.append(self.decoders.submit(self.decode, number))
-            return share_out(self.decoding.popleft().result(), self.mesh) if self.decoding else None
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"a process that decodes pictures was ended from outside; if memory was short, set --config.workers to "
-                f"less than {self.workers}"
-            ) from error
+        for number in itertools.islice(self.numbers, missing):
+            self.decoding.append(self.decoders.submit(self.decode, number))
+        return share_out(self.decoding.popleft().result(), self.mesh) if self.decoding else None
 
     def take(self) -> Batch | None:
         """The next batch; None after the last."""
@@ -196,7 +191,7 @@ class _Ahead:
     def close(self) -> None:
         """Ends threads and processes."""
         self.sender.shutdown(wait=False, cancel_futures=True)
-        worker.end(self.decoders)  # which the sender may be waiting for
+        self.decoders.shutdown(cancel_futures=True)  # which the sender may be waiting for
         self.sender.shutdown()
 
 

@@ -105,9 +105,7 @@ def test_worker_processes_hand_over_the_same_batches():
                 np.testing.assert_array_equal(batch.image, np.reshape(other.image, batch.image.shape))
                 np.testing.assert_array_equal(batch.label, np.reshape(other.label, batch.label.shape))
         os.kill(next(c.pid for c in multiprocessing.active_children() if c.pid), signal.SIGKILL)
-        with pytest.raises(
-            UserError, match=r"ended from outside; if memory was short, set --config\.workers to less than 2"
-        ):
+        with pytest.raises(UserError, match=r"was killed; if memory ran out, set --config\.workers to less than 2"):
             list(iter(ahead[0].take, None))
     finally:
         for a in ahead:

@@ -99,12 +99,12 @@ def _in_processes(shards: list[Shard], processes: int) -> Iterator[None]:
     if processes == 1:
         yield from map(write, shards)
         return
-    pool = worker.processes(processes)
+    pool = worker.Processes(processes, "--processes")
     try:
         for done in concurrent.futures.as_completed([pool.submit(write, shard) for shard in shards]):
             yield done.result()
     finally:
-        worker.end(pool)
+        pool.shutdown(cancel_futures=True)
 
 
 def _same_as_before(path: Path, found: dict[str, list[Member]], short: int) -> None:

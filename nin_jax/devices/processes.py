@@ -10,6 +10,7 @@ import contextlib
 import glob
 import importlib.util
 import json
+import math
 import os
 import re
 import socket
@@ -35,6 +36,7 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS = 60  # a process that has not been heard of for so long counts as dead, and all end
 SHUTDOWN_SECONDS = 120  # the longest wait of a process that is done for the others
 RENDEZVOUS_SECONDS = 300  # the longest wait for all processes at the start; the environment may say otherwise
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # of the environment, for `join`
 FIRST_WORDS = 256  # uint32 of a message that are sent at once; a longer one takes a second broadcast
 
 
@@ -53,12 +55,13 @@ def join() -> None:
         return
     try:
         _initialize(wanted)
-    except ValueError:  # a machine with a TPU that is not part of a cluster
-        if wanted:
-            raise
-        return
-    except RuntimeError as error:
-        raise UserError(f"the processes of this run have not found each other: {one_line(error)[:300]}") from error
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, ValueError) and not wanted and not _launched():
+            return  # a machine with a TPU that is not part of a cluster
+        raise UserError(
+            f"the processes of this run have not found each other: {one_line(error)[:300]}; where JAX does not know what started "
+            f"them, set {', '.join(NAMES)}"
+        ) from error
     console.quiet = jax.distributed.is_initialized() and _index() > 0
 
 
@@ -84,7 +87,7 @@ def _resolve(name: str, what: str) -> None:
 
 def _initialize(wanted: dict[str, Any]) -> None:
     """`jax.distributed.initialize` in a thread, so that a signal is obeyed while this one waits for the others."""
-    seconds = float(os.environ.get("NIN_JAX_RENDEZVOUS_SECONDS", RENDEZVOUS_SECONDS))
+    seconds = _patience()
     done: Future[None] = Future()
 
     def initialize() -> None:
@@ -116,6 +119,14 @@ def _initialize(wanted: dict[str, Any]) -> None:
     os._exit(UserError.exit_code)
 
 
+def _patience() -> float:
+    text = os.environ.get("NIN_JAX_RENDEZVOUS_SECONDS", str(RENDEZVOUS_SECONDS))
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) < math.inf:
+            return seconds
+    raise UserError(f"NIN_JAX_RENDEZVOUS_SECONDS={text}: must be a number of seconds")
+
+
 @contextlib.contextmanager
 def _no_proxies() -> Iterator[None]:
     """The environment without http_proxy and its like: processes of one run are not reached through a proxy."""
@@ -128,13 +139,12 @@ def _no_proxies() -> Iterator[None]:
 
 def _peers() -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize`, empty where it finds them itself; None for a process of its own."""
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    given = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
     if given:
         try:
-            address, processes, number = given[names[0]], int(given[names[1]]), int(given[names[2]])
+            address, processes, number = given[NAMES[0]], int(given[NAMES[1]]), int(given[NAMES[2]])
         except (KeyError, ValueError) as error:
-            raise UserError(f"{', '.join(names)} go together, the last two as numbers; set are {given}") from error
+            raise UserError(f"{', '.join(NAMES)} go together, the last two as numbers; set are {given}") from error
         if not 0 <= number < processes:
             raise UserError(f"JAX_PROCESS_ID={number}: must be from 0 to JAX_NUM_PROCESSES - 1 = {processes - 1}")
         name, colon, port = address.rpartition(":")
@@ -147,10 +157,14 @@ def _peers() -> dict[str, Any] | None:
             "process_id": number,
             "cluster_detection_method": "deactivate",  # else a cluster that is there too would say which devices to take
         }
-    srun = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    mpirun = int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
     tpu = importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*"))
-    return {} if srun or mpirun or tpu else None
+    return {} if _launched() or tpu else None
+
+
+def _launched() -> bool:
+    """Whether srun or mpirun started this process as one of several."""
+    srun = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return srun or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
 
 
 def leave() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nin_jax import storage
+from nin_jax.devices import processes
 from tests.faults import harness
 
 FAST = {"epochs": 1}
@@ -192,6 +193,30 @@ def test_an_address_that_is_none(address: str, tmp_path: Path) -> None:
     assert ended.code == 2, ended.err
     assert ended.clean()
     assert address.split(":")[0] in ended.last
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, "go together"),
+        (
+            {
+                "NIN_JAX_RENDEZVOUS_SECONDS": "5 min",
+                **dict(zip(processes.NAMES, ("127.0.0.1:1", "2", "1"), strict=True)),
+            },
+            "NIN_JAX_RENDEZVOUS_SECONDS=5 min: must be",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "have not found each other"),  # Open MPI 5, which JAX does not know
+        ({"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}, "have not found each other"),
+    ],
+    ids=["incomplete", "seconds", "mpirun", "srun"],
+)
+def test_an_environment_that_does_not_do(env: dict[str, str], said: str, tmp_path: Path) -> None:
+    """Exit 2 and one line, and no process that trains alone what several were to train together."""
+    ended = harness.run(harness.words(tmp_path / "run", **FAST), **env)
+    assert ended.code == 2, ended.err
+    assert ended.err.count("\n") == 1
+    assert said in ended.last
 
 
 @pytest.mark.slow

@@ -50,8 +50,9 @@ def variables_of(workdir: Path) -> tuple[Run, Mapping[str, Any]]:
 def by_class(old: Mapping[str, Any], trained: Info, run: Run) -> dict[str, Any]:
     """Another network's variables, with its classes in the order of `run`; without those of the classes where they are others.
 
-    Variables of the classes are those whose shape changes with the number of classes. Names decide; where one of the two
-    data sets has none, nothing is changed.
+    Variables of the classes are those whose shape changes with the number of classes: an axis holds a place for each class,
+    or such blocks one after the other, as where class maps are flattened. Names decide; where one of the two data sets has
+    none, nothing is changed.
     """
     mine, theirs = run.info.class_names, trained.class_names
     if not mine or not theirs or mine == theirs:
@@ -65,15 +66,18 @@ def by_class(old: Mapping[str, Any], trained: Info, run: Run) -> dict[str, Any]:
     order = [theirs.index(name) for name in mine] if set(mine) == set(theirs) else None
     kept: dict[Any, Any] = {}
     for path, value in flat.items():
-        axes = [i for i, n in enumerate(shapes[path].shape) if n != larger[path].shape[i]] if path in shapes else []
-        if order and all(value.shape[axis] == len(order) for axis in axes):
-            for axis in axes:
-                value = np.take(value, order, axis)
-        if order or not axes:
+        if path not in shapes or value.shape != shapes[path].shape or value.shape == larger[path].shape:
             kept[path] = value
+            continue
+        axes = [
+            (size, with_one_more - size) for size, with_one_more in zip(value.shape, larger[path].shape, strict=True)
+        ]
+        if order and all(blocks * len(order) in (0, size) for size, blocks in axes):
+            places = (np.arange(n).reshape(b, -1)[:, order].ravel() if b else np.arange(n) for n, b in axes)
+            kept[path] = np.asarray(value)[np.ix_(*places)]
     if order is None:
         say(f"the classes of that run are others ({', '.join(theirs[:20])}): the layer of the classes starts anew")
-    return {**old, **unflatten_dict(kept)}
+    return {**{key: {} for key in old}, **unflatten_dict(kept)}
 
 
 def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:

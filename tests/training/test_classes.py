@@ -12,10 +12,14 @@ import pytest
 from PIL import Image
 
 import nin_jax
+from nin_jax import config as config_lib
 from nin_jax import main
 from nin_jax.data.splits import Info, match_classes
 from nin_jax.errors import UserError
+from nin_jax.training.build import Run
+from nin_jax.training.load import by_class, variables_of
 
+NIN = {"kernels": (3, 3), "widths": ((6,), (6,)), "pools": ("avg",), "deviations": ("he",)}
 LOW = {"cat": 0, "dog": 80, "horse": 160}  # the darkest pixel of each class
 SMALL = ("--config=folder", "--config.dataset=folder(size=8)", "--config.model.kernels=(3,3)", "--config.model.widths=((8,),(8,))",
          "--config.model.pools=('avg',)", "--config.model.dropout=0.0", "--config.augment=()", "--config.batch_size=8",
@@ -121,9 +125,6 @@ def test_fine_tuning_on_other_classes_starts_their_layer_anew(
 
 def test_by_class_reorders_the_classes(trained: Path) -> None:
     """A network of the same classes in another order gives each class the logit it had."""
-    from nin_jax.training.build import Run
-    from nin_jax.training.load import by_class, variables_of
-
     theirs, variables = variables_of(trained)
     info = theirs.info._replace(class_names=("horse", "cat", "dog"))
     mine = Run(theirs.config, info, info)
@@ -131,6 +132,35 @@ def test_by_class_reorders_the_classes(trained: Path) -> None:
     old, _ = theirs.model.apply(variables, image, train=False)  # pyright: ignore[reportGeneralTypeIssues]
     new, _ = mine.model.apply(by_class(variables, theirs.info, mine), image, train=False)  # pyright: ignore[reportGeneralTypeIssues]
     np.testing.assert_allclose(new[0], old[0, np.array([2, 0, 1])], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"name": "nin", **NIN, "head": "fc"},
+        {"name": "nin", **NIN, "batch_norm": True},
+        {"name": "alexnet", "layers": ("mlpconv(maps=(4,))", "max_pool()"), "hidden": (5,)},
+        {"name": "alexnet", "layers": ("mlpconv(maps=(4,))", "max_pool()"), "hidden": (), "head": "fc"},
+        {"name": "convnet", "widths": (4, 4), "pools": ("max", "avg")},
+        {"name": "convnet", "widths": (4, 4), "pools": ("max", "avg"), "head": "fc"},
+        {"name": "maxout", "widths": (4, 4, 4), "dense_width": 5},
+        {"name": "stochastic_pooling", "widths": (4, 4, 4)},
+    ],
+    ids=lambda network: " ".join(str(network[key]) for key in ("name", "head", "batch_norm") if key in network),
+)
+def test_by_class_finds_the_classes_of_every_head(network: dict[str, Any]) -> None:
+    """Also behind flattened class maps, and in a kernel for every position."""
+    config = config_lib.experiment("digits").copy_and_resolve_references()
+    config.model = network
+    infos = [Info("d", 3, (8, 8, 1), {}, "", class_names=names) for names in (("a", "b", "c"), ("c", "a", "b"))]
+    theirs, mine = (Run(config_lib.check(config), info, info) for info in infos)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda p: np.float32(rng.random(p.shape)), theirs.variables)
+    image = np.full((1, 8, 8, 1), 0.3, np.float32)
+    old, _ = theirs.model.apply(variables, image, train=False)  # pyright: ignore[reportGeneralTypeIssues]
+    new, _ = mine.model.apply(by_class(variables, theirs.info, mine), image, train=False)  # pyright: ignore[reportGeneralTypeIssues]
+    assert len(np.unique(old)) == 3
+    np.testing.assert_allclose(new[0], old[0, np.array([2, 0, 1])], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-from nin_jax.errors import UserError, nearest
+from nin_jax.errors import UserError, nearest, one_line
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -140,8 +140,8 @@ def find(kind: str, name: str) -> Any:
     else:
         try:
             module = importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"{noun} {name!r}: {error}") from error
+        except (Exception, SystemExit) as error:  # it is the user's code, and may raise anything
+            raise UserError(f"{noun} {name!r}: {type(error).__name__}: {one_line(error)}") from error
     if package == KINDS["augment"].package and (kind == "augment") != getattr(module, "RANDOM", False):
         other = "preprocess" if kind == "augment" else "augment"
         raise UserError(f"{noun} {name!r} belongs under {other!r}, not {kind!r}")
@@ -194,12 +194,15 @@ NOT_OF_A_CONFIG = {"num_classes", "dtype", "axis_name", "parent", "name", "bad_r
 def legal_arguments(kind: str, entry: ModuleType) -> dict[str, Any]:
     """The arguments of an entry that a config may set, with the annotation of each: a model's fields, else the keyword-only ones."""
     called = getattr(entry, KINDS[kind].called)
-    if kind == "models":
-        hints = typing.get_type_hints(called)
-        legal = {name: hints.get(name, Any) for name in inspect.signature(called).parameters}
-    else:
-        parameters = inspect.signature(called, eval_str=True).parameters.values()
-        legal = {p.name: p.annotation for p in parameters if p.kind == p.KEYWORD_ONLY}
+    try:
+        if kind == "models":
+            hints = typing.get_type_hints(called)
+            legal = {name: hints.get(name, Any) for name in inspect.signature(called).parameters}
+        else:
+            parameters = inspect.signature(called, eval_str=True).parameters.values()
+            legal = {p.name: p.annotation for p in parameters if p.kind == p.KEYWORD_ONLY}
+    except NameError as error:  # such as of an import for type checkers alone
+        raise UserError(f"{KINDS[kind].noun} {entry.__name__!r}: an annotation cannot be evaluated: {error}") from error
     return {name: legal[name] for name in sorted(legal) if name not in NOT_OF_A_CONFIG}
 
 

@@ -163,7 +163,7 @@ def test_differences_of_keys_that_one_side_lacks() -> None:
         ("model", 3, "model.name must name a model"),
         ("model.name", 3, "model.name must name a model"),
         ("model.name", "os.path", "model 'os.path': the module has no Model"),
-        ("model.name", "no.such", "model 'no.such': No module named 'no'"),
+        ("model.name", "no.such", "model 'no.such': ModuleNotFoundError: No module named 'no'"),
         ("task", "os.path", "task 'os.path': the module has no objective"),
         ("model.heads", "gap", "model nin has no argument 'heads': did you mean 'head'?"),
         ("model.num_classes", 3, "model nin has no argument 'num_classes'"),

@@ -100,11 +100,31 @@ def test_a_module_that_does_not_keep_the_contract_is_named(
 def test_entries_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_zoo").mkdir()
     (tmp_path / "my_zoo/net.py").write_text("from nin_jax.models.nin import Model\n")
-    (tmp_path / "my_zoo/bad.py").write_text("from nin_jax.models.nin import NoSuchModel\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert registry.find("models", "my_zoo.net").Model
-    with pytest.raises(UserError, match=r"model 'my_zoo\.bad': cannot import name 'NoSuchModel'"):
-        registry.find("models", "my_zoo.bad")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("from nin_jax.models.nin import NoSuchModel", "ImportError: cannot import name 'NoSuchModel'"),
+        ("def f(:", r"SyntaxError: .* \(bad_net.py, line 2\)"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("exit(3)", "SystemExit: 3"),
+        ("class Model:\n    width: Nowhere", "an annotation cannot be evaluated: name 'Nowhere' is not defined"),
+    ],
+)
+def test_a_mistake_in_a_module_of_the_user(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, whatever its import raises."""
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/bad_net.py").write_text(f"from __future__ import annotations\n{text}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my", raising=False)
+    with pytest.raises(UserError, match=rf"model 'my\.bad_net': {said}"):
+        registry.legal_arguments("models", registry.find("models", "my.bad_net"))
+    sys.modules.pop("my.bad_net", None)
 
 
 def test_a_call_is_an_entry_with_arguments_of_the_right_type() -> None:

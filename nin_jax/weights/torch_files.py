@@ -84,21 +84,24 @@ def _archive(file: Path) -> Any:
         if "data.pkl" not in inner:
             raise ValueError("a zip archive without data.pkl")
         folder = names[inner.index("data.pkl")].removesuffix("data.pkl")
-        if "byteorder" in inner and archive.read(f"{folder}byteorder") != b"little":
+        if "byteorder" in inner and _entry(archive, f"{folder}byteorder", 6) != b"little":
             raise UserError("it was saved on a big-endian machine; save it again on a little-endian one")
-        info = archive.getinfo(f"{folder}data.pkl")
-        if info.file_size > MOST_OF_A_PICKLE or info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"data.pkl has {info.file_size} bytes, or is compressed")
-        pickled = io.BytesIO(archive.read(info))
+        pickled = io.BytesIO(_entry(archive, f"{folder}data.pkl", MOST_OF_A_PICKLE))
 
     def numbers(storage: Storage) -> np.ndarray:
         with zipfile.ZipFile(file) as archive:
-            info, size = archive.getinfo(f"{folder}data/{storage.key}"), storage.count * storage.dtype.itemsize
-            if info.file_size != size or info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"entry {storage.key} has {info.file_size} bytes, not {size}, or is compressed")
-            return np.frombuffer(archive.read(info), storage.dtype)
+            size = storage.count * storage.dtype.itemsize
+            return np.frombuffer(_entry(archive, f"{folder}data/{storage.key}", size), storage.dtype)
 
     return Pickle(pickled, numbers).value
+
+
+def _entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """The bytes of an entry, which must not unpack to more than it takes in the file."""
+    info = archive.getinfo(name)
+    if info.file_size > most or info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"entry {name} has {info.file_size} bytes, more than {most}, or is compressed")
+    return archive.read(info)
 
 
 def _stream(file: Path) -> Any:
@@ -135,6 +138,7 @@ class Pickle:
 
     def __init__(self, stream: io.BytesIO, numbers: Callable[[Storage], np.ndarray]):
         self.numbers, self.storages = numbers, {}
+        self.copies = MOST_OF_A_PICKLE  # characters and items that may still be copied
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -185,6 +189,7 @@ class Pickle:
         if name == "GLOBAL":
             stack.append(Call(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
+            self._count(sum(map(len, stack[-2:])))
             stack[-2:] = [Call(".".join(stack[-2:]))]
         elif name in ("REDUCE", "NEWOBJ"):
             called, arguments = stack[-2:]
@@ -197,6 +202,12 @@ class Pickle:
             stack.append(self._persistent(*stack.pop()))
         else:  # protocols 0 and 1, and the registry of extensions: torch.save uses none of them
             raise ValueError(f"instruction {name}")
+
+    def _count(self, copied: int) -> None:
+        """Stops a short pickle that copies a long text or dict again and again."""
+        self.copies -= copied
+        if self.copies < 0:
+            raise ValueError(f"its pickle copies more than {MOST_OF_A_PICKLE} characters or items")
 
     def _popped(self) -> list[Any]:
         """What was pushed since the last mark."""
@@ -221,6 +232,7 @@ class Pickle:
         """What a call would give, if it is one of those that make up a state dict."""
         name = called.name
         if name == "collections.OrderedDict":
+            self._count(sum(map(len, arguments)))
             return dict(*arguments)
         if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             return arguments[0]
@@ -229,8 +241,10 @@ class Pickle:
         return called
 
     def _tensor(self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+        if len(shape) > 64 or not all(0 <= n < 2**63 for n in (offset, *shape, *strides)):  # PyTorch's own limits
+            raise ValueError("a tensor of impossible shape or strides")
         steps = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
-        if min((offset, *shape, *strides)) < 0 or math.prod(shape) > storage.count:
+        if math.prod(shape) > storage.count:
             raise ValueError(f"a tensor of shape {shape} in {storage.count} numbers")
         if math.prod(shape) and offset + sum(steps) >= storage.count:
             raise ValueError(f"a tensor of shape {shape} that leaves its storage")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -398,3 +400,25 @@ def test_memory_stays_in_proportion(tmp_path):
     small = torch.ones(1).expand(10**5, 10**5)
     with pytest.raises(ValueError, match="in 1 numbers"):
         torch_files.read(saved({"0.weight": small}, tmp_path / "w.pth"))
+
+
+NAME = b"X" + (10**6).to_bytes(4, "little") + b"x" * 10**6 + b"q\0"
+ITEMS = b"(" + b"".join(b"J" + i.to_bytes(4, "little") + b"K\1" for i in range(10**5)) + b"dq\0"
+BOMBS = {  # by a thousand copies of what stands there once
+    "names": NAME + b"(" + b"h\0h\0\x93" * 1000 + b"l.",
+    "dicts": b"ccollections\nOrderedDict\nq\1" + ITEMS + b"(" + b"h\1h\0\x85R" * 1000 + b"l.",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_short_pickle_does_not_fill_the_memory(kind):
+    with pytest.raises(ValueError, match="its pickle copies more than"):
+        torch_files.Pickle(io.BytesIO(b"\x80\4" + BOMBS[kind]), lambda storage: np.zeros(0))
+
+
+def test_no_entry_unpacks_to_more_than_it_takes_in_the_file(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data.pkl", b"")
+        archive.writestr("w/byteorder", b"little" * 10**6)
+    with pytest.raises(ValueError, match="byteorder has 6000000 bytes"):
+        torch_files.read(tmp_path / "w.pth")

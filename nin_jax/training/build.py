@@ -188,6 +188,11 @@ def check_network(config: Config, info: Info, model: nn.Module) -> dict[str, Any
         )
     init = functools.partial(init_variables, model, 0, info.image_shape)
     variables: dict[str, Any] = _trial(f"model {name}", functools.partial(jax.eval_shape, init))
+    if variables["batch_stats"] and not hasattr(model, "axis_name"):
+        raise UserError(
+            f"model {name} normalises over the batch, but has no attribute axis_name, so each device would use the "
+            "statistics of its own share of the batch; see nin_jax/models/__init__.py"
+        )
     if variables["batch_stats"] and config.accumulate > 1:
         raise UserError(
             f"accumulate={config.accumulate}: batch normalisation needs the whole batch at once; use accumulate=1"

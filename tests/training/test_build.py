@@ -10,11 +10,11 @@ import types
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
-from ml_collections import FrozenConfigDict
 
 from nin_jax import config as config_lib
 from nin_jax.data.datasets import digits
@@ -36,7 +36,7 @@ TINY = {
 }
 
 
-def config(**changes: Any) -> FrozenConfigDict:
+def config(**changes: Any) -> config_lib.Config:
     """The digits experiment with some keys changed, checked."""
     found = config_lib.experiment("digits").copy_and_resolve_references()
     with found.ignore_type():
@@ -122,6 +122,28 @@ def test_labels_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(config(dataset="my_data.pets"))
     said = "split 'train' of my_data.pets: label 3 of example 2 is not between 0 and 2"
     assert mistake(run.load, "train") == f"{said} (1 of 4 are bad; bad_records='skip' leaves them out)"
+
+
+def test_batch_statistics_that_replicas_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model from outside the zoo, with Flax's own batch normalisation."""
+
+    class Model(nn.Module):
+        num_classes: int
+        dtype: Any = np.float32
+
+        @nn.compact
+        def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> Any:
+            x = nn.BatchNorm(use_running_average=not train)(image)
+            return nn.Dense(self.num_classes)(x.reshape(len(x), -1)), {}
+
+    module = types.ModuleType("my_models.net")
+    module.Model = Model
+    monkeypatch.setitem(sys.modules, "my_models.net", module)
+    monkeypatch.setitem(sys.modules, "my_models", types.ModuleType("my_models"))
+    found = config_lib.experiment("digits").copy_and_resolve_references()
+    found.model = {"name": "my_models.net"}
+    said = mistake(Run, config_lib.check(found))
+    assert "model my_models.net normalises over the batch, but has no attribute axis_name" in said
 
 
 @pytest.fixture(scope="module")

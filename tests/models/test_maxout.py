@@ -18,19 +18,12 @@ from nin_jax.training import optim
 from nin_jax.training.build import Run
 from nin_jax.training.describe import describe
 from nin_jax.training.state import init_variables
+from tests.models.zoo import MAXOUT
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent formula of the network")
 F = torch.nn.functional
 
-SMALL = {
-    "widths": (6, 4, 5),
-    "pieces": (2, 3, 4),
-    "kernels": (8, 8, 5),
-    "pads": (4, 3, 3),
-    "pools": (4, 3, 2),
-    "dense_width": 7,
-    "dense_pieces": 5,
-}
+SMALL = {name: value for name, value in MAXOUT.items() if name != "limit"}
 ARGUMENTS = ["cifar10", "cifar10_augmented", "cifar100", "svhn", "mnist"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,6 +105,7 @@ def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -
 
 def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[str, Any]:
     directories = ensemble or (workdir,)
+    configs = [processes.from_first(functools.partial(_config, directory)) for directory in directories]
     trained = [trained_on(directory) for directory in directories]
     for directory, one in zip(directories, trained, strict=True):
         if one and trained[0] and one.class_names != trained[0].class_names:
@@ -113,8 +115,8 @@ def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[s
     run, members, numbers = Run(config, trained[0]), [], []
     for line in run.info.found:
         say(line)
-    for directory, one in zip(directories, trained, strict=True):
-        member, state, number = _member(config, directory, one, own=bool(ensemble))
+    for directory, theirs, one in zip(directories, configs, trained, strict=True):
+        member, state, number = _member(config, directory, theirs, one, own=bool(ensemble))
         members.append((member.recipe(1), member.fitted(directory, write=False), state.variables))
         numbers.append(number)
     recipes, stats, variables = zip(*members, strict=True)
@@ -128,9 +130,10 @@ def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[s
     return line
 
 
-def _member(config: Config, workdir: Path, info: Info | None, *, own: bool) -> tuple[Run, TrainState, int]:
-    """A run, the state of its newest checkpoint and its step; with its `own` network, or all as `config` says."""
-    theirs = processes.from_first(lambda: _config(workdir))
+def _member(
+    config: Config, workdir: Path, theirs: dict[str, Any], info: Info | None, *, own: bool
+) -> tuple[Run, TrainState, int]:
+    """A run of config `theirs`, the state of its newest checkpoint and its step; its `own` network, or as `config` says."""
     trained = config_lib.from_dict(theirs)
     if own:
         if outside := config_lib.modules(trained):

@@ -222,6 +222,8 @@ def test_a_workdir_in_use(tmp_path: Path) -> None:
 def test_eval_without_a_checkpoint(tmp_path: Path) -> None:
     assert "holds no run; train first" in mistake(evaluate_run, config(), tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+    (tmp_path / "file").write_text("mine")
+    assert "config.json cannot be read: " in mistake(evaluate_run, config(), tmp_path / "file")
 
 
 def test_eval_of_an_incompatible_config(done: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from nin_jax.console import fail
+from nin_jax.console import console, fail
 from nin_jax.errors import Preempted
 
 # SIGTERM from kill and schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal that closes; Slurm and submitit send SIGUSR1 and
@@ -33,7 +33,8 @@ def nothing_to_save(ends: bool) -> Iterator[None]:
     """
 
     def handle(number: int, _: FrameType | None) -> None:
-        fail(f"{signal.Signals(number).name} while there was nothing to save: start again")
+        console.show_cursor()  # which a progress bar hides
+        fail(f"{signal.Signals(number).name}: ended at once, without saving; start again")
         os._exit(Preempted.exit_code)
 
     before = catch(handle)
@@ -53,7 +54,8 @@ class Stop:
 
     Before there is anything to save (`can_save` is False) a signal ends the command at once with `Preempted`; after
     that it only sets `requested`, which the loop asks for between two dispatches. A second SIGINT (Ctrl-C pressed
-    again) does not wait for the save.
+    again) does not wait for the save, which may hang: it goes to the handler before, which ends a command at once
+    (`nothing_to_save`) and raises `KeyboardInterrupt` in a notebook.
 
     With several processes JAX catches SIGTERM, so that all of them stop at the same step; the others are passed on as that.
     """
@@ -62,6 +64,7 @@ class Stop:
         from nin_jax.devices import processes  # not sooner: `main` needs this module before it has time for JAX
 
         self.requested: str | None = None
+        self.before: dict[int, Any] = {}
         self.can_save, self.shared = False, processes.stop_is_shared()
         self.asked, self.ask = 0, processes.stop_requested
 
@@ -86,11 +89,10 @@ class Stop:
                 self.requested = "SIGTERM"
         return self.requested is not None
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        again = self.requested is not None and number == signal.SIGINT
-        self.requested = name
-        if again:
-            raise _AtOnce(f"{name} again: stopped without saving; start again to resume from the last checkpoint")
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        before = self.before.get(number)
+        if self.requested and number == signal.SIGINT and callable(before):
+            before(number, frame)
+        self.requested = name = signal.Signals(number).name
         if not self.can_save:
             raise _AtOnce(f"{name} before the first update: nothing to save; start again")

@@ -42,6 +42,7 @@ ROWS = (
         (
             f"{HERE}/test_kills.py::test_signals",
             f"{HERE}/test_kills.py::test_nohup",
+            f"{HERE}/test_kills.py::test_a_second_ctrl_c_does_not_wait",
             "tests/training/test_loop.py::test_a_signal_in_any_phase",
             "tests/training/test_loop.py::test_a_signal_while_a_checkpoint_is_restored",
             "tests/training/test_loop.py::test_ctrl_c_once_and_twice",

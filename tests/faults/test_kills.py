@@ -146,6 +146,20 @@ def test_signals(phase: str, number: int, times: int, tmp_path: Path, calm: Path
 
 
 @pytest.mark.slow
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
+    """Storage hangs in a save: the first Ctrl-C waits for it, the second one ends the command."""
+    began = {"at": PHASES["train"][0], "call": 13, "do": "signal", "number": signal.SIGINT}
+    hangs = {"at": "nin_jax.runs.checkpoint:_write", "call": 1, "do": "hang"}
+    again = {"at": "nin_jax.training.loop:Event.BEFORE_SAVE", "call": 2, "do": "signal", "number": signal.SIGINT}
+    ended = harness.finish(harness.start(harness.words(tmp_path), began, hangs, again | {"after": 1.0}), 60)
+    assert ended.code == 75, ended.err
+    assert ended.clean(), ended.err
+    assert ended.last.startswith("nin_jax: SIGINT: ended at once, without saving"), ended.err
+    harness.assert_resumes(tmp_path, calm)
+    tally["exit 75, then bit-equal"] += 1
+
+
+@pytest.mark.slow
 def test_nohup(tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
     """SIGHUP that is ignored when the command starts, as nohup has it, stays so: the run goes to its end."""
     hook = {"at": PHASES["row"][0], "call": 2, "do": "signal", "number": signal.SIGHUP}

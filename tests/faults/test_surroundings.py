@@ -246,7 +246,7 @@ def test_a_stop_is_obeyed_while_waiting_for_the_others(number: int, tmp_path: Pa
     process.send_signal(number)
     ended = harness.finish(process)
     assert ended.code == 75, ended.err
-    assert ended.last.startswith(f"nin_jax: {signal.Signals(number).name} while there was nothing to save")
+    assert ended.last.startswith(f"nin_jax: {signal.Signals(number).name}: ended at once, without saving")
     assert time.monotonic() - began < 10
     tally["exit 75"] += 1
 

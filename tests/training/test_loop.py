@@ -234,7 +234,7 @@ def test_ctrl_c_once_and_twice(tmp_path, undisturbed):
     """SIGINT saves like SIGTERM; a second one does not wait for the save, and the run resumes from the checkpoint before."""
     workdir = tmp_path / "run"
     twice = signal_at((Event.AFTER_UPDATES, 15), (Event.BEFORE_SAVE, 2), number=signal.SIGINT)
-    with pytest.raises(Preempted, match="SIGINT again"):
+    with pytest.raises(KeyboardInterrupt):
         train(tiny(), workdir, twice)
     assert final_state(workdir)[0] == 10
     train(tiny(), workdir)

@@ -131,6 +131,8 @@ class Predictor:
         self.params = self._variables["params"]
         self._predict = jax.jit(lambda variables, stats, image: predict(recipe, variables, stats, image))
         self._sizes = {self.info.image_shape[:2]}
+        shape = ", ".join(map(str, self.info.image_shape))
+        self._wanted = f"wanted are whole numbers from 0 to 255 (uint8), of shape [B, {shape}]"
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Logits float32 `[B, K]` and every named map of images, preprocessed as in training.
@@ -142,12 +144,15 @@ class Predictor:
             training; others are taken where neither the preprocessing nor the network depends on them.
         """
         with jax.enable_x64(False):
-            images = self._checked(np.asarray(images))
+            try:
+                images = np.asarray(images)
+            except ValueError as error:  # NumPy's, of pictures that do not make one array
+                raise UserError(f"images of several shapes: {self._wanted}") from error
+            images = self._checked(images)
             return host(self._predict(self._variables, self._stats, images))
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
-        height, width, channels = self.info.image_shape
-        wanted = f"wanted are whole numbers from 0 to 255 (uint8), of shape [B, {height}, {width}, {channels}]"
+        (height, width, channels), wanted = self.info.image_shape, self._wanted
         given = f"images of {images.dtype} {list(images.shape)}"
         if not np.issubdtype(images.dtype, np.integer):
             raise UserError(f"{given}: {wanted}")

@@ -134,6 +134,7 @@ def test_whole_numbers_of_any_type_are_images(predictor, dtype):
         (images()[:0], "there is no image"),
         (images()[:, :0], "there is no image"),
         (["a.png", "b.png"], "images of <U5"),
+        ([images()[0], images(size=9)[0]], r"images of several shapes: wanted .* of shape \[B, 8, 8, 1\]"),
     ],
 )
 def test_what_is_no_image_of_this_network_is_refused(predictor, given, said):

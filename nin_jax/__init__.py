@@ -24,10 +24,17 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, num_classes: int, **arguments: Any) -> Module:
-    """A model by name: `Model(num_classes, **arguments)`, see its file for the arguments. Raises `errors.UserError`."""
+    """A model by name: `Model(num_classes, **arguments)`, see its file for the arguments.
+
+    Raises `errors.UserError` for an unknown name, an unknown argument, or a value that an argument does not allow.
+    """
     from nin_jax import registry
 
-    return registry.find("models", name).Model(num_classes, **arguments)
+    entry = registry.find("models", name)
+    others = {key: value for key, value in arguments.items() if key in registry.NOT_OF_A_CONFIG}
+    chosen = {key: value for key, value in arguments.items() if key not in others}
+    chosen = registry.check_arguments(f"model {name}", registry.legal_arguments("models", entry), chosen)
+    return entry.Model(num_classes, **chosen, **others)
 
 
 def load_run(workdir: str, *, trust: bool = False) -> Predictor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+import nin_jax
+from nin_jax.errors import UserError
 from nin_jax.layers import portable
 from tests.models.zoo import CASES
 
@@ -28,6 +32,20 @@ def test_the_portable_form_is_exported_for_any_batch_and_every_platform(name):
     for size in (1, 7):
         there = exported.call(variables, images[:size])
         np.testing.assert_allclose(there, native[:size], rtol=0, atol=1e-5 * np.abs(native).max())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"head": "GAP"}, "model nin: head='GAP': (valid: fc, fc_dropout, gap)"),
+        ({"dropout_kind": "caffe"}, "model nin: dropout_kind='caffe'"),
+        ({"kernel": (5, 5, 3)}, "model nin has no argument 'kernel': did you mean 'kernels'?"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        nin_jax.create_model("nin", 10, **arguments)
+    assert nin_jax.create_model("nin", 10, dtype=jnp.bfloat16, axis_name="data").axis_name == "data"
 
 
 @pytest.mark.parametrize("train", [False, True])

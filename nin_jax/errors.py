@@ -29,7 +29,7 @@ class Diverged(ExitError):
 
 
 class StorageFailed(ExitError):
-    """The run directory cannot be written; what was written before is still there."""
+    """The run directory cannot be written or read; what was written before is still there."""
 
     exit_code = 74
 

@@ -124,7 +124,10 @@ def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tupl
     height, width, channels = shape
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format == "PPM"):
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))  # convert would clip at 255
+        wide, clear = np.asarray(upright), upright.info.get("transparency")
+        upright = Image.fromarray((wide >> 8).astype(np.uint8))  # convert would clip at 255
+        if clear is not None:  # the number of a grey, which would be lost
+            upright.putalpha(Image.fromarray(np.where(wide == clear, 0, 255).astype(np.uint8)))
     elif upright.mode in ("I", "F"):
         raise Unreadable(f"its pixels are 32-bit numbers (mode {upright.mode}), whose black and white nothing says")
     if upright.has_transparency_data:

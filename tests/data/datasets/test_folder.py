@@ -141,6 +141,14 @@ def deep_grey(path: Path) -> np.ndarray:
     return np.repeat(grey[..., None], 3, 2)
 
 
+def deep_grey_with_transparency(path: Path) -> np.ndarray:
+    """The first column is of the one grey that is transparent."""
+    grey = np.tile(np.arange(16, dtype=np.uint16), (16, 1))
+    Image.fromarray(grey * 256 + 100).save(path, transparency=100)
+    grey[:, 0] = 255
+    return np.repeat(grey[..., None], 3, 2)
+
+
 def rotated(path: Path) -> np.ndarray:
     """Stored lying on its side, with the EXIF remark that says so."""
     upright = noise("RGB", (16, 16))
@@ -171,6 +179,7 @@ def plain(mode: str) -> Callable[[Path], np.ndarray]:
         ("x.png", plain("P")),
         ("x.png", palette_with_transparency),
         ("x.png", deep_grey),
+        ("x.png", deep_grey_with_transparency),
         ("x.png", rotated),
     ],
 )

@@ -33,7 +33,7 @@ class Stage:
 
     @staticmethod
     def parse(call: str) -> Stage:
-        """See `parse`, which configs read it by."""
+        """The function `parse`, where `registry` looks for it when it reads a config."""
         return parse(call)
 
     def __str__(self) -> str:

@@ -35,6 +35,7 @@ from nin_jax.training.state import Recipe, init_state, init_variables
 from nin_jax.training.step import predict, train_steps
 from nin_jax.training.tasks import classify
 from tests.data.datasets.test_folder import bomb
+from tests.tiny import tiny
 
 REAL = Path(os.environ.get("NIN_JAX_TFDS", Path(__file__).parents[3] / "shared" / "tfds"))
 needs_real = pytest.mark.skipif(not (REAL / "imagenet2012").is_dir(), reason=f"no imagenet2012 in {REAL}")
@@ -236,31 +237,21 @@ def test_an_evaluation_averages_the_softmax_of_all_views_of_two_networks(protoco
 
 # --- a run -----------------------------------------------------------------------------------------------------------
 
-SMALL = {
+STREAMED = {
     "dataset": "imagenet(size=16, short=20)",
+    "train_split": "train",
     "eval_split": "validation",
     "preprocess": ("mean(per='channel')", "scale(divisor=60.0)"),
     "augment": ("flip()",),
     "batch_size": 8,
     "epochs": 2,
     "workers": 0,
-    "model.name": "nin",
-    "model.kernels": (3, 3),
-    "model.widths": ((8, 8), (8,)),
-    "model.pools": ("max",),
-    "model.deviations": ("he",),
-    "model.dropout": 0.2,
-    "optimizer.learning_rate": 0.05,
+    "schedule.boundaries_epochs": (),
 }
 
 
 def small(**changes):
-    c = config.default()
-    with c.unlocked():
-        for key, value in (SMALL | changes).items():
-            section, _, last = key.rpartition(".")
-            (c[section] if section else c)[last] = value
-    return config.check(c)
+    return tiny(**STREAMED | changes)
 
 
 @pytest.fixture

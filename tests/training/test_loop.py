@@ -21,35 +21,7 @@ from nin_jax.runs.record import Record
 from nin_jax.training import evaluate, programs
 from nin_jax.training.build import Run
 from nin_jax.training.loop import Event, train
-
-TINY = {
-    "dataset": "synthetic",
-    "train_split": "train[:320]",
-    "eval_split": "test[:72]",
-    "preprocess": ("gcn(scale=10)", "zca(eps=0.1)"),
-    "augment": ("crop(pad=1)", "flip()"),
-    "batch_size": 32,
-    "epochs": 3,
-    "keep": 3,
-    "model.name": "nin",
-    "model.kernels": (3, 3),
-    "model.widths": ((8, 8), (8,)),
-    "model.pools": ("max",),
-    "model.deviations": ("he",),
-    "model.dropout": 0.2,
-    "optimizer.learning_rate": 0.05,
-    "schedule.boundaries_epochs": (2,),
-}
-
-
-def tiny(**changes):
-    """A config that trains in a second or two, with every random part on."""
-    c = config.default()
-    with c.unlocked():
-        for key, value in (TINY | changes).items():
-            section, _, last = key.rpartition(".")
-            (c[section] if section else c)[last] = value
-    return config.check(c)
+from tests.tiny import tiny
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -42,7 +42,7 @@ PLACES = {
     "orbax": ("runs/checkpoint.py",),
     "tensorflow_datasets": ("data/",),
     "rich": ("console.py",),
-    "absl": ("main.py", "data/prepare/"),
+    "absl": ("main.py", "data/prepare/", "data/stream.py"),
 }
 # What asks which device or version it runs on stands apart from the mathematics.
 SWITCHES = ("platform_dependent", "default_backend", "__version_info__")

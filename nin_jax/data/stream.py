@@ -11,13 +11,14 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import grain
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 
 from nin_jax.data import memory, views, worker
@@ -30,8 +31,6 @@ from nin_jax.errors import UserError
 DEVICE_AHEAD, HOST_AHEAD = 2, 2  # batches that wait on the devices, and in each process that decodes
 CORES_A_PROCESS = 8  # Python's lock lets threads decode on about so many cores
 
-Each = Callable[[Callable[[int, int], None], Sequence[int]], None]  # see `worker.Threads.each`
-
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -42,6 +41,7 @@ class Training:
       seed, batch_size: of the run.
       rows: the share, as indices in the global batch.
       updates: of the whole run.
+      processes: how many share the cores of this host to decode.
     """
 
     pictures: Pictures
@@ -49,6 +49,7 @@ class Training:
     batch_size: int
     rows: np.ndarray
     updates: int
+    processes: int = 1
 
     def __len__(self) -> int:
         return self.updates
@@ -59,9 +60,8 @@ class Training:
         first = place * self.batch_size
         return memory.epoch_order(self.seed, epoch, len(self.pictures))[first + self.rows].tolist()
 
-    def batch(self, step: int, each: Each) -> Batch:
-        """The share of update `step`; `each` says which threads decode."""
-        uniform = np.random.default_rng((self.seed, step)).random((self.batch_size, 2))[self.rows]
+    def __getitem__(self, step: int) -> Batch:
+        uniform = np.random.default_rng((self.seed, int(step))).random((self.batch_size, 2))[self.rows]
         size = self.pictures.size
         images, labels = np.empty((len(self.rows), size, size, 3), np.uint8), np.empty(len(self.rows), np.int32)
 
@@ -69,7 +69,7 @@ class Training:
             picture, to, labels[row] = self.pictures.usable_from(index)
             images[row] = cut(picture, to, views.random_window(uniform[row], *to, size))
 
-        each(fill, self.indices(step))
+        _on_cores(self.processes, fill, self.indices(int(step)))
         return Batch(images, labels)
 
 
@@ -91,19 +91,20 @@ class Evaluation:
       views: name of the protocol.
       groups: the batches.
       rows: the share, for each size of a batch, as indices in the global batch.
+      processes: how many share the cores of this host to decode.
     """
 
     pictures: Pictures
     views: str
     groups: list[Group]
     rows: Mapping[int, np.ndarray]
+    processes: int = 1
 
     def __len__(self) -> int:
         return len(self.groups)
 
-    def batch(self, number: int, each: Each) -> Batch:
-        """The share of a batch; `each` says which threads decode."""
-        group = self.groups[number]
+    def __getitem__(self, number: int) -> Batch:
+        group = self.groups[int(number)]
         records = group.rows[self.rows[len(group.rows)]]
         images = np.zeros((len(records), group.windows, group.height, group.width, 3), np.uint8)
         labels, weight = np.zeros(len(records), np.int32), np.zeros(len(records), np.float32)
@@ -116,7 +117,7 @@ class Evaluation:
                 for i, window in enumerate(views.windows(self.views, *to, self.pictures.size)):
                     images[row, i] = cut(picture, to, window)
 
-        each(fill, records.tolist())
+        _on_cores(self.processes, fill, records.tolist())
         return Batch(images, labels, weight)
 
 
@@ -161,26 +162,28 @@ class _Ahead:
     """Batches of `Training` or `Evaluation` from one on, decoded and put on the devices before they are asked for."""
 
     def __init__(self, batches: Training | Evaluation, first: int, mesh: Mesh, workers: int):
+        if not flags.FLAGS.is_parsed():  # grain has flags, and asks for them also where the program has parsed none
+            flags.FLAGS.mark_as_parsed()
         self.mesh, self.workers = mesh, workers
-        if workers:  # each gets a thread too many, for the time in which another process hands a batch over
-            self.decoders = worker.Processes(
-                workers, "--config.workers", _start, batches, 1 + worker.cores() // workers
-            )
-            self.decode = _decode
-        else:
-            self.decoders = concurrent.futures.ThreadPoolExecutor(HOST_AHEAD)
-            self.decode = functools.partial(batches.batch, each=worker.Threads(worker.cores()).each)
-        self.numbers = iter(range(first, len(batches)))
-        self.decoding: deque[concurrent.futures.Future[Batch]] = deque()
+        source: Any = dataclasses.replace(batches, processes=max(1, workers))
+        reading = grain.ReadOptions(num_threads=HOST_AHEAD, prefetch_buffer_size=HOST_AHEAD)
+        processes = grain.MultiprocessingOptions(num_workers=workers)
+        data = grain.MapDataset.source(source)[first:].to_iter_dataset(reading)
+        self.batches = iter(data.mp_prefetch(processes, worker_init_fn=lambda index, count: worker.begin()))
         self.sender = concurrent.futures.ThreadPoolExecutor(1)
         self.sending = deque(self.sender.submit(self._send) for _ in range(DEVICE_AHEAD))
 
     def _send(self) -> Batch | None:
         """Puts the next batch on the devices."""
-        missing = HOST_AHEAD * max(1, self.workers) - len(self.decoding)
-        for number in itertools.islice(self.numbers, missing):
-            self.decoding.append(self.decoders.submit(self.decode, number))
-        return share_out(self.decoding.popleft().result(), self.mesh) if self.decoding else None
+        try:
+            batch = next(self.batches, None)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise UserError(
+                f"a process that decodes was killed; if memory ran out, set --config.workers to less than {self.workers}"
+            ) from error
+        return None if batch is None else share_out(batch, self.mesh)
 
     def take(self) -> Batch | None:
         """The next batch; None after the last."""
@@ -190,22 +193,26 @@ class _Ahead:
 
     def close(self) -> None:
         """Ends threads and processes."""
-        self.sender.shutdown(wait=False, cancel_futures=True)
-        self.decoders.shutdown(cancel_futures=True)  # which the sender may be waiting for
-        self.sender.shutdown()
+        self.sender.shutdown(cancel_futures=True)
+        self.batches.close()
 
 
-_decoder: Callable[[int], Batch]  # of a process that decodes
+@functools.cache
+def _threads(count: int) -> concurrent.futures.ThreadPoolExecutor:
+    """The threads of this process that decode."""
+    return concurrent.futures.ThreadPoolExecutor(count)
 
 
-def _start(batches: Training | Evaluation, threads: int) -> None:
-    """Begins a process that decodes."""
-    global _decoder
-    _decoder = functools.partial(batches.batch, each=worker.Threads(threads).each)
+def _on_cores(processes: int, f: Callable[[int, int], None], items: Sequence[int]) -> None:
+    """`f(i, items[i])` for each i, on this process' part of the cores."""
+    threads = max(1, worker.cores() // processes)
+    tasks = min(4 * threads, len(items))  # not one for each: that costs a tenth of decoding a small picture
 
+    def some(first: int) -> None:
+        for i in range(first, len(items), tasks):
+            f(i, items[i])
 
-def _decode(number: int) -> Batch:
-    return _decoder(number)
+    list(_threads(threads).map(some, range(tasks)))
 
 
 class TrainStream:

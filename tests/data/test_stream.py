@@ -23,7 +23,6 @@ from PIL import Image
 from nin_jax import config, registry
 from nin_jax.data import encoded, memory, stream, views
 from nin_jax.data.datasets import imagenet
-from nin_jax.data.worker import Threads
 from nin_jax.devices.mesh import AXIS, host, replicate
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.errors import Preempted, UserError
@@ -66,11 +65,6 @@ def mesh(n: int):
     return jax.make_mesh((n,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
 
 
-def one_by_one(f, items):
-    for i, item in enumerate(items):
-        f(i, item)
-
-
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -87,11 +81,11 @@ def test_an_epoch_has_each_picture_at_most_once_in_an_order_of_its_own():
 
 
 def test_a_batch_is_the_same_for_any_number_of_processes():
-    whole = training().batch(5, one_by_one)
-    parts = [training(rows=rows).batch(5, one_by_one) for rows in ([0, 1, 2], [3, 4], [5, 6, 7])]
+    whole = training()[5]
+    parts = [training(rows=rows)[5] for rows in ([0, 1, 2], [3, 4], [5, 6, 7])]
     for i in range(2):
         np.testing.assert_array_equal(whole[i], np.concatenate([part[i] for part in parts]))
-    assert not np.array_equal(whole.image, training().batch(6, one_by_one).image)
+    assert not np.array_equal(whole.image, training()[6].image)
 
 
 def test_worker_processes_hand_over_the_same_batches():
@@ -101,7 +95,7 @@ def test_worker_processes_hand_over_the_same_batches():
     try:
         for number in (3, 4, 5, 6):
             batch = host(ahead[0].take())
-            wanted = [source.batch(number, one_by_one)] + ([host(ahead[1].take())] if number >= 5 else [])
+            wanted = [source[number]] + ([host(ahead[1].take())] if number >= 5 else [])
             for other in wanted:
                 np.testing.assert_array_equal(batch.image, np.reshape(other.image, batch.image.shape))
                 np.testing.assert_array_equal(batch.label, np.reshape(other.label, batch.label.shape))
@@ -166,8 +160,8 @@ def test_bad_records_are_left_out_where_that_is_wanted(capsys):
     source, sound = (stream.Training(p, 0, 6, np.arange(6), 3) for p in (bad, good))
     place = source.indices(0).index(2)
     assert sound.indices(0)[place] == 2
-    assert source.batch(0, one_by_one).label.tolist() == [3 if i == 2 else i for i in source.indices(0)]
-    source.batch(0, one_by_one)
+    assert source[0].label.tolist() == [3 if i == 2 else i for i in source.indices(0)]
+    source[0]
     assert capsys.readouterr().err.count("record 2 of some train cannot be read") == 1
     for protocol in ("center", "dense"):
         batches = list(stream.EvalStream(bad, mesh(1), 4, protocol, 0))
@@ -390,7 +384,7 @@ def test_the_real_pictures():
     assert len(split) == 15
     every = imagenet.load("validation", str(REAL), size=32, short=40)
     assert [split.open(i)[3] for i in range(10, 15)] == [every.open(i)[3] for i in range(15, 20)]
-    batch = stream.Training(split, 0, 15, np.arange(15), 1).batch(0, Threads(3).each)
+    batch = stream.Training(split, 0, 15, np.arange(15), 1)[0]
     assert batch.image.shape == (15, 32, 32, 3)
     assert batch.image.std(axis=(1, 2, 3)).min() > 10
     assert isinstance(batch, memory.Batch)

@@ -16,10 +16,12 @@ import functools
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,11 +101,18 @@ def _in_processes(shards: list[Shard], processes: int) -> Iterator[None]:
     if processes == 1:
         yield from map(write, shards)
         return
-    pool = worker.Processes(processes, "--processes")
+    spawn = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, worker.begin)
     try:
         for done in concurrent.futures.as_completed([pool.submit(write, shard) for shard in shards]):
             yield done.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a process that packs was killed; if memory ran out, set --processes to less than {processes}"
+        ) from error
     finally:
+        for child in multiprocessing.active_children():  # else the executor waits for what they do, and, where one
+            child.kill()  # of them was killed, for ever: it ends the others by SIGTERM, which they ignore
         pool.shutdown(cancel_futures=True)
 
 

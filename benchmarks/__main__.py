@@ -18,13 +18,13 @@ from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 from nin_jax.errors import nearest
 
 NAMES = ("training", "startup", "inside", "changes", "scaling")
-NEEDS_DATA = ("stream",)  # only by name
+BY_NAME = "stream", "gpu"  # only by name: they want a data set, or a GPU
 
 
 def main(names: list[str]) -> None:
     for name in names:
-        if name not in NAMES + NEEDS_DATA:
-            raise SystemExit(f"benchmarks: unknown measurement {name!r}: {nearest(name, NAMES + NEEDS_DATA)}")
+        if name not in NAMES + BY_NAME:
+            raise SystemExit(f"benchmarks: unknown measurement {name!r}: {nearest(name, NAMES + BY_NAME)}")
     if len(names) == 1:
         importlib.import_module(f"benchmarks.{names[0]}").main()
         importlib.import_module("benchmarks.report").main()

@@ -88,18 +88,19 @@ class Trainer:
                 name = "/".join((*path, part))
                 factor = next((rule.number for rule in rules if rule.pattern.search(name)), 1.0)
                 groups.append({"params": [tensor], "lr": factor * optimizer.learning_rate, "weight_decay": decay})
-        self.sgd = torch.optim.SGD(groups, momentum=optimizer.momentum)
+        on_gpu = next(model.parameters()).is_cuda
+        self.sgd = torch.optim.SGD(groups, momentum=optimizer.momentum, fused=on_gpu or None)
         self.loss = nn.CrossEntropyLoss()
         self.forward = torch.compile(model, mode=setting.compiled) if setting.compiled else model
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         if self.setting.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.setting.bfloat16):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.setting.bfloat16):
             return self.forward(image).float()
 
-    def update(self, image: torch.Tensor, label: torch.Tensor) -> float:
-        """One training step; returns the loss."""
+    def update(self, image: torch.Tensor, label: torch.Tensor) -> None:
+        """One training step; on a GPU it may still run when this returns."""
         self.model.train()
         self.sgd.zero_grad(set_to_none=True)
         loss = self.loss(self.logits(image), label)
@@ -107,7 +108,6 @@ class Trainer:
         if self.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.sgd.step()
-        return loss.item()
 
     def evaluate(self, image: torch.Tensor, label: torch.Tensor) -> float:
         """The loss of a batch in test mode."""

@@ -164,8 +164,9 @@ class Config:
     epochs: int = key(1, "passes over the training split", at_least(1))
     precision: str = key(
         "float32",
-        'type of the computation: "float32" or "bfloat16"; parameters are float32',
-        one_of("float32", "bfloat16"),
+        'what the network computes in: "float32"; "tensorfloat32": float32 with faster, rougher products; or "bfloat16"; '
+        "parameters are float32",
+        one_of("float32", "tensorfloat32", "bfloat16"),
     )
     mapper: str = key(
         "pmap",

@@ -78,6 +78,7 @@ class Run:
             optim.optimizer(c, updates_per_epoch, scale),
             c.optimizer.average,
             c.accumulate,
+            c.precision,
         )
 
     def load(self, split: str) -> Split | Pictures:
@@ -160,7 +161,7 @@ class Run:
 
 def make_model(config: Config, info: Info) -> nn.Module:
     """The config's model for a data set. Raises `UserError` where its arguments do not fit each other."""
-    call, dtype = config.model, jnp.dtype(config.precision)
+    call, dtype = config.model, jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
     model = _trial(f"model {call.name}", lambda: call.entry.Model(info.classes, dtype=dtype, **call.arguments))
     return model.clone(axis_name=AXIS) if hasattr(model, "axis_name") else model
 

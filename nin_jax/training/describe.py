@@ -53,7 +53,7 @@ def describe(run: Run) -> dict[str, Any]:
     _, maps = jax.eval_shape(forward, variables, image)
     macs = multiply_adds(forward, variables, image)
     count = sum(p.size for p in jax.tree.leaves(params))
-    itemsize = jnp.dtype(run.config.precision).itemsize
+    itemsize = 2 if run.config.precision == "bfloat16" else 4
     activations = sum(math.prod(m.shape) for m in maps.values()) * itemsize * batch
     examples = sum(run.info.splits.values())
 

@@ -32,6 +32,8 @@ class Recipe(NamedTuple):
       optimizer: from `optim.optimizer`.
       ema_decay: of the moving average of the weights (EMA, `optimizer.average` of the config); 0: there is none.
       accumulate: gradient accumulation: how many microbatches a replica computes its part of a batch in.
+      precision: of the network's products, in JAX's words: "float32" is float32 on every device, "tensorfloat32" is TF32 on
+        NVIDIA GPUs and three bfloat16 passes on TPUs, "bfloat16" is what a device does by default. CPUs have float32 alone.
     """
 
     model: nn.Module
@@ -43,6 +45,12 @@ class Recipe(NamedTuple):
     optimizer: optax.GradientTransformationExtraArgs
     ema_decay: float = 0.0
     accumulate: int = 1
+    precision: str = "float32"
+
+    def apply(self, variables: Any, image: jax.Array, **arguments: Any) -> Any:
+        """The output of the network, whose products are computed in `precision`; so are those of its gradient."""
+        with jax.default_matmul_precision(self.precision):
+            return self.model.apply(variables, image, **arguments)
 
 
 @flax.struct.dataclass

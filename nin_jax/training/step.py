@@ -54,7 +54,7 @@ def train_steps(recipe: Recipe, draw: Draw, most: int = 1):
 
             def loss(params):
                 variables = {"params": params, "batch_stats": state.batch_stats}
-                (logits, _), moved = recipe.model.apply(
+                (logits, _), moved = recipe.apply(
                     variables,
                     image,
                     train=True,
@@ -135,7 +135,7 @@ def eval_steps(recipes: Sequence[Recipe], draw: Draw, count: int = 1, *, mirrore
 
 def predict(recipe: Recipe, variables: Any, stats: Any, image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits `[B, K]` and maps of uint8 images `[B, H, W, C]`, preprocessed, with dropout off."""
-    output: Any = recipe.model.apply(variables, fitted.apply(recipe.preprocess, stats, image), train=False)
+    output: Any = recipe.apply(variables, fitted.apply(recipe.preprocess, stats, image), train=False)
     return output
 
 

@@ -57,7 +57,9 @@ def compare(batch: int, updates: int = 4 * DISPATCH) -> dict[str, Any]:
         return run
 
     eager, compiled = (Trainer(network(ours.recipe.model, params, 3, s).cuda(), ours.config, s) for s in SETTINGS)
-    theirs = statistics.mean(eager.evaluate(image[i : i + batch], label[i : i + batch]) for i in range(0, len(label), batch))
+    theirs = statistics.mean(
+        eager.evaluate(image[i : i + batch], label[i : i + batch]) for i in range(0, len(label), batch)
+    )
     if abs(theirs - truth) > 0.02:
         raise AssertionError(f"PyTorch's loss {theirs}, ours {truth}")
     trial: dict[str, float] = {}
@@ -69,7 +71,10 @@ def compare(batch: int, updates: int = 4 * DISPATCH) -> dict[str, Any]:
         turn(trainer, 50)()
         trial[str(setting)] = round((time.perf_counter() - begin) / 50, 6)
     best = min(trial, key=lambda name: trial[name])
-    sides = {"PyTorch": turn(compiled if best == str(SETTINGS[1]) else eager, updates), "nin_jax": lambda: ours.update(updates // ours.length)}
+    sides = {
+        "PyTorch": turn(compiled if best == str(SETTINGS[1]) else eager, updates),
+        "nin_jax": lambda: ours.update(updates // ours.length),
+    }
     row = measure.alternate(sides, ROUNDS, updates)
     rate = matrix_rate()
     variables, one = ours.state.variables, jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
@@ -77,7 +82,12 @@ def compare(batch: int, updates: int = 4 * DISPATCH) -> dict[str, Any]:
     flops = 6 * forward  # an image's: two for each multiply-add; the gradient about twice the forward pass
     share = batch * flops / row["median"]["nin_jax"] / rate
     return {"what": "training", "network": "cifar10", "precision": "bfloat16", "batch": batch, "images": batch} | {
-        "setting": best, "trials": trial, "flops_per_image": flops, "matrix_flops_per_s": rate, "share": share, **row
+        "setting": best,
+        "trials": trial,
+        "flops_per_image": flops,
+        "matrix_flops_per_s": rate,
+        "share": share,
+        **row,
     }
 
 

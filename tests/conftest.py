@@ -12,6 +12,11 @@ os.environ["NPROC"] = "16"  # threads of XLA on a CPU: eight devices that wait f
 # tests start (`clean_env`) compile as their users' do.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
+if (
+    os.environ.get("JAX_PLATFORMS", "cpu") != "cpu"
+):  # on a GPU, most of the time of a compilation goes into trying kernels
+    os.environ["XLA_FLAGS"] += " --xla_gpu_autotune_level=0"
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -1,8 +1,9 @@
-"""Convolution, and the one place that chooses what a CPU computes differently. NHWC images, HWIO kernels, zeros at the edges."""
+"""Convolution, and the one place that chooses what a platform computes differently. NHWC images, HWIO kernels, zeros at the edges."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nin_jax.layers import cpu
+from nin_jax.layers import cpu, cuda
 from nin_jax.layers.initialisers import Initializer, gaussian
 
 # Inside `with portable(True):` networks are traced without what is for CPUs alone: for exporters, for counting operations,
@@ -19,11 +20,12 @@ from nin_jax.layers.initialisers import Initializer, gaussian
 portable = jax.make_user_context(False)
 
 
-def by_platform(*arrays: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
-    """`cpu(*arrays)` on a CPU, `default(*arrays)` on everything else and where `portable`. Both return the same shapes."""
-    if portable.value:
-        return default(*arrays)
-    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+def by_platform(*arrays: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
+    """`forms["cpu"](*arrays)` on a CPU, `forms["cuda"](*arrays)` on an NVIDIA GPU, where they are given.
+
+    `default(*arrays)` on everything else, and where `portable`. All return the same shapes.
+    """
+    return default(*arrays) if portable.value else lax.platform_dependent(*arrays, default=default, **forms)
 
 
 def convolve(
@@ -39,8 +41,8 @@ def convolve(
     Returns `[B, H', W', F]` in `dtype`, H' = floor((H + 2 * pad - size) / stride) + 1.
     """
     geometry = {"pad": pad, "stride": stride, "dtype": x.dtype if dtype is None else dtype}
-    on_cpu, elsewhere = (functools.partial(f, **geometry) for f in (cpu.convolve, textbook))
-    return by_platform(x, kernel, bias, cpu=on_cpu, default=elsewhere)
+    on_cpu, on_cuda, elsewhere = (functools.partial(f, **geometry) for f in (cpu.convolve, cuda_form, textbook))
+    return by_platform(x, kernel, bias, cpu=on_cpu, cuda=on_cuda, default=elsewhere)
 
 
 def textbook(
@@ -60,6 +62,16 @@ def textbook(
             feature_group_count=groups,
         )
     return y if bias is None else add_bias(y, bias)
+
+
+def cuda_form(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, pad: int, stride: int, dtype: Any
+) -> jax.Array:
+    """`convolve` on an NVIDIA GPU: by patches where a window is small, as that of a first layer."""
+    window, groups = math.prod(kernel.shape[:3]), x.shape[-1] // kernel.shape[2]
+    if kernel.shape[0] == 1 or window > cuda.WINDOW or stride > 1 or groups > 1:
+        return textbook(x, kernel, bias, pad=pad, stride=stride, dtype=dtype)
+    return cuda.by_patches(x, kernel, bias, pad=pad, dtype=dtype)
 
 
 @jax.custom_vjp

@@ -82,7 +82,7 @@ def test_no_module_is_imported_by_a_name_in_a_config(
     (workdir / "config.json").write_text(json.dumps(plain | change))
     with pytest.raises(UserError, match=r"names modules outside the zoo \(evil\."):
         nin_jax.load_run(str(workdir))
-    with pytest.raises(SystemExit, match="executed"):
+    with pytest.raises(UserError, match="SystemExit: executed"):
         nin_jax.load_run(str(workdir), trust=True)
     tally["exit 2, named"] += 1
 

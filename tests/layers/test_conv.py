@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.signal import correlate
 
-from nin_jax.layers import Conv, by_platform, convolve, cpu, gaussian, portable
-from nin_jax.layers.conv import textbook
+from nin_jax.layers import Conv, by_platform, convolve, cpu, cuda, gaussian, portable
+from nin_jax.layers.conv import cuda_form, textbook
 from nin_jax.layers.cpu import patches, theorem
 from nin_jax.layers.cpu.products import matmul
 from nin_jax.layers.cpu.tuning import THEOREM_CHANNELS, THEOREM_IMAGES
@@ -19,6 +19,7 @@ WAYS = {
     "textbook": lambda x, k, pad: textbook(x, k, None, pad=pad, stride=1, dtype=x.dtype),
     "patches": patches.convolve,
     "theorem": theorem.convolve,
+    "patches of a GPU": lambda x, k, pad: cuda.by_patches(x, k, None, pad=pad, dtype=x.dtype),
 }
 
 
@@ -226,3 +227,18 @@ def test_initial_weights_have_the_deviation_asked_for(deviation, expected):
     assert kernel.std() == pytest.approx(expected, rel=0.01)
     assert abs(kernel.mean()) < 0.012 * expected
     assert not params["bias"].any()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_the_form_of_a_gpu_is_the_textbooks_with_its_bias(channels, size):
+    """Values and all three gradients; 8 channels of 5x5 are too many for patches."""
+    x, kernel = draw(2, 7, 6, channels, 4, size)
+    bias = np.arange(4, dtype=np.float32)
+    geometry = {"pad": size // 2, "stride": 1, "dtype": jnp.float32}
+    (y, back), (wanted, wanted_back) = (
+        jax.vjp(lambda *a, form=form: form(*a, **geometry), x, kernel, bias) for form in (cuda_form, textbook)
+    )
+    np.testing.assert_allclose(y, wanted, atol=1e-5)
+    for ours, theirs in zip(back(y), wanted_back(y), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-3)

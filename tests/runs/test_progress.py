@@ -7,13 +7,16 @@ import json
 import pytest
 
 from nin_jax import config
+from nin_jax.data.splits import Info
 from nin_jax.runs.progress import Progress
+
+INFO = Info("synthetic", 10, (8, 8, 1), {"train": 320}, "made")
 
 
 def test_notes_come_back():
     """Through JSON, with the seconds of the moment; a run that begins has none."""
     progress = Progress(1 / 3, 0.1, 7, (0, 3, 51), {"train": 1.0})
-    notes = json.loads(json.dumps(progress.notes({"train": 2.5}, config.default(), "320 examples")))
+    notes = json.loads(json.dumps(progress.notes({"train": 2.5}, config.default(), "320 examples", INFO)))
     assert Progress.of(notes) == Progress(1 / 3, 0.1, 7, (0, 3, 51), {"train": 2.5})
     assert notes["data"] == "320 examples"
     assert Progress.of({}) == Progress()
@@ -21,7 +24,7 @@ def test_notes_come_back():
 
 @pytest.mark.parametrize(("constant_for", "healthy"), [((), True), ((1, 0), True), ((1, 9), False)])
 def test_a_checkpoint_is_healthy_unless_every_logit_was_constant(constant_for, healthy):
-    assert Progress(constant_for=constant_for).notes({}, config.default(), "")["healthy"] is healthy
+    assert Progress(constant_for=constant_for).notes({}, config.default(), "", INFO)["healthy"] is healthy
 
 
 def test_a_row_ends_the_sums_and_nothing_else():

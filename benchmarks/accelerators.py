@@ -1,0 +1,261 @@
+"""The update of an experiment, compiled for accelerators that are not there, and what the compiler makes of it.
+
+    python -m benchmarks.accelerators --target=tpu:v5e:2x2|cuda:h100:1x1xN --config=experiments/NAME.py[:ARG]
+        [--batch_size=N] [--updates=K] [--textbook] [--hlo=FILE] [--config.KEY=VALUE ...]
+
+Prints a table and a line of JSON: the compiler's estimate, not a time. Nothing is run on an accelerator. `--batch_size` is
+that of all devices together, `--updates` the most of a dispatch, `--hlo` the file for the program's text. `--textbook` compiles
+instead the network as a user would write it first, on images that are preprocessed already, one update a dispatch. It
+needs the extra aot-cuda or aot-tpu.
+
+    python -m benchmarks accelerators      # the rows of docs/performance.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from benchmarks import measure
+from benchmarks.hlo import Cost, Program
+from benchmarks.textbook import textbook
+from nin_jax import console, storage
+from nin_jax import main as command
+from nin_jax.config import Config
+from nin_jax.data import fitted, memory
+from nin_jax.data.source import Batch
+from nin_jax.data.splits import parts
+from nin_jax.devices.mesh import (
+    AXIS,
+    check_batch,
+    check_precision,
+    compiled_in_32_bits,
+    replicated_like,
+    shared_out_like,
+)
+from nin_jax.devices.replicas import compile_replicas
+from nin_jax.errors import UserError, nearest, one_line
+from nin_jax.training.build import Run
+from nin_jax.training.state import init_state
+from nin_jax.training.step import train_steps
+
+DISPATCH = 100  # updates, as on an accelerator
+CARDS = {"h100": Path(__file__).parent / "h100.txtpb"}
+# By platform: the module of its plugin, the package whose version is noted, and the extra with them.
+PLUGINS = {
+    "cuda": ("jax_cuda13_plugin", "jax-cuda13-plugin", "aot-cuda"),
+    "tpu": ("libtpu", "libtpu", "aot-tpu"),
+}
+ESTIMATE = "the compiler's estimate, not a time"
+
+
+class Compiled(NamedTuple):
+    """A compiled update.
+
+    Attributes:
+      program: what the compiler made.
+      text: its HLO.
+      state: arrays of the state, all of which should be donated.
+      elements: numbers in the images of the data set on a device; 0: it is not there.
+      updates: the most of a dispatch.
+    """
+
+    program: jax.stages.Compiled
+    text: str
+    state: int
+    elements: int
+    updates: int
+
+
+def devices(target: str) -> np.ndarray:
+    """The devices of "tpu:TOPOLOGY" or "cuda:CARD:1x1xN". Raises `UserError` where it or its plugin is not there."""
+    platform, _, rest = target.partition(":")
+    if platform not in PLUGINS:
+        raise UserError(f"--target={target}: unknown platform {platform!r}: {nearest(platform, PLUGINS)}")
+    module, package, extra = PLUGINS[platform]
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"--target={target}: {package} is not installed; python -m pip install -e '.[{extra}]'")
+    if platform == "cuda":
+        card, _, shape = rest.partition(":")
+        if card not in CARDS:
+            raise UserError(f"--target={target}: unknown card {card!r}: {nearest(card, CARDS)}")
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", shape):
+            raise UserError(f"--target={target}: {shape!r} must be slices x hosts x cards, such as 1x1x8")
+        described: dict[str, Any] = {"topology": shape, "target_config": CARDS[card].read_text()}
+        name = card
+    else:
+        described, name = {}, rest
+    try:
+        topology = topologies.get_topology_desc(name, platform, **described)
+    except Exception as error:  # a plugin raises as it likes
+        raise UserError(f"--target={target}: {one_line(error)[:300]}") from error
+    return np.array(topology.devices).reshape(-1)
+
+
+def compile_update(config: Config, target: str, updates: int = DISPATCH, *, plain: bool = False) -> Compiled:
+    """Compiles the update of an experiment, or with `plain` that of the textbook's network.
+
+    Raises `UserError` where the config does not fit the target.
+    """
+    run = Run(config)
+    run.mesh = mesh = Mesh(devices(target), (AXIS,), axis_types=(AxisType.Auto,))
+    check_batch(config.batch_size, mesh, config.accumulate)
+    check_precision(config.precision, list(mesh.devices.flat))
+    shape, size = run.info.image_shape, config.batch_size
+    examples = sum(stop - start for _, start, stop in parts(config.train_split, run.data.splits, run.data.name))
+    recipe, stats, like = run.recipe(examples // size), [], jax.ShapeDtypeStruct
+    if plain:
+        recipe = recipe._replace(model=textbook(run.model), preprocess=(), augment=())
+    else:  # the shapes of what is fitted do not depend on what it is fitted on
+        few = np.random.default_rng(0).integers(0, 256, (64, *shape), np.uint8)
+        stats = replicated_like(fitted.fit(config.preprocess, few), mesh)
+    if split := plain or run.info.streamed:
+        images = like((size, *shape), jnp.float32 if plain else jnp.uint8)
+        data: Any = shared_out_like(Batch(images, like((size,), jnp.int32)), mesh)
+        draw, updates = (lambda data, step: data), 1
+    else:
+        arrays: Any = like((examples, *shape), jnp.uint8), like((examples,), jnp.int32)
+        source = memory.Shuffled(replicated_like(memory.Arrays(*arrays), mesh), size, config.seed, mesh)
+        data, draw = source.like, source.draw
+    init = functools.partial(init_state, recipe, image_shape=shape)
+    state, *numbers = replicated_like(
+        (jax.eval_shape(init, like((), jnp.uint32)), like((), jnp.uint32), like((), jnp.int32)), mesh
+    )
+    replicated = compile_replicas(
+        train_steps(recipe, draw, updates),
+        (state, data, stats, *numbers),
+        mesh,
+        "shard_map",  # pmap, which compiles to the same program, wants devices that can hold an array
+        split=(False, split, False, False, False),
+        donate=(0,),
+    )
+    elements = 0 if split else examples * int(np.prod(shape))
+    text = replicated.program.as_text()
+    assert text is not None
+    return Compiled(replicated.program, text, len(jax.tree.leaves(state)), elements, updates)
+
+
+def estimate(compiled: Compiled) -> dict[str, Any]:
+    """What the compiler thinks that an update costs on each device, and what its program does."""
+    program, plan = Program(compiled.text), compiled.program.memory_analysis()
+
+    def shown(cost: Cost) -> dict[str, Any]:
+        priced = {"cycles": cost.cycles, "unpriced": dict(sorted(cost.unpriced.items()))} if program.tiled else {}
+        return {**priced, "bytes": cost.bytes, "kernels": cost.kernels}
+
+    assert plan is not None
+    return {
+        "updates": compiled.updates,
+        "update": shown(program.update()),
+        "dispatch": shown(program.besides()),
+        "temporaries": plan.temp_size_in_bytes,
+        "arguments": plan.argument_size_in_bytes,
+        "collectives": program.collectives(),
+        "state": compiled.state,
+        "donated": program.donated(),
+        "data_set_copies": program.copies(compiled.elements) if compiled.elements else [],
+        "float64": program.float64(),
+    }
+
+
+@contextlib.contextmanager
+def alone(platform: str) -> Iterator[None]:
+    """While it is entered, no other process of this command has libtpu, of which a machine can run one at a time."""
+    with open(Path(tempfile.gettempdir()) / "nin_jax-libtpu.lock", "w") as file:
+        if platform == "tpu":
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def show(row: dict[str, Any]) -> None:
+    """The table of one row, and the row."""
+    update, sums = row["update"], row["collectives"]
+    lines = [
+        ("bytes read and written", f"{update['bytes']:,}"),
+        ("kernels", f"{update['kernels']:,}"),
+        ("bytes once a dispatch", f"{row['dispatch']['bytes']:,}"),
+        ("temporary memory, bytes", f"{row['temporaries']:,}"),
+        ("memory of the arguments, bytes", f"{row['arguments']:,}"),
+        ("collectives, bytes", ", ".join(f"{kind} {size:,}" for kind, size in sums) or "none"),
+        ("donated arrays of the state", f"{row['donated']} of {row['state']}"),
+        ("copies of the data set", ", ".join(row["data_set_copies"]) or "none"),
+        ("arrays of float64", str(row["float64"])),
+    ]
+    if "cycles" in update:
+        unpriced = ", ".join(f"{count} x {op}" for op, count in update["unpriced"].items()) or "none"
+        lines = [("estimated cycles", f"{update['cycles']:,}"), ("not among them", unpriced), *lines]
+    kind = "textbook" if row["textbook"] else "nin_jax"
+    title = f"{row['config']}, {row['precision']}, batch {row['batch_size']}, {kind}, {row['target']}: {ESTIMATE}"
+    console.table(title, ["of an update, on each device", ""], lines)
+    print(json.dumps(row))
+
+
+def of_command_line(argv: list[str]) -> None:
+    """Compiles and shows what the flags ask for. Raises `UserError`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerators", allow_abbrev=False, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--updates", type=int, default=DISPATCH)
+    parser.add_argument("--textbook", action="store_true")
+    parser.add_argument("--hlo", type=Path)
+    args, flags = parser.parse_known_args(argv)
+    if args.updates < 1:
+        raise UserError(f"--updates={args.updates}: must be 1 or more")
+    if args.batch_size is not None:
+        flags.append(f"--config.batch_size={args.batch_size}")
+    config = command.parse(["accelerators", *flags]).config
+    platform = args.target.split(":")[0]
+    if platform == "cuda":  # trying kernels needs the card
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+    with compiled_in_32_bits(), alone(platform):
+        compiled = compile_update(config, args.target, args.updates, plain=args.textbook)
+        found = estimate(compiled)
+    if args.hlo is not None:
+        storage.write_whole(args.hlo, compiled.text)
+    _, package, _ = PLUGINS[platform]
+    name = next(flag.split("=", 1)[1] for flag in flags if flag.startswith("--config="))
+    asked = {"target": args.target, "config": name, "precision": config.precision, "batch_size": config.batch_size}
+    compiler = f"jax {jax.__version__}, {package} {importlib.metadata.version(package)}"
+    show({**asked, "textbook": args.textbook, "compiler": compiler, **found})
+
+
+# Target, images of a batch.
+RECORDED = ("cuda:h100:1x1x1", 128), ("cuda:h100:1x1x1", 1024), ("tpu:v5e:2x2", 4096)
+
+
+def main() -> None:
+    """CIFAR-10's network in bfloat16, ours and the textbook's, each in a process of its own."""
+    rows = []
+    for target, batch in RECORDED:
+        for kind in ([], ["--textbook"]):
+            flags = [f"--target={target}", f"--batch_size={batch}", "--config=experiments/cifar10.py", *kind]
+            line = [sys.executable, "-m", "benchmarks.accelerators", *flags, "--config.precision=bfloat16"]
+            done = subprocess.run(line, stdout=subprocess.PIPE, check=True, text=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+    measure.save("accelerators", rows)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # the process itself needs no accelerator, and should take none
+    with console.exiting():
+        of_command_line(sys.argv[1:])

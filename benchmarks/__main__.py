@@ -18,7 +18,7 @@ from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 from nin_jax.errors import nearest
 
 NAMES = ("training", "startup", "inside", "changes", "scaling")
-BY_NAME = "stream", "gpu"  # only by name: they want a data set, or a GPU
+BY_NAME = "stream", "gpu", "accelerators"  # only by name: they want a data set, a GPU, compilers for accelerators
 
 
 def main(names: list[str]) -> None:

@@ -252,7 +252,7 @@ def main() -> None:
             line = [sys.executable, "-m", "benchmarks.accelerators", *flags, "--config.precision=bfloat16"]
             done = subprocess.run(line, stdout=subprocess.PIPE, check=True, text=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
-    measure.save("accelerators", rows)
+            measure.save("accelerators", rows)
 
 
 if __name__ == "__main__":

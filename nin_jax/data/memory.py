@@ -69,11 +69,13 @@ class InOrder:
     Args:
       arrays: the split, replicated.
       batch_size: images of a batch, over all devices.
+      mirrored: whether the mirror image of each is seen too.
     """
 
-    split, mirrored, exact = False, False, True
+    split, exact = False, True
 
-    def __init__(self, arrays: Arrays, batch_size: int):
+    def __init__(self, arrays: Arrays, batch_size: int, *, mirrored: bool = False):
+        self.mirrored = mirrored
         self.like, self.examples, self.batch_size = arrays, arrays.label.shape[0], batch_size
         self.batches = -(-self.examples // batch_size)
         dispatches = -(-self.batches // steps_per_dispatch())

@@ -1,8 +1,9 @@
-"""Which parts of a picture a network is shown: the protocols that ImageNet errors are printed for, by name.
+"""Which parts of a picture a network is shown: the protocols that errors are printed for, by name.
 
-A picture is scaled until its short side is `short` pixels ("256xN" is short=256). `size` is that of the network's input.
+A picture of ImageNet or of a folder is scaled until its short side is `short` pixels ("256xN" is short=256). `size` is that of the network's input.
 
-center   the window in the middle
+center   the window in the middle; images that have the network's own size, as CIFAR-10's, are seen whole
+mirror   center, and its mirror image
 10-crop  the four corners and the middle of the central short x short square, and their mirror images (Krizhevsky 2012)
 3-view   three windows along the long side, at both ends and in the middle (slides, "3 view test")
 dense    the whole picture, through a network that is convolutional up to its global pooling. So that not every picture
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NAMES = ("center", "10-crop", "3-view", "dense")
-MIRRORED = ("10-crop",)
+NAMES = ("center", "mirror", "10-crop", "3-view", "dense")
+MIRRORED = ("mirror", "10-crop")
+WHOLE = ("center", "mirror")  # those for images of the network's own size
 GRID, LONGEST = 64, 4
 
 Window = tuple[int, int, int, int]  # top, left, height, width in the scaled picture
@@ -33,7 +35,7 @@ def windows(name: str, height: int, width: int, size: int) -> list[Window]:
     y, x = (height - size) // 2, (width - size) // 2
     short = min(height, width)
     match name:
-        case "center":
+        case "center" | "mirror":
             places = [(y, x)]
         case "3-view":
             places = [(y, 0), (y, x), (y, width - size)] if height <= width else [(0, x), (y, x), (height - size, x)]

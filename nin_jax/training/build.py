@@ -15,7 +15,7 @@ import numpy as np
 
 from nin_jax.config import Config
 from nin_jax.console import say
-from nin_jax.data import fitted, memory, splits
+from nin_jax.data import fitted, memory, splits, views
 from nin_jax.data.source import EvalSource, TrainSource
 from nin_jax.data.splits import Info, Split
 from nin_jax.devices import processes
@@ -112,7 +112,8 @@ class Run:
         c = self.config
         size = c.eval_batch_size or c.batch_size
         if isinstance(data, tuple):
-            return memory.InOrder(self.on_devices(data), memory.even_batches(len(data[1]), size, self.mesh.size))
+            batch_size = memory.even_batches(len(data[1]), size, self.mesh.size)
+            return memory.InOrder(self.on_devices(data), batch_size, mirrored=c.eval.views in views.MIRRORED)
         from nin_jax.data import stream
 
         return stream.EvalStream(data, self.mesh, size, c.eval.views, stream.workers_here(c.workers))
@@ -183,9 +184,9 @@ def check_network(config: Config, info: Info, model: nn.Module) -> dict[str, Any
       the shapes of its variables.
     """
     protocol, name, (height, width, channels) = config.eval.views, config.model.name, info.image_shape
-    if protocol != "center" and not info.streamed:
+    if protocol not in views.WHOLE and not info.streamed:
         raise UserError(
-            f"eval.views={protocol!r}: images of {info.name} have the network's own size and are seen whole; use 'center'"
+            f"eval.views={protocol!r}: images of {info.name} have the network's own size and are seen whole; use 'center' or 'mirror'"
         )
     init = functools.partial(init_variables, model, 0, info.image_shape)
     variables: dict[str, Any] = _trial(f"model {name}", functools.partial(jax.eval_shape, init))

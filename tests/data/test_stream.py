@@ -204,6 +204,7 @@ STATS = [{"divisor": np.full(3, 255, np.float32)}]
     ("protocol", "devices", "mapper"),
     [
         ("center", 2, "pmap"),
+        ("mirror", 1, "pmap"),
         ("10-crop", 2, "shard_map"),
         ("3-view", 1, "pmap"),
         ("dense", 2, "pmap"),
@@ -221,7 +222,7 @@ def test_an_evaluation_averages_the_softmax_of_all_views_of_two_networks(protoco
     for i in range(11):
         decoded, to, label = split.decode(i)
         seen = [encoded.cut(decoded, to, w) for w in views.windows(protocol, *to, 16)]
-        seen += [v[:, ::-1] for v in seen] if protocol == "10-crop" else []
+        seen += [v[:, ::-1] for v in seen] if protocol in ("mirror", "10-crop") else []
         logits = np.concatenate([logits_of(n, STATS, np.stack(seen))[0] for n in networks])
         mean = scipy.special.softmax(logits.astype(np.float64), axis=1).mean(0)
         losses.append(-np.log(mean[label]))

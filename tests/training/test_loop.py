@@ -10,8 +10,10 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+import scipy.special
 from jax.sharding import AxisType
 
+import nin_jax
 from nin_jax import config
 from nin_jax.data import memory
 from nin_jax.devices.mesh import AXIS, host, make_mesh, replicated_like
@@ -120,6 +122,19 @@ def test_a_done_run_is_not_touched(undisturbed):
     }
     train(tiny(), undisturbed)
     assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_mirror_images_vote_too(undisturbed, capsys):
+    """The loss is that of the mean softmax of each image and its mirror image, against SciPy."""
+    evaluate.evaluate_run(tiny(**{"eval.views": "mirror"}), undisturbed)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    c, predictor = tiny(), nin_jax.load_run(undisturbed)
+    images, labels = c.dataset.entry.load(c.eval_split, None, **c.dataset.arguments)
+    both = np.stack([predictor(views)[0] for views in (images, images[:, :, ::-1])]).astype(np.float64)
+    mean = scipy.special.softmax(both, axis=-1).mean(0)
+    assert (line["views"], line["examples"]) == ("mirror", 72)
+    assert line["loss"] == pytest.approx(-np.log(mean[np.arange(72), labels]).mean(), rel=1e-5)
+    assert line["error_pct"] == pytest.approx(100 * (mean.argmax(1) != labels).mean())
 
 
 def test_evaluation_agrees_with_the_loop_and_changes_nothing(undisturbed, capsys):

@@ -1,8 +1,8 @@
 """CIFAR-10 (paper section 4.2, table 1): 10.41 % with dropout.
 
     cifar10.py           the release with two changes that make it start: weights from N(0, 2 / fan-in) instead of
-                         N(0, 0.05^2), and the gradient of the whole network no longer than 0.1. docs/starting.md has
-                         what was measured.
+                         N(0, 0.05^2), and the biases of the class maps start at 1 instead of 0, so that no class map
+                         starts in the flat part of its ReLU. docs/starting.md has what was measured.
     cifar10.py:release   network, initial weights, rates and decay of the authors' cuda-convnet files (NIN/cifar-10_def,
                          cifar-10_params), unchanged. It does not start reliably; a run that dies stops with exit code
                          70 and says so.
@@ -92,7 +92,7 @@ def get_config(arg=None):
         config.schedule.warmup_epochs = 1.0
     elif "release" not in chosen:
         config.model.deviations = ("he",)
-        config.optimizer.clip_norm = 0.1
+        config.model.class_map_bias = 1.0
     if "plateau" in chosen:
         config.schedule.boundaries_epochs = ()
         config.schedule.plateau_epochs = 10

@@ -2,8 +2,7 @@
 
 cifar100.py           "we do not tune the hyper-parameters, but use the same setting as the CIFAR-10 dataset. The only
                       difference is that the last mlpconv layer outputs 100 feature maps": experiments/cifar10.py
-                      with its two changes that make it start, the gradient no longer than 0.5, and a third: the
-                      class maps' biases start at 1, without which it was slower to start.
+                      with its two changes that make it start.
 cifar100.py:release   the authors' files (NIN/cifar-100_def, cifar-100_params), which differ from the paper's
                       sentence: other initial weights, rate 0.02, weight decay 5e-4, no slow last layer.
 cifar100.py:fast      experiments/cifar10.py:fast with 100 class maps.
@@ -29,7 +28,4 @@ def get_config(arg=None):
         config.optimizer.learning_rate = 0.02
         config.optimizer.learning_rate_factors = ("bias=2",)
         config.optimizer.weight_decay = 5e-4
-    elif "fast" not in chosen:
-        config.model.class_map_bias = 1.0
-        config.optimizer.clip_norm = 0.5
     return config

@@ -43,7 +43,7 @@ def absorb(progress: Progress, step: int, count: int, metrics: Mapping[str, np.n
 def _check(update: int, loss: float, constant_for: np.ndarray) -> None:
     if not math.isfinite(loss):
         raise Diverged(
-            f"the loss is {loss} at update {update}; a lower optimizer.learning_rate, optimizer.clip_norm=0.1 or "
+            f"the loss is {loss} at update {update}; a lower optimizer.learning_rate, optimizer.clip_norm=1 or "
             "schedule.warmup_epochs=1 helps",
             update,
         )
@@ -52,8 +52,7 @@ def _check(update: int, loss: float, constant_for: np.ndarray) -> None:
         raise Diverged(
             f"the network is dead at update {update}: for {DEAD_AFTER} updates every image has had the same logits "
             f"(loss {loss:.4f}, ln {len(constant_for)} = {chance:.4f}), so all class maps are 0 and pass no gradient; "
-            "what helps: optimizer.clip_norm=0.1, model.deviations=('he',), schedule.warmup_epochs=1, another seed, or "
-            "model.relu_on_class_maps=False",
+            "what helps: model.class_map_bias=1.0, model.deviations=('he',), another seed, or model.relu_on_class_maps=False",
             update,
         )
 

@@ -470,7 +470,7 @@ def test_a_dead_network_is_noticed(tmp_path):
     """All weights 0, so all class maps are 0 for ever: exit 70, a summary, a line that helps; after a resume as without."""
     dead = tiny(**{"model.deviations": (0.0,), "epochs": 9})
     preempted(tmp_path / "run", (Event.AFTER_UPDATES, 33), config=dead)
-    with pytest.raises(Diverged, match=r"dead at update 50: .*ln 10.*clip_norm"):
+    with pytest.raises(Diverged, match=r"dead at update 50: .*ln 10.*class_map_bias"):
         train(dead, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
 

@@ -239,7 +239,11 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
     for (config, overrides), rows in recorded.tested.items():
         epochs, trained = f"{float(rows[0]['epochs']):g}", recorded.training_error(config, overrides)
         cells = [_error(rows), _words(rows[0]["metric"]), trained, epochs, *_cost(rows)]
-        if "/ablations/" not in config and config in recipes() and not re.search(r"train_split|model\.widths", overrides):
+        if (
+            "/ablations/" not in config
+            and config in recipes()
+            and not re.search(r"train_split|model\.widths", overrides)
+        ):
             full.append([*cells, _paper(config, overrides), command(config, overrides)])
         if overrides or config not in shown:
             reduced.append([*cells, command(config, overrides)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import sys
@@ -28,7 +29,7 @@ from nin_jax.training.state import Recipe, init_variables, state_of
 from nin_jax.training.step import predict
 
 Options = Mapping[str, str]  # values of a command's own flags, by name without dashes
-# Variables of a file in the shapes that `shapes` gives.
+# "params" and "batch_stats" of a file in the shapes that `shapes` gives.
 Reader = Callable[[Path, dict[str, Any], Options], dict[str, Any]]
 # Fitted preprocessing that comes from elsewhere too; None: it is fitted on the training split.
 Preparation = Callable[[Run, Options], fitted.Stats | None]
@@ -37,7 +38,7 @@ AGREEMENT = 1e-3  # of the largest logit; float32 on two machines differs by a h
 
 
 def shapes(run: Run) -> dict[str, Any]:
-    """Shapes of a network's "params" and "batch_stats", in the order in which it creates them."""
+    """Shapes of a network's "params" and "batch_stats", in the order in which it creates them, and of its "maps"."""
     order: list[tuple[str, ...]] = []
 
     def init() -> dict[str, Any]:
@@ -46,7 +47,9 @@ def shapes(run: Run) -> dict[str, Any]:
         return variables  # jax will sort it
 
     flat: Any = flatten_dict(jax.eval_shape(init))
-    return {"params": {}, "batch_stats": {}, **unflatten_dict({path: flat[path] for path in order})}
+    image = jax.ShapeDtypeStruct((1, *run.info.image_shape), np.float32)
+    _, maps = jax.eval_shape(functools.partial(run.model.apply, train=False), run.variables, image)
+    return {"params": {}, "batch_stats": {}, **unflatten_dict({path: flat[path] for path in order}), "maps": maps}
 
 
 def make_run(

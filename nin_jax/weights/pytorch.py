@@ -15,6 +15,10 @@ Layers are matched by the last part of their names ("features.conv1.weight" is c
 file of torch.save is matched in its own order, in which the network created its layers; every shape must fit. A .safetensors
 file keeps no order, so there each layer must be the only one of its shape, or --check must confirm the order of the names. The
 mapping is printed.
+
+Where a layer of ours has several filters for each map (maxout, and the unshared layer of convnet), no file says their order:
+piece m of map k must be filter m * maps + k, and the filter of map k at row i and column j (i * width + j) * maps + k; --check
+must confirm it.
 """
 
 from __future__ import annotations
@@ -108,7 +112,7 @@ def layers_of_file(state: Mapping[str, Any]) -> list[Layer]:
 def layers_of_network(like: Mapping[str, Any]) -> list[Layer]:
     """(path, shape) of the variables by layer, in the order in which the network creates its layers."""
     layers: dict[tuple[str, ...], dict[str, Any]] = {}
-    flat: Any = flatten_dict(like)
+    flat: Any = flatten_dict({kind: like[kind] for kind in ("params", "batch_stats")})
     for path, leaf in flat.items():
         layers.setdefault(path[1:-1], {})[PARTS[path[-1]]] = (path, leaf.shape)
     return [(path[-1], parts) for path, parts in layers.items()]
@@ -176,7 +180,7 @@ def convert(value: np.ndarray, shape: tuple[int, ...], channels: int) -> np.ndar
       value: a kernel out x in x height x width becomes `[height, width, in, out]`, a matrix out x in `[in, out]` or a 1x1
         kernel; others stay.
       shape: ours.
-      channels: of the layer before. The rows of a matrix on flattened maps go by channel, row and column there, and by
+      channels: of the maps before. The rows of a matrix on flattened maps go by channel, row and column there, and by
         row, column and channel here.
     """
     if value.ndim == 4 and len(shape) == 4:
@@ -185,19 +189,30 @@ def convert(value: np.ndarray, shape: tuple[int, ...], channels: int) -> np.ndar
         value = value.T[None, None]
     elif len(shape) == 2 and value.ndim in (2, 4):
         value = value.reshape(len(value), -1)
-        if value.shape[::-1] == shape and shape[0] % channels == 0:
-            value = value.reshape(len(value), channels, -1).transpose(2, 1, 0).reshape(-1, len(value))
+        if value.shape[1] % channels:
+            return None
+        value = value.reshape(len(value), channels, -1).transpose(2, 1, 0).reshape(-1, len(value))
     return np.ascontiguousarray(value, np.float32) if value.shape == shape else None
 
 
-def to_variables(pairs: Pairs) -> Any:
-    """Variables of the network from pairs of layers. Raises `UserError`."""
-    flat, channels = {}, 1
+def to_variables(pairs: Pairs, maps: Mapping[str, Any], *, checked: bool) -> Any:
+    """Variables of the network from pairs of layers. Raises `UserError`.
+
+    Args:
+      pairs: from `match`.
+      maps: shapes of the network's maps, by name.
+      checked: whether the logits will be compared, so that the order of the filters of one map may be guessed.
+    """
+    flat, channels, before = {}, 1, ("", "")
     for (theirs, tensors), (mine, parts) in pairs:
         if tensors.keys() != parts.keys():
             raise UserError(
                 f"layer {theirs!r}, matched with {mine!r}, has {_listed(tensors)}, and ours {_listed(parts)}"
             )
+        kernel = parts["weight"][1]
+        if len(kernel) == 2 and kernel[0] < channels:  # after a dense maxout layer
+            _check_order(before, channels, f"{kernel[0]} units", checked)
+            channels = kernel[0]
         for part, (path, shape) in parts.items():
             value = tensors[part].read()
             converted = convert(value, shape, channels)
@@ -206,9 +221,20 @@ def to_variables(pairs: Pairs) -> Any:
             if not np.isfinite(converted).all():
                 raise UserError(f"layer {theirs!r}: {part} has numbers that are not finite")
             flat[path] = converted
-        if len(parts["weight"][1]) > 1:
-            channels = parts["weight"][1][-1]
+        if len(kernel) > 1:
+            channels, before = kernel[-1], (theirs, mine)
+            if mine in maps and maps[mine].shape[-1] != channels:
+                channels = maps[mine].shape[-1]
+                _check_order(before, kernel[-1], f"{channels} maps", checked)
     return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
+
+
+def _check_order(layer: tuple[str, str], filters: int, outputs: str, checked: bool) -> None:
+    if not checked:
+        raise UserError(
+            f"layer {layer[0]!r}, matched with {layer[1]!r}, has {filters} filters for {outputs}, and the file does not say "
+            "their order; put them into ours (see --help), and add --check=FILE.npz with images and their logits"
+        )
 
 
 def _listed(parts: Mapping[str, Any]) -> str:
@@ -220,8 +246,9 @@ def read(file: Path, like: dict[str, Any], options: Options) -> dict[str, Any]:
     try:
         root, ordered = torch_files.read(file)
         theirs = layers_of_file(chosen(networks(root), options.get("prefix")))
-        pairs = match(theirs, layers_of_network(like), ordered=ordered, checked="check" in options)
-        variables = to_variables(pairs)
+        checked = "check" in options
+        pairs = match(theirs, layers_of_network(like), ordered=ordered, checked=checked)
+        variables = to_variables(pairs, like["maps"], checked=checked)
     except ExitError as error:
         raise UserError(f"{file} does not fit: {_plain(error)}") from error
     except Exception as error:  # a damaged file can raise anything

@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -255,6 +256,95 @@ def test_batch_normalisation_and_a_fully_connected_head(tmp_path):
         folder.mkdir()
         file = write(net.state_dict(), folder / ("w.pth", "w.safetensors")[i])
         same(imported_run(file, folder, NORMALISED)(IMAGES)[0], logits_of(net), 2e-5)
+
+
+class Maxout(nn.Module):
+    """The largest of the pieces of each map: piece m of map k is filter m * maps + k, or k * pieces + m."""
+
+    def __init__(self, pieces: int, *, maps_first: bool = False):
+        super().__init__()
+        self.sizes, self.axis = ((-1, pieces), 2) if maps_first else ((pieces, -1), 1)
+
+    def forward(self, x):
+        return x.unflatten(1, self.sizes).amax(self.axis)
+
+
+def maxout_network(model, *, maps_first: bool = False) -> nn.Module:
+    """The maxout network that the arguments describe, after the digits' images of 8 x 8."""
+    torch.manual_seed(2)
+    parts, channels, side = [], 1, 8
+    for width, pieces in zip(model["widths"], model["pieces"], strict=True):
+        parts += [nn.Conv2d(channels, width * pieces, 3, padding=1), Maxout(pieces, maps_first=maps_first)]
+        parts += [nn.MaxPool2d(2, 2)]
+        channels, side = width, side // 2
+    parts += [nn.Flatten()]
+    rows = channels * side**2
+    if units := model["dense_width"]:
+        pieces = model["dense_pieces"]
+        parts += [nn.Linear(rows, units * pieces), Maxout(pieces, maps_first=maps_first)]
+        rows = units
+    return nn.Sequential(*parts, nn.Linear(rows, 10)).eval()
+
+
+MAXOUT = {"name": "maxout", "widths": (4, 3), "pieces": (2, 2), "kernels": (3, 3), "pads": (1, 1), "pools": (2, 2)}
+MAXOUTS = {
+    "dense maxout layer": {**MAXOUT, "dense_width": 7, "dense_pieces": 5},
+    "square dense maxout layer": {**MAXOUT, "dense_width": 10, "dense_pieces": 3},
+    "no dense layer": {**MAXOUT, "dense_width": 0},
+    "three pieces of maps": {**MAXOUT, "widths": (4, 5), "pieces": (2, 3), "dense_width": 0},
+}
+
+
+@pytest.mark.parametrize("kind", MAXOUTS)
+def test_maxout_layers_before_a_matrix_on_flattened_maps(kind, tmp_path):
+    """The rows of the matrix go by map; the layer before has several filters for each."""
+    model = MAXOUTS[kind]
+    net = maxout_network(model)
+    np.savez(tmp_path / "c.npz", images=IMAGES, logits=logits_of(net))
+    file = saved(net.state_dict(), tmp_path / "w.pth")
+    same(imported_run(file, tmp_path, model, f"--check={tmp_path / 'c.npz'}")(IMAGES)[0], logits_of(net))
+
+
+LOCAL = {"name": "convnet", "widths": (4,), "pools": ("max",), "head": "fc", "local_maps": 3}
+
+
+def local_state() -> dict[str, Any]:
+    """Weights of the network LOCAL, with its unshared layer as PyTorch would number filters: by map first."""
+    conv, local, fc = nn.Conv2d(1, 4, 5), nn.Conv2d(4, 3 * 4 * 4, 3), nn.Linear(3 * 4 * 4, 10)
+    named = {"conv1": conv, "local": local, "fc": fc}
+    state = {f"{name}.{part}": value for name, one in named.items() for part, value in one.state_dict().items()}
+    return {**state, "local.bias": state["local.bias"].reshape(4, 4, 3)}
+
+
+UNSAID = {
+    "a convolution": ({**MAXOUT, "dense_width": 0}, "0", "h0", "8 filters for 4 maps"),
+    "a dense layer": ({**MAXOUT, "pieces": (1, 1), "dense_width": 7, "dense_pieces": 5}, "7", "h2", "35 filters for 7 units"),
+    "an unshared layer": (LOCAL, "local", "local", "48 filters for 3 maps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNSAID)
+def test_what_a_file_does_not_say_of_the_order_of_filters(kind, tmp_path, capsys):
+    """Which filters are pieces of one map: only logits tell."""
+    model, theirs, mine, filters = UNSAID[kind]
+    state = local_state() if model is LOCAL else maxout_network(model).state_dict()
+    said = refused(saved(state, tmp_path / "w.pth"), tmp_path, capsys, model)
+    assert f"layer {theirs!r}, matched with {mine!r}, has {filters}, and the file does not say their order" in said
+    assert "add --check=FILE.npz with images and their logits" in said
+
+
+def test_pieces_in_another_order_are_refused_by_the_check(tmp_path, capsys):
+    model = MAXOUTS["no dense layer"]
+    net = maxout_network(model, maps_first=True)
+    np.savez(tmp_path / "c.npz", images=IMAGES, logits=logits_of(net))
+    file = saved(net.state_dict(), tmp_path / "w.pth")
+    assert "the logits differ by" in refused(file, tmp_path, capsys, model, f"--check={tmp_path / 'c.npz'}")
+
+
+def test_one_piece_has_no_order(tmp_path):
+    model = {**MAXOUT, "pieces": (1, 1), "dense_width": 7, "dense_pieces": 1}
+    net = maxout_network(model)
+    same(imported_run(saved(net.state_dict(), tmp_path / "w.pth"), tmp_path, model)(IMAGES)[0], logits_of(net))
 
 
 CHECKS = {

@@ -162,6 +162,7 @@ def test_a_network_of_means_takes_other_sizes_and_says_so(predictor, capsys):
     [
         (["--config.preprocess=('gcn()',)"], 16, r"gcn\(\) is for images of this size"),
         (["--config.preprocess=(\"mean(per='pixel')\",)"], 16, "the network does not take this size"),
+        (["--config.preprocess=(\"mean(per='pixel')\",)"], 1, "images of 1 x 1, and the mean is of 8 x 8"),
         (["--config.model.head=fc"], 16, "the network does not take this size"),
     ],
 )

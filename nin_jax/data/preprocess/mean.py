@@ -20,6 +20,10 @@ def fit(images: np.ndarray, *, per: str = "pixel") -> dict[str, np.ndarray]:
 
 
 def apply(stats: dict[str, jax.Array], images: jax.Array, *, per: str = "pixel") -> jax.Array:
-    """x - mean; float32 `[B, H, W, C]` in and out."""
+    """x - mean; float32 `[B, H, W, C]` in and out. Raises `UserError` where the mean by pixel is of another size."""
     del per
-    return images - stats["mean"].reshape((1,) * (images.ndim - stats["mean"].ndim) + stats["mean"].shape)
+    mean = stats["mean"]
+    if mean.ndim > 1 and images.shape[-3:] != mean.shape:  # a size of 1 would be repeated
+        given, fitted = (" x ".join(map(str, shape)) for shape in (images.shape[-3:-1], mean.shape[:2]))
+        raise UserError(f"mean(per='pixel'): images of {given}, and the mean is of {fitted}")
+    return images - mean.reshape((1,) * (images.ndim - mean.ndim) + mean.shape)

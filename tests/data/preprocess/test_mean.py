@@ -24,3 +24,14 @@ def test_subtracts_the_training_mean(per, axes, dtype):
 def test_an_unknown_axis_is_a_mistake():
     with pytest.raises(UserError, match="'pixel' or 'channel'"):
         mean.fit(np.zeros((2, 1, 1, 1), np.uint8), per="image")
+
+
+@pytest.mark.parametrize(("trained", "given"), [((4, 5), (1, 5)), ((4, 5), (4, 1)), ((1, 5), (4, 5)), ((1, 1), (4, 5))])
+def test_the_mean_of_pixels_is_for_one_size(trained, given):
+    """NumPy and JAX would repeat a row or a column."""
+    stats = mean.fit(np.zeros((2, *trained, 3), np.uint8))
+    said = rf"mean\(per='pixel'\): images of {given[0]} x {given[1]}, and the mean is of {trained[0]} x {trained[1]}"
+    with pytest.raises(UserError, match=said):
+        mean.apply(stats, jnp.zeros((2, *given, 3)))
+    channel = mean.fit(np.zeros((2, *trained, 3), np.uint8), per="channel")
+    assert mean.apply(channel, jnp.zeros((2, *given, 3)), per="channel").shape == (2, *given, 3)

@@ -172,7 +172,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             kept = [e for e in found if not e.name.startswith(".") and e.name.casefold() not in LITTER]
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
-    return sorted(kept, key=lambda entry: _normal(entry.name))
+    return sorted(kept, key=lambda entry: (_normal(entry.name), entry.name))
 
 
 def _folders(top: Path, *, strict: bool = True) -> dict[str, Path]:
@@ -243,7 +243,9 @@ def _normal(name: str) -> str:
 
 
 def _hash(file: Path, root: Path) -> str:
-    return hashlib.sha256(os.fsencode(_normal(file.relative_to(root).as_posix()))).hexdigest()
+    """A hash of a name, read as UTF-8 in every locale."""
+    name = os.fsencode(file.relative_to(root).as_posix()).decode(errors="surrogateescape")
+    return hashlib.sha256(_normal(name).encode(errors="surrogateescape")).hexdigest()
 
 
 def _by_class(entries: Sequence[Entry], root: Path) -> list[list[Entry]]:

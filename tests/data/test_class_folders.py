@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,29 @@ def test_the_order_is_mixed_and_that_of_the_names(tmp_path: Path, monkeypatch: p
 
 
 PINNED = ["cat/21", "dog/27", "cat/20", "dog/19", "cat/17", "dog/13"]
+
+
+def test_the_order_does_not_depend_on_the_locale(tmp_path: Path) -> None:
+    """Names with accents, of macOS and of others, where Python takes names of files for ASCII."""
+    accents = "caf\u00e9", "cafe\u0301"
+    tree(tmp_path, " ".join(f"{kind}/{name}{i}" for kind in ("cat", "dog") for name in accents for i in range(7)))
+    program = f"""
+import os, sys
+from pathlib import Path
+from nin_jax.data.class_folders import find
+splits = find(Path({str(tmp_path)!r})).splits
+print(sys.getfilesystemencoding(), {{name: [os.fsencode(path).hex() for path, _ in splits[name]] for name in splits}})
+"""
+    found = {}
+    for encoding, settings in {
+        "utf-8": {"PYTHONUTF8": "1"},
+        "ascii": {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+    }.items():
+        run = [sys.executable, "-c", program]
+        out = subprocess.run(run, env=os.environ | settings, check=True, capture_output=True, text=True).stdout
+        used, found[encoding] = out.split(" ", 1)
+        assert used == encoding
+    assert found["ascii"] == found["utf-8"]
 
 
 def test_accents_taken_apart_by_macos_change_nothing(tmp_path: Path) -> None:

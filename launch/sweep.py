@@ -60,7 +60,7 @@ def launch(argv: Sequence[str]) -> int:
         raise UserError("nothing to sweep: give --sweep, --vary, --search or --seeds")
     if FLAGS.search and (FLAGS.sweep or FLAGS.vary or FLAGS.seeds):
         raise UserError("--search chooses by itself; --sweep, --vary and --seeds do not go with it")
-    directory = main.local_directory("--dir", FLAGS.dir or f"runs/sweeps/{_name(rest)}")
+    directory = main.local_directory("--dir", f"runs/sweeps/{_name(rest)}" if FLAGS.dir is None else FLAGS.dir)
     spec, plan = None, []
     if FLAGS.search:
         space = dict(_pair(text, "--search") for text in FLAGS.search)

@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> Command:
     if len(left) > 1:
         raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
     name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
-    workdir = local_directory("--workdir", values.workdir or f"runs/{name}")
+    workdir = local_directory("--workdir", f"runs/{name}" if values.workdir is None else values.workdir)
     ensemble = tuple(local_directory("--ensemble", directory) for directory in values.ensemble)
     if ensemble and values.mode != "eval":
         raise UserError(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
@@ -177,7 +177,7 @@ def _leave(ending: ExitError) -> None:
 
 
 def local_directory(flag: str, text: str) -> Path:
-    """The directory that a flag names. Raises `UserError` for "gs://..." and the like."""
+    """The directory that a flag names. Raises `UserError` for "", and for "gs://..." and the like."""
     try:
         return Path(os.path.expanduser(storage.local_path(text)))
     except ValueError as error:

@@ -31,7 +31,9 @@ FOR_GOOD = {
 
 
 def local_path(text: str) -> str:
-    """The text of a path. Raises `ValueError` for "gs://..." and the like, which would be a local folder named "gs:"."""
+    """The text of a path. Raises `ValueError` for "", and for "gs://..." and the like, which would be a folder named "gs:"."""
+    if not text:
+        raise ValueError("must name a directory")
     scheme, found, _ = text.partition("://")
     if found and "/" not in scheme:
         raise ValueError(f"{scheme}:// is not supported; name a local directory, or mount the storage as one")

@@ -131,6 +131,10 @@ def test_every_experiment_is_valid(name: str) -> None:
         ("--config=digits --mode=eval --ensemble=a,s3://b", "--ensemble=s3://b: s3:// is not supported"),
         ("--config=digits --config.data_dir=file:///x", "data_dir='file:///x': file:// is not supported"),
         ("--config=digits --config.init_from=hf://user/net", "init_from='hf://user/net': hf:// is not supported"),
+        ("--config=digits --workdir=", "--workdir=: must name a directory"),
+        ("--config=digits --mode=eval --ensemble=a,,b", "--ensemble=: must name a directory"),
+        ("--config=digits --config.data_dir=", "data_dir='': must name a directory"),
+        ("--config=digits --config.init_from=", "init_from='': must name a directory"),
         ("--config=digits --config.preprocess=3", "preprocess=(3,): must be strings such as 'gcn(scale=55)', not 3"),
     ],
 )  # fmt: skip

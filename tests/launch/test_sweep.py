@@ -173,6 +173,7 @@ def test_the_final_run_has_the_best_values_and_the_whole_training_set():
         ("--search=batch_size=9..8 -- --config=digits", "LOW..HIGH"),
         ("--search=batch_size=8..16 --seeds=1 -- --config=digits", "do not go with"),
         ("--seeds=0 --final=nothing -- --config=digits", "no such file"),
+        ("--dir= --seeds=0 -- --config=digits", "--dir=: must name a directory"),
     ],
 )
 def test_a_mistake_costs_one_line(line, said, tmp_path):

@@ -33,7 +33,7 @@ class Info(NamedTuple):
       class_names: by label; empty where they have none but their numbers.
       streamed: whether it does not fit in memory, so that its pictures are decoded while the network computes.
       prepared: whether it is read from where it lies prepared in TFDS's layout.
-      found: lines for the start of a run: what a user's own folder holds.
+      found: lines for the start of a run: what a user's own folder holds, and that its classes are matched to a run's.
       counts: the same in numbers, for the summary.
     """
 
@@ -84,7 +84,6 @@ def match_classes(data: Info, trained: Info) -> np.ndarray | None:
         )
     if mine == theirs:
         return None
-    say(f"classes of {what} are matched by name to the {len(theirs)} of the run")
     return np.array([theirs.index(name) for name in mine], np.int32)
 
 

@@ -59,7 +59,11 @@ class Run:
         self.data = data or splits.facts(config.dataset, config.data_dir)
         trained = trained or self.data
         self.labels = splits.match_classes(self.data, trained)
-        self.info = self.data._replace(classes=trained.classes, class_names=trained.class_names)
+        found = self.data.found
+        if self.labels is not None:
+            what = f"dataset {self.data.name} ({self.data.source})"
+            found += (f"classes of {what} are matched by name to the {trained.classes} of the run",)
+        self.info = self.data._replace(classes=trained.classes, class_names=trained.class_names, found=found)
         self.model = make_model(config, self.info)
         check_ops(config, self.info)
         self.variables = check_network(config, self.info, self.model)

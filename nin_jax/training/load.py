@@ -52,15 +52,20 @@ def by_class(old: Mapping[str, Any], trained: Info, run: Run) -> dict[str, Any]:
 
     Variables of the classes are those whose shape changes with the number of classes: an axis holds a place for each class,
     or such blocks one after the other, as where class maps are flattened. Names decide; where one of the two data sets has
-    none, nothing is changed.
+    none, nothing is changed. Raises `UserError` where an argument of the network binds the number of classes.
     """
     mine, theirs = run.info.class_names, trained.class_names
     if not mine or not theirs or mine == theirs:
         return dict(old)
     more = run.info._replace(classes=run.info.classes + 1)
-    larger: Any = flatten_dict(
-        jax.eval_shape(lambda: init_variables(make_model(run.config, more), 0, more.image_shape))
-    )
+    try:
+        model = make_model(run.config, more)
+    except UserError as error:
+        raise UserError(
+            f"init_from: the classes of that run ({', '.join(theirs[:20])}) are others, or in another order, and which parameters "
+            f"are theirs is seen with a class more: {error}; leave the argument out, if its default makes the same network"
+        ) from error
+    larger: Any = flatten_dict(jax.eval_shape(lambda: init_variables(model, 0, more.image_shape)))
     shapes: Any = flatten_dict(run.variables)
     flat: Any = flatten_dict(old)
     order = [theirs.index(name) for name in mine] if set(mine) == set(theirs) else None

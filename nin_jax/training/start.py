@@ -133,7 +133,12 @@ def identify(data: Any) -> str:
 def matched(run: Run, workdir: Path) -> Run:
     """The run, with the classes in the order in which the run in `workdir` has been trained on them so far."""
     trained = trained_on(workdir)
-    return run if trained is None else Run(run.config, trained)
+    if trained is None:
+        return run
+    ours = Run(run.config, trained)
+    for line in ours.info.found[len(run.info.found) :]:  # the rest has been said
+        say(line)
+    return ours
 
 
 def with_weights(run: Run, state: TrainState, recipe: Recipe) -> TrainState:

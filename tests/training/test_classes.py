@@ -84,6 +84,29 @@ def test_data_with_some_of_the_classes_are_matched_by_name(
     assert error_pct(trained, pictures(tmp_path / "two", {"cat": "cat", "horse": "horse"}), capsys) < 10
 
 
+def test_that_classes_are_matched_by_name_is_said_once(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By an evaluation, by that of an ensemble, and by training, which then finds that the examples are others."""
+    data = pictures(tmp_path / "two", {"cat": "cat", "horse": "horse"})
+    line = f"classes of dataset folder ({data}) are matched by name to the 3 of the run\n"
+
+    def said() -> int:
+        return capsys.readouterr().err.count(line)
+
+    run(trained, data, "--mode=eval")
+    assert said() == 1
+    run(trained, data, "--mode=eval", f"--ensemble={trained},{trained}")
+    assert said() == 1
+    (trained / "summary.json").rename(tmp_path / "summary.json")
+    try:
+        with pytest.raises(UserError, match="other training examples"):
+            run(trained, data)
+    finally:
+        (tmp_path / "summary.json").rename(trained / "summary.json")
+    assert said() == 1
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
@@ -161,6 +184,25 @@ def test_by_class_finds_the_classes_of_every_head(network: dict[str, Any]) -> No
     new, _ = mine.model.apply(by_class(variables, theirs.info, mine), image, train=False)  # pyright: ignore[reportGeneralTypeIssues]
     assert len(np.unique(old)) == 3
     np.testing.assert_allclose(new[0], old[0, np.array([2, 0, 1])], rtol=1e-5)
+
+
+@pytest.mark.parametrize("names", [("c", "a", "b"), ("c", "d", "e")], ids=["another order", "others"])
+def test_by_class_says_which_argument_binds_the_number_of_classes(names: tuple[str, ...]) -> None:
+    """A network with a map for each class by number tells its classes from the rest once that is left to its default."""
+    config = config_lib.experiment("digits").copy_and_resolve_references()
+    config.model = {"name": "convnet", "widths": (4, 4), "pools": ("max", "avg"), "local_maps": 3}
+    infos = [Info("d", 3, (8, 8, 1), {}, "", class_names=n) for n in (("a", "b", "c"), names)]
+    theirs, mine = (Run(config_lib.check(config), info, info) for info in infos)
+    variables = jax.tree.map(lambda p: np.ones(p.shape, np.float32), theirs.variables)
+    with pytest.raises(UserError) as caught:
+        by_class(variables, theirs.info, mine)
+    assert str(caught.value).startswith(
+        "init_from: the classes of that run (a, b, c) are others, or in another order, and "
+    )
+    assert "local_maps=3" in str(caught.value)
+    assert str(caught.value).endswith("; leave the argument out, if its default makes the same network")
+    config.model.local_maps = None
+    assert by_class(variables, theirs.info, Run(config_lib.check(config), infos[1], infos[1]))["params"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ python -m benchmarks.report
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,33 @@ def stream_besides() -> str:
     )
 
 
-TABLES = (training, trials, changes, startup, inside, memory, replicas, predicted, stream, stream_besides)
+def accelerators() -> str:
+    """What compilers say of the update on accelerators."""
+    lines = []
+    for r in rows("accelerators"):
+        update, devices = r["update"], math.prod(int(n) for n in r["target"].split(":")[-1].split("x"))
+        lines.append(
+            [
+                r["target"],
+                r["batch_size"] // devices,
+                "textbook" if r["textbook"] else "nin_jax",
+                f"{update['bytes'] / 1e9:.2f}",
+                update["kernels"],
+                f"{r['temporaries'] / 1e6:,.0f}",
+                f"{update['cycles'] / 1e6:.1f}" if "cycles" in update else "",
+                ", ".join(f"{n} {op}" for op, n in update.get("unpriced", {}).items()),
+            ]
+        )
+    head = ["target", "images a device", "network", "GB read and written", "kernels", "temporary memory, MB"]
+    recorded = measure.read("accelerators")
+    compilers = "; ".join(dict.fromkeys(r["compiler"] for r in recorded["rows"]))
+    source = (
+        f"{compilers}; commit {recorded['commit'][:9]}{'+' * recorded['commit'].endswith('+')}, {recorded['date']}."
+    )
+    return f"{source}\n\n{markdown([*head, 'cycles, M', 'without an estimate of cycles'], lines)}"
+
+
+TABLES = (training, trials, changes, startup, inside, memory, replicas, predicted, accelerators, stream, stream_besides)
 
 
 def generated() -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
+from benchmarks.hlo import Program
 from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 
 DEVICES = 1, 2, 4, 8
@@ -34,13 +34,8 @@ NAME, BATCH, UPDATES = "digits", 128, 3
 
 def all_reduced(compiled: Any) -> list[int]:
     """Bytes of each all-reduce of a compiled function, per replica, from its HLO."""
-    text = re.sub(r"/\*.*?\*/", "", compiled.program.as_text())
-    sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
-    found = []
-    for shapes in re.findall(r"= (\(?[^=]*?) all-reduce(?:-start)?\(", text):
-        parts = re.findall(r"(\w+)\[([\d,]*)\]", re.sub(r"\{[^}]*\}", "", shapes))
-        found.append(sum(sizes[kind] * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in parts))
-    return found
+    collectives = Program(compiled.program.as_text()).collectives()
+    return [size for kind, size in collectives if kind == "all-reduce"]
 
 
 def model(images: int, devices: int) -> tuple[float, float]:

@@ -21,7 +21,7 @@ portable = jax.make_user_context(False)
 
 
 def by_platform(*arrays: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
-    """`forms["cpu"](*arrays)` on a CPU, `forms["cuda"](*arrays)` on an NVIDIA GPU, where they are given.
+    """`forms["cpu"](*arrays)` on a CPU, `forms["cuda"]` on an NVIDIA GPU, `forms["tpu"]` on a TPU, where they are given.
 
     `default(*arrays)` on everything else, and where `portable`. All return the same shapes.
     """

@@ -1,4 +1,4 @@
-"""Pools, on the grid of cuda-convnet and Caffe. A pool is the maximum or the sum of shifted slices. NHWC."""
+"""Pools, on the grid of cuda-convnet and Caffe. A pool is the maximum or the sum of shifted slices, but on TPUs. NHWC."""
 
 from __future__ import annotations
 
@@ -20,18 +20,16 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0) -> ja
     """Largest value of each window, `[B, H, W, C]` to `[B, H', W', C]`, H' = ceil((H - start - size) / stride) + 1.
 
     The gradient goes to the first largest element of a window in reading order, as in PyTorch, so it is the same on
-    every device and in every run (XLA's own scatter is not deterministic on a GPU). `start` is 0, or negative where the
+    every device and in every run (XLA's own scatter is not deterministic on a GPU, and costs a CPU and a GPU more). `start` is 0, or negative where the
     first window begins so many rows above and columns left of the image.
     """
-    x = _framed(x, start, -jnp.inf)
-    if x.dtype != jnp.bfloat16:
-        return _max_pool(x, size, stride)
 
     def on_cpu(x: jax.Array) -> jax.Array:
-        y: Any = _max_pool(as_float32(x), size, stride)
+        y: Any = by_slices(as_float32(x), size, stride)
         return y.astype(x.dtype)
 
-    return by_platform(x, cpu=on_cpu, default=lambda x: _max_pool(x, size, stride))
+    slices, window = (lambda x, form=form: form(x, size, stride) for form in (by_slices, by_window))
+    return by_platform(_framed(x, start, -jnp.inf), cpu=on_cpu, tpu=window, default=slices)
 
 
 def avg_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0, *, count_zeros: bool = False) -> jax.Array:
@@ -77,12 +75,20 @@ def _framed(x: jax.Array, start: int, fill: float) -> jax.Array:
     return jnp.pad(x, ((0, 0), (-start, 0), (-start, 0), (0, 0)), constant_values=fill) if start else x
 
 
+def by_window(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """`max_pool` with XLA's own window and gradient, for which a TPU has operations."""
+    over = [(0, max(0, (_count(n, size, stride) - 1) * stride + size - n)) for n in x.shape[1:3]]
+    lowest = np.array(-np.inf, x.dtype)  # of NumPy: only for a constant does JAX know the gradient
+    return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, stride, stride, 1), ((0, 0), *over, (0, 0)))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
+def by_slices(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """`max_pool` with a gradient without scatter."""
     return functools.reduce(jnp.maximum, windows(x, size, stride, -jnp.inf))
 
 
-def _max_pool_forward(x: jax.Array, size: int, stride: int):
+def _by_slices_forward(x: jax.Array, size: int, stride: int):
     best, *others = windows(x, size, stride, -jnp.inf)
     winner = jnp.zeros(best.shape, jnp.uint8)
     for k, other in enumerate(others, 1):
@@ -93,7 +99,7 @@ def _max_pool_forward(x: jax.Array, size: int, stride: int):
     return best, (winner, x.shape)
 
 
-def _max_pool_backward(size: int, stride: int, residual, cotangent: jax.Array):
+def _by_slices_backward(size: int, stride: int, residual, cotangent: jax.Array):
     winner, (batch, height, width, channels) = residual
     zero = jnp.zeros((), cotangent.dtype)
     reach = -(-size // stride)  # windows that an element may lie in, along an axis
@@ -116,4 +122,4 @@ def _max_pool_backward(size: int, stride: int, residual, cotangent: jax.Array):
     return (jnp.pad(whole, ((0, 0), *missing, (0, 0)))[:, :height, :width],)
 
 
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+by_slices.defvjp(_by_slices_forward, _by_slices_backward)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nin_jax.layers import avg_pool, global_average_pool, max_pool, portable
+from nin_jax.layers.pool import by_slices, by_window
 
 WHY_TORCH = "PyTorch is the independent formula of the pools"
 
@@ -73,6 +74,18 @@ def test_max_pool_and_its_gradient_equal_pytorch_bit_by_bit(size, stride, height
         assert y.dtype == gradient.dtype == jnp.dtype(dtype)
         np.testing.assert_array_equal(np.asarray(y, np.float32), nhwc(expected))
         np.testing.assert_array_equal(np.asarray(gradient, np.float32), nhwc(theirs.grad))
+
+
+@pytest.mark.parametrize(("size", "stride", "height", "width"), POOLS[::2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_form_of_a_tpu_is_the_others_bit_by_bit(size, stride, height, width, dtype):
+    """Values and gradients, with ties in most windows."""
+    x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (2, height, width, 3)), dtype)
+    like = jax.eval_shape(lambda x: by_slices(x, size, stride), x).shape
+    ours, theirs = (value_and_cotangents(form, x, like, size, stride)[:2] for form in (by_window, by_slices))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
 @pytest.mark.parametrize(("size", "stride", "height", "width"), POOLS[::3])

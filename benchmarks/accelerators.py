@@ -20,6 +20,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -133,8 +134,8 @@ def compile_update(config: Config, target: str, updates: int = DISPATCH, *, plai
         data: Any = shared_out_like(Batch(images, like((size,), jnp.int32)), mesh)
         draw, updates = (lambda data, step: data), 1
     else:
-        arrays: Any = like((examples, *shape), jnp.uint8), like((examples,), jnp.int32)
-        source = memory.Shuffled(replicated_like(memory.Arrays(*arrays), mesh), size, config.seed, mesh)
+        arrays: Any = like((examples, math.prod(shape)), jnp.uint8), like((examples,), jnp.int32)
+        source = memory.Shuffled(replicated_like(memory.Arrays(*arrays), mesh), shape, size, config.seed, mesh)
         data, draw = source.like, source.draw
     init = functools.partial(init_state, recipe, image_shape=shape)
     state, *numbers = replicated_like(

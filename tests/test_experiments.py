@@ -188,7 +188,9 @@ def test_every_recipe_makes_two_updates(config: str, monkeypatch: pytest.MonkeyP
     recipe, seed = run.recipe(8), replicate(jnp.uint32(0), mesh)
     state = replicate(jax.jit(lambda s: init_state(recipe, s, run.info.image_shape))(seed), mesh)
     before = jax.tree.map(np.asarray, state.params)
-    source = memory.Shuffled(replicate(memory.Arrays(images, labels), mesh), 8, 0, mesh)
+    source = memory.Shuffled(
+        replicate(memory.Arrays(images.reshape(64, -1), labels), mesh), run.info.image_shape, 8, 0, mesh
+    )
     arguments = (source.at(0), stats, seed, replicate(np.int32(1), mesh))
     update = compile_replicas(train_steps(recipe, source.draw), (state, *arguments), mesh, run.config.mapper)
     for _ in range(2):

@@ -18,7 +18,10 @@ from nin_jax.devices.replicas import steps_per_dispatch
 
 
 class Arrays(NamedTuple):
-    """A split: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`; in training also the epoch's `order`, int32 `[N]`."""
+    """A split: `image` uint8 `[N, H * W * C]`, `label` int32 `[N]`; in training also the epoch's `order`, int32 `[N]`.
+
+    Images are flat, so that a batch can be gathered from them as they lie: a TPU would first copy all of `[N, H, W, C]`.
+    """
 
     image: jax.Array
     label: jax.Array
@@ -30,14 +33,16 @@ class Shuffled:
 
     Args:
       arrays: the split, replicated, without an order.
+      shape: (height, width, channels) of an image.
       batch_size, seed: of the run.
       mesh: the devices.
     """
 
     split = False
 
-    def __init__(self, arrays: Arrays, batch_size: int, seed: int, mesh: Mesh):
+    def __init__(self, arrays: Arrays, shape: tuple[int, int, int], batch_size: int, seed: int, mesh: Mesh):
         self.examples, self.batch_size, self.seed, self.mesh = arrays.label.shape[0], batch_size, seed, mesh
+        self.shape = shape
         self.updates_per_dispatch = steps_per_dispatch()
         self.epoch = -1
         order = jax.ShapeDtypeStruct((self.examples,), np.int32)
@@ -57,7 +62,7 @@ class Shuffled:
     def draw(self, data: Arrays, step: jax.Array) -> Batch:
         """A replica's part of the batch of update `step`."""
         rows = shard_of_batch(batch_indices(data.order, step, self.batch_size))
-        return Batch(data.image[rows], data.label[rows])
+        return Batch(data.image[rows].reshape(-1, *self.shape), data.label[rows])
 
     def close(self) -> None:
         """Nothing is open."""
@@ -68,14 +73,15 @@ class InOrder:
 
     Args:
       arrays: the split, replicated.
+      shape: (height, width, channels) of an image.
       batch_size: images of a batch, over all devices.
       mirrored: whether the mirror image of each is seen too.
     """
 
     split, exact = False, True
 
-    def __init__(self, arrays: Arrays, batch_size: int, *, mirrored: bool = False):
-        self.mirrored = mirrored
+    def __init__(self, arrays: Arrays, shape: tuple[int, int, int], batch_size: int, *, mirrored: bool = False):
+        self.shape, self.mirrored = shape, mirrored
         self.like, self.examples, self.batch_size = arrays, arrays.label.shape[0], batch_size
         self.batches = -(-self.examples // batch_size)
         dispatches = -(-self.batches // steps_per_dispatch())
@@ -90,7 +96,7 @@ class InOrder:
         """A replica's part of batch `number`, one view of each image."""
         index, weight = eval_indices(number, data.label.shape[0], self.batch_size)
         index, weight = shard_of_batch(index), shard_of_batch(weight)
-        return Batch(data.image[index][:, None], data.label[index], weight)
+        return Batch(data.image[index].reshape(-1, 1, *self.shape), data.label[index], weight)
 
 
 @functools.lru_cache(2)

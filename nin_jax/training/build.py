@@ -106,7 +106,7 @@ class Run:
         """What a run's updates are made from."""
         c = self.config
         if isinstance(data, tuple):
-            return memory.Shuffled(self.on_devices(data), c.batch_size, c.seed, self.mesh)
+            return memory.Shuffled(self.on_devices(data), self.info.image_shape, c.batch_size, c.seed, self.mesh)
         from nin_jax.data import stream
 
         return stream.TrainStream(data, self.mesh, c.batch_size, c.seed, c.epochs, stream.workers_here(c.workers))
@@ -117,14 +117,16 @@ class Run:
         size = c.eval_batch_size or c.batch_size
         if isinstance(data, tuple):
             batch_size = memory.even_batches(len(data[1]), size, self.mesh.size)
-            return memory.InOrder(self.on_devices(data), batch_size, mirrored=c.eval.views in views.MIRRORED)
+            return memory.InOrder(
+                self.on_devices(data), self.info.image_shape, batch_size, mirrored=c.eval.views in views.MIRRORED
+            )
         from nin_jax.data import stream
 
         return stream.EvalStream(data, self.mesh, size, c.eval.views, stream.workers_here(c.workers))
 
     def on_devices(self, split: Split) -> memory.Arrays:
         """A copy of the split on every device."""
-        image: Any = np.asarray(split[0])  # on their way to being the jax.Array that Arrays says
+        image: Any = np.asarray(split[0]).reshape(len(split[0]), -1)  # on its way to being the jax.Array of Arrays
         label: Any = split[1]
         return replicate(memory.Arrays(image, label), self.mesh)
 

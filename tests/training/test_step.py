@@ -29,6 +29,7 @@ from nin_jax.training.step import predict, train_steps
 from nin_jax.training.tasks import classify
 
 SEED, UPDATES = np.uint32(7), 5
+SHAPE = synthetic.info().image_shape
 DEVICES = [(n, mapper) for mapper in ("pmap", "shard_map") for n in (1, 2, 8)]
 
 
@@ -57,13 +58,13 @@ def recipe(batch_size: int = 16, plateau_epochs: int = 0, modern: bool = False) 
 def pictures(split: str):
     """Arrays and the preprocessing fitted on them. 64 training pictures are 4 batches: 5 updates reach a new epoch."""
     images, labels = synthetic.load(split)
-    return memory.Arrays(images, labels), fitted.fit(recipe().preprocess, images)
+    return memory.Arrays(images.reshape(len(images), -1), labels), fitted.fit(recipe().preprocess, images)
 
 
 def batches(m) -> tuple[memory.Shuffled, fitted.Stats]:
     """What a run's updates are made from, and the preprocessing, on the devices."""
     data, stats = replicate(pictures("train[:64]"), m)
-    return memory.Shuffled(data, 16, int(SEED), m), stats
+    return memory.Shuffled(data, SHAPE, 16, int(SEED), m), stats
 
 
 def updates_of(r: Recipe, m, mapper: str, most: int = 1):
@@ -126,7 +127,9 @@ def by_hand():
     for n in range(UPDATES):
         order = memory.epoch_order(int(SEED), n // 4, 64)
         rows = order[n % 4 * 16 : n % 4 * 16 + 16]
-        loss, grads = gradient(params, jnp.int32(n), data.image[rows], jnp.asarray(data.label[rows]))
+        loss, grads = gradient(
+            params, jnp.int32(n), data.image[rows].reshape(-1, *SHAPE), jnp.asarray(data.label[rows])
+        )
         updates, opt_state = r.optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(loss))
@@ -267,7 +270,7 @@ def test_running_statistics_are_those_of_the_batches():
     before, after = modern_run(1, "pmap")[:2]
     rows = memory.epoch_order(int(SEED), 0, 64)[:16]
     keys = jax.random.fold_in(random_key(SEED, AUGMENT), 0)
-    x = fitted.apply(r.preprocess, stats, data.image[rows])
+    x = fitted.apply(r.preprocess, stats, data.image[rows].reshape(-1, *SHAPE))
     x = np.asarray(fitted.augment(r.augment, jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(16)), x))
     kernel = np.asarray(before.params["mlpconv1"]["conv1"]["kernel"], np.float64)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2))
@@ -303,13 +306,13 @@ def pipeline(order, number, image, seed):
 @pytest.mark.parametrize(("n", "mapper"), DEVICES)
 def test_the_batches_and_their_augmentation_are_the_same_on_any_number_of_devices(n, mapper):
     """To the last bit: shares put together are what one device draws."""
-    data, _ = pictures("train[:64]")
+    images = pictures("train[:64]")[0].image.reshape(-1, *SHAPE)
     order = memory.epoch_order(int(SEED), 0, 64)
-    arguments = replicate((order, np.int32(2), data.image, SEED), mesh(n))
+    arguments = replicate((order, np.int32(2), images, SEED), mesh(n))
     rows, x = compile_replicas(pipeline, arguments, mesh(n), mapper)(*arguments)
     np.testing.assert_array_equal(rows, order[32:48])
     keys = jax.vmap(lambda i: jax.random.fold_in(random_key(SEED, AUGMENT), i))(jnp.arange(16))
-    alone = fitted.augment(recipe().augment, keys, jnp.asarray(data.image[rows], jnp.float32))
+    alone = fitted.augment(recipe().augment, keys, jnp.asarray(images[rows], jnp.float32))
     np.testing.assert_array_equal(x, alone)
 
 
@@ -322,7 +325,7 @@ def test_evaluation_counts_every_example_once(n, mapper, batch_size, most, monke
     monkeypatch.setattr(memory, "steps_per_dispatch", lambda: most)
     (data, _), (_, stats) = pictures("test[:50]"), pictures("train[:64]")
     variables = {"params": first_run(1, "pmap")[0]}
-    logits, _ = predict(recipe(), variables, stats, jnp.asarray(data.image))
+    logits, _ = predict(recipe(), variables, stats, jnp.asarray(data.image.reshape(-1, *SHAPE)))
     logits = np.asarray(logits, np.float64)
     expected = {
         "loss": -scipy.special.log_softmax(logits, axis=1)[np.arange(50), data.label].mean(),
@@ -331,13 +334,13 @@ def test_evaluation_counts_every_example_once(n, mapper, batch_size, most, monke
     }
     m = mesh(n)
     data, stats = replicate((data, stats), m)
-    evaluator = Evaluator([recipe()], m, mapper, memory.InOrder(data, batch_size), [stats])
+    evaluator = Evaluator([recipe()], m, mapper, memory.InOrder(data, SHAPE, batch_size), [stats])
     assert evaluator([replicate(variables, m)]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluation_stops_when_it_is_told_to():
     data, stats = replicate(pictures("test[:50]"), mesh(1))
-    evaluator = Evaluator([recipe()], mesh(1), "pmap", memory.InOrder(data, 16), [stats])
+    evaluator = Evaluator([recipe()], mesh(1), "pmap", memory.InOrder(data, SHAPE, 16), [stats])
     assert evaluator([replicate({"params": first_run(1, "pmap")[0]}, mesh(1))], stopped=lambda: True) is None
 
 
@@ -356,7 +359,7 @@ def test_a_batch_that_cannot_be_shared_is_a_mistake_that_names_the_nearest():
 def test_an_evaluation_has_as_few_dispatches_as_can_be_and_all_alike(monkeypatch):
     """Ten batches, at most four a dispatch."""
     monkeypatch.setattr(memory, "steps_per_dispatch", lambda: 4)
-    source = memory.InOrder(pictures("test[:50]")[0], 5)
+    source = memory.InOrder(pictures("test[:50]")[0], SHAPE, 5)
     assert (source.batches, source.batches_per_dispatch, len(list(source))) == (10, 4, 3)
 
 

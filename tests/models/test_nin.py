@@ -142,14 +142,14 @@ def sgd_groups(layers, config) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("arg", "table", "weight_decay", "size", "batch"),
-    [(None, CIFAR10, 1e-4, 32, 8), ("release", SMALL, 0.05, 16, 4)],
+    ("arg", "table", "clip_norm", "weight_decay", "size", "batch"),
+    [(None, CIFAR10, 0.1, 1e-4, 32, 8), ("release", SMALL, 0.0, 0.05, 16, 4)],
     ids=["cifar10", "small"],
 )
-def test_three_updates_equal_pytorchs_sgd(arg, table, weight_decay, size, batch):
-    """With experiments/cifar10.py's own optimiser, on the real network, and with much decay on a small one."""
+def test_three_updates_equal_pytorchs_sgd(arg, table, clip_norm, weight_decay, size, batch):
+    """With experiments/cifar10.py's own optimiser, clipped on the real network, and with much decay on a small one."""
     c = config_lib.experiment("cifar10", arg)
-    c.optimizer.weight_decay = weight_decay
+    c.optimizer.update({"clip_norm": clip_norm, "weight_decay": weight_decay})
     config = config_lib.check(c)
     model = Model(10, dropout=0.0, **table)
     steps = [(images(batch, size, size, 3, seed=k), np.random.default_rng(k).integers(0, 10, batch)) for k in range(3)]

@@ -143,8 +143,10 @@ def sgd_groups(layers, config) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("arg", "table", "clip_norm", "weight_decay", "size", "batch"),
-    [(None, CIFAR10, 0.1, 1e-4, 32, 8), ("release", SMALL, 0.0, 0.05, 16, 4)],
-    ids=["cifar10", "small"],
+    [
+        pytest.param(None, CIFAR10, 0.1, 1e-4, 32, 8, id="cifar10", marks=pytest.mark.slow),
+        pytest.param("release", SMALL, 0.0, 0.05, 16, 4, id="small"),
+    ],
 )
 def test_three_updates_equal_pytorchs_sgd(arg, table, clip_norm, weight_decay, size, batch):
     """With experiments/cifar10.py's own optimiser, clipped on the real network, and with much decay on a small one."""

@@ -90,11 +90,11 @@ class Torch:
 @pytest.mark.parametrize(
     ("name", "head", "side"),
     [
-        ("nin_imagenet", None, 80),
-        ("zfnet", None, 80),
+        pytest.param("nin_imagenet", None, 80, marks=pytest.mark.slow),
+        pytest.param("zfnet", None, 80, marks=pytest.mark.slow),
         ("network_in_zfnet", None, 64),
         ("network_in_zfnet", "gap", 64),
-        ("alexnet", None, 80),
+        pytest.param("alexnet", None, 80, marks=pytest.mark.slow),
     ],
 )
 def test_networks_equal_pytorch(name, head, side):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
 import nin_jax
 
@@ -131,3 +132,8 @@ CASES = {
     "convnet, fc_dropout": Case("convnet", RIVAL | {"head": "fc_dropout", "pools": ("avg_padded", "max", "avg")}),
     "stochastic_pooling": Case("stochastic_pooling", RIVAL),
 }
+
+# By default each kind of layer and of head is tried once.
+DEFAULT = "nin", "nin, fc", "nin, batch_norm", "nin, pools from -1", "network_in_zfnet", "maxout", "convnet"
+DEFAULT += "stochastic_pooling", "nin_imagenet, fc_dropout"
+NAMES = [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in CASES]

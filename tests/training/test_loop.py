@@ -475,6 +475,7 @@ def test_a_dead_network_is_noticed(tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
 
 
+@pytest.mark.slow
 def test_a_network_learns(tmp_path):
     """On the made-up pictures, far below chance (90 %)."""
     recipe = {

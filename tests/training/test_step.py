@@ -30,7 +30,10 @@ from nin_jax.training.tasks import classify
 
 SEED, UPDATES = np.uint32(7), 5
 SHAPE = synthetic.info().image_shape
-DEVICES = [(n, mapper) for mapper in ("pmap", "shard_map") for n in (1, 2, 8)]
+DEVICES = [
+    *((1, "pmap"), (8, "pmap"), (2, "shard_map")),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, "pmap"), (1, "shard_map"), (8, "shard_map"))),
+]
 
 
 def mesh(n: int):
@@ -164,7 +167,7 @@ def test_any_number_of_devices_trains_the_same(n, mapper):
         np.testing.assert_array_equal(metrics[key], their_metrics[key])
 
 
-@pytest.mark.parametrize(("n", "mapper", "parts"), [(1, "pmap", 4), (2, "shard_map", 2), (2, "pmap", 8)])
+@pytest.mark.parametrize(("n", "mapper", "parts"), [(1, "pmap", 4), (2, "shard_map", 2)])
 def test_a_batch_in_parts_trains_the_same(n, mapper, parts):
     """`accumulate`: parameters and metrics of five updates are those of the batch as a whole, dropout and crop included."""
     state, metrics = after_five(*updates_of(recipe()._replace(accumulate=parts), mesh(n), mapper))
@@ -244,7 +247,7 @@ def test_several_updates_in_one_dispatch_are_those_of_several_dispatches():
             assert_equal(now, modern_run(1, "pmap")[done])
 
 
-@pytest.mark.parametrize(("n", "mapper"), [(1, "pmap"), (2, "shard_map")])
+@pytest.mark.parametrize(("n", "mapper"), [pytest.param(1, "pmap", marks=pytest.mark.slow), (2, "shard_map")])
 def test_several_updates_in_microbatches_in_one_dispatch(n, mapper):
     """The same for gradient accumulation, and the metrics too."""
     r = recipe()._replace(accumulate=2)

@@ -151,6 +151,7 @@ ROWS = (
             f"{HERE}/test_data.py::test_a_slice_of_a_folder_has_every_class",
             f"{CLASS_FOLDERS}::test_every_slice_has_its_share_of_every_class",
             f"{CLASS_FOLDERS}::test_the_order_is_mixed_and_that_of_the_names",
+            f"{CLASS_FOLDERS}::test_the_order_does_not_depend_on_the_locale",
         ),
     ),
     Row(
@@ -271,12 +272,15 @@ ROWS = (
         ),
     ),
     Row(
-        "weights from PyTorch whose layers have equal shapes, or several networks in one file",
+        "weights from PyTorch whose layers have equal shapes, whose filters' order no file tells (maxout), or several networks "
+        "in one file",
         "the file's own order; where its format keeps none, exit 2 with the mapping, or `--check` against given logits; "
         "exit 2 until `--prefix` names one network",
         (
             "tests/weights/test_pytorch.py::test_layers_of_one_shape_keep_the_order_of_the_file",
             "tests/weights/test_pytorch.py::test_layers_of_one_shape_in_a_file_without_order",
+            "tests/weights/test_pytorch.py::test_maxout_layers_before_a_matrix_on_flattened_maps",
+            "tests/weights/test_pytorch.py::test_what_a_file_does_not_say_of_the_order_of_filters",
             "tests/weights/test_pytorch.py::test_of_several_networks_one_is_named",
             "tests/weights/test_pytorch.py::test_the_check_compares_logits",
         ),

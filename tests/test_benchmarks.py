@@ -70,8 +70,9 @@ def test_pytorchs_network_is_ours(name: str):
 
     ours = on_noise(name, 32, examples=32, **NETWORKS[name])
     shape, params = ours.run.info.image_shape, jax.tree.map(np.asarray, ours.state.params)
-    image = np.array(fitted.apply(ours.recipe.preprocess, ours.stats, ours.data.image))
-    image, label = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(np.int64(ours.data.label))
+    images, labels = ours.split
+    image = np.array(fitted.apply(ours.recipe.preprocess, ours.stats, jax.numpy.asarray(images)))
+    image, label = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(np.int64(labels))
     for setting in (Setting(), Setting(channels_last=True)):
         theirs = Trainer(network(ours.recipe.model, params, shape[-1], setting), ours.config, setting)
         assert theirs.evaluate(image, label) == pytest.approx(ours.evaluate()["loss"], rel=1e-5)

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 
+from nin_jax.console import exiting
 from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
-from nin_jax.errors import nearest
+from nin_jax.errors import UserError, nearest
 
 NAMES = ("training", "startup", "inside", "changes", "scaling")
 BY_NAME = "stream", "gpu", "accelerators"  # only by name: they want a data set, a GPU, compilers for accelerators
@@ -24,7 +25,7 @@ BY_NAME = "stream", "gpu", "accelerators"  # only by name: they want a data set,
 def main(names: list[str]) -> None:
     for name in names:
         if name not in NAMES + BY_NAME:
-            raise SystemExit(f"benchmarks: unknown measurement {name!r}: {nearest(name, NAMES + BY_NAME)}")
+            raise UserError(f"benchmarks: unknown measurement {name!r}: {nearest(name, NAMES + BY_NAME)}")
     if len(names) == 1:
         importlib.import_module(f"benchmarks.{names[0]}").main()
         importlib.import_module("benchmarks.report").main()
@@ -39,4 +40,5 @@ if __name__ == "__main__":
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", scratch)
         await_dispatches()
         reuse_memory()
-        main(sys.argv[1:])
+        with exiting():
+            main(sys.argv[1:])

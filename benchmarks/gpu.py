@@ -3,17 +3,23 @@
     python -m benchmarks gpu
 
 PyTorch runs as its documentation recommends for speed: channels_last, autocast to bfloat16, fused SGD, and `torch.compile`
-with mode "max-autotune", which captures CUDA graphs, or eager, whichever was faster in a trial. Its pictures lie preprocessed on the GPU, its batches are drawn there, and it never waits for the host within a turn.
-Ours preprocesses in each step, and makes 100 updates a dispatch, as a run does.
+with mode "max-autotune", which captures CUDA graphs, or eager, whichever was faster in a trial. Its images lie preprocessed on
+the GPU, its batches are drawn there, and it never waits for the host within a turn. Ours preprocesses in each step, and makes
+100 updates a dispatch, as a run does.
+
+A last row has the first layer by cuDNN and by `layers/cuda.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +33,10 @@ from benchmarks.runs import on_noise
 from benchmarks.torch_nin import Setting, Trainer, network
 from nin_jax.console import say
 from nin_jax.data import fitted
+from nin_jax.errors import UserError
+from nin_jax.layers import cuda
 from nin_jax.training.describe import multiply_adds
 
-BATCHES = 128, 1024
 DISPATCH = 100  # updates
 ROUNDS = 5
 SETTINGS = Setting(True, "", True), Setting(True, "max-autotune", True)
@@ -91,6 +98,16 @@ def compare(batch: int, updates: int = 4 * DISPATCH) -> dict[str, Any]:
     }
 
 
+def first_layer(batch: int = 128, turn: int = 3) -> dict[str, Any]:
+    """The row of an update whose first layer is computed in either way; a turn is so many dispatches."""
+    sides = {}
+    for side, window in (("cuDNN", 0), ("patches", cuda.WINDOW)):
+        with unittest.mock.patch.object(cuda, "WINDOW", window):
+            sides[side] = functools.partial(on_noise("cifar10", batch, "bfloat16", DISPATCH * batch).update, turn)
+    row = measure.alternate(sides, ROUNDS, turn * DISPATCH)
+    return {"what": "update", "network": "cifar10", "precision": "bfloat16", "batch": batch, **row}
+
+
 def matrix_rate(size: int = 8192, times: int = 20) -> float:
     """FLOPs a second of a product of two bfloat16 matrices of random numbers, by PyTorch."""
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
@@ -105,14 +122,20 @@ def matrix_rate(size: int = 8192, times: int = 20) -> float:
 
 
 def main() -> None:
-    """Both batch sizes, each in a process of its own."""
+    """Every row, each in a process of its own. Raises `UserError` where there is no GPU."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the GPU is shared with PyTorch and with the rows' processes
+    if jax.default_backend() != "gpu":
+        raise UserError(
+            f"benchmarks gpu: JAX runs on {jax.default_backend()} here; it needs an NVIDIA GPU and the extra cuda"
+        )
     rows = []
-    for batch in BATCHES:
-        command = [sys.executable, "-m", "benchmarks.gpu", str(batch)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    for what in ("128", "1024", "first_layer"):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu", what], stdout=subprocess.PIPE, check=True, text=True
+        )
+        rows.append(json.loads(done.stdout.splitlines()[-1]) | {"device": jax.devices()[0].device_kind})
         measure.save("gpu", rows)
 
 
 if __name__ == "__main__":
-    print(json.dumps(compare(int(sys.argv[1]))))
+    print(json.dumps(first_layer() if sys.argv[1] == "first_layer" else compare(int(sys.argv[1]))))

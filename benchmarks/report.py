@@ -215,6 +215,26 @@ def stream_besides() -> str:
     )
 
 
+def gpu() -> str:
+    """Updates on a GPU, each way of one after the other."""
+    lines = [
+        [
+            r["what"],
+            r["network"],
+            r["device"],
+            r["precision"],
+            r["batch"],
+            side,
+            f"{1e3 * s:.3f}",
+            f"{r['batch'] / s:,.0f}",
+        ]
+        for r in rows("gpu")
+        for side, s in r["median"].items()
+    ]
+    head = ["what", "network", "GPU", "precision", "batch", "by", "ms an update", "images/s"]
+    return f"{where('gpu')}\n\n{markdown(head, lines)}"
+
+
 def accelerators() -> str:
     """What compilers say of the update on accelerators."""
     lines = []
@@ -241,7 +261,20 @@ def accelerators() -> str:
     return f"{source}\n\n{markdown([*head, 'cycles, M', 'without an estimate of cycles'], lines)}"
 
 
-TABLES = (training, trials, changes, startup, inside, memory, replicas, predicted, accelerators, stream, stream_besides)
+TABLES = (
+    training,
+    trials,
+    changes,
+    startup,
+    inside,
+    memory,
+    replicas,
+    predicted,
+    gpu,
+    accelerators,
+    stream,
+    stream_besides,
+)
 
 
 def generated() -> dict[str, str]:

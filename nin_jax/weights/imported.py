@@ -105,7 +105,7 @@ def check(file: Path, run: Run, recipe: Recipe, variables: Mapping[str, Any], st
     if image.dtype == np.uint8:
         ours = jax.jit(lambda v, s, x: predict(recipe, v, s, x)[0])(variables, stats, image)
     else:
-        ours = jax.jit(lambda v, x: run.model.apply(v, x, train=False)[0])(variables, image.astype(np.float32))
+        ours = jax.jit(lambda v, x: recipe.apply(v, x, train=False)[0])(variables, image.astype(np.float32))
     difference = np.abs(np.asarray(ours, np.float64) - theirs).max() / max(float(np.abs(theirs).max()), 1e-9)
     if not difference <= AGREEMENT:
         raise UserError(

@@ -16,32 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import tiny
+
 ROOT = Path(__file__).parents[2]
 FULL = os.environ.get("NIN_JAX_FAULTS") == "full"  # `python -m tests.faults`
 SECONDS = 240  # longest that a command may take, however busy the machine is
 
-# Every random part on; ten updates an epoch, each of some milliseconds.
-TINY = {
-    "dataset": "synthetic",
-    "train_split": "train[:320]",
-    "eval_split": "test[:72]",
-    "preprocess": ("gcn(scale=10)", "zca(eps=0.1)"),
-    "augment": ("crop(pad=1)", "flip()"),
-    "batch_size": 32,
+# The config of other tests, with an epoch more, as changes of experiments/digits.py.
+TINY = {key: value for key, value in tiny.TINY.items() if key != "model.name"} | {
     "epochs": 4,
-    "keep": 3,
     "eval_every_epochs": 1,
     "checkpoint_every_epochs": 1,
-    "model.kernels": (3, 3),
-    "model.widths": ((8, 8), (8,)),
-    "model.pools": ("max",),
-    "model.deviations": ("he",),
-    "model.dropout": 0.2,
     "model.relu_on_class_maps": True,
-    "optimizer.learning_rate": 0.05,
     "optimizer.learning_rate_factors": (),
     "optimizer.clip_norm": 0.0,
-    "schedule.boundaries_epochs": (2,),
 }
 
 

@@ -21,6 +21,7 @@ from nin_jax.data.datasets import synthetic
 from nin_jax.devices.mesh import AXIS, check_batch, host, replicate, shard_of_batch
 from nin_jax.devices.replicas import compile_replicas, steps_per_dispatch
 from nin_jax.errors import UserError
+from nin_jax.layers import portable
 from nin_jax.models.nin import Model
 from nin_jax.training import optim
 from nin_jax.training.evaluate import Evaluator
@@ -364,6 +365,39 @@ def test_an_evaluation_has_as_few_dispatches_as_can_be_and_all_alike(monkeypatch
     monkeypatch.setattr(memory, "steps_per_dispatch", lambda: 4)
     source = memory.InOrder(pictures("test[:50]")[0], SHAPE, 5)
     assert (source.batches, source.batches_per_dispatch, len(list(source))) == (10, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("precision", "wanted"),
+    [("float32", jax.lax.Precision.HIGHEST), ("tensorfloat32", jax.lax.Precision.HIGH), ("bfloat16", None)],
+)
+def test_every_product_of_the_network_and_of_its_gradient_has_the_precision(precision, wanted):
+    """Off CPUs, which have float32 alone: whatever the device does by default. bfloat16 asks for nothing more."""
+
+    def precisions(jaxpr) -> list:
+        found = []
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+                found.append(eqn.params["precision"])
+            for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+                found += (
+                    precisions(getattr(value, "jaxpr", value))
+                    if hasattr(value, "eqns") or hasattr(value, "jaxpr")
+                    else []
+                )
+        return found
+
+    r = recipe()._replace(precision=precision)
+    variables = init_state(r, 0, SHAPE).current
+
+    def total(params, image):
+        return jnp.sum(r.apply(variables | {"params": params}, image, train=False)[0])
+
+    with portable(True):
+        found = precisions(jax.make_jaxpr(jax.grad(total))(variables["params"], jnp.zeros((2, *SHAPE))).jaxpr)
+    allowed = {(wanted, wanted)} if wanted else {None, (jax.lax.Precision.DEFAULT,) * 2}
+    assert len(found) > 10
+    assert {p if p is None or isinstance(p, tuple) else (p, p) for p in found} <= allowed
 
 
 def test_an_accelerator_gets_up_to_a_hundred_updates_a_dispatch_and_a_cpu_one(monkeypatch):

@@ -181,7 +181,9 @@ def estimate(compiled: Compiled) -> dict[str, Any]:
 @contextlib.contextmanager
 def alone(platform: str) -> Iterator[None]:
     """While it is entered, no other process of this command has libtpu, of which a machine can run one at a time."""
-    with open(Path(tempfile.gettempdir()) / "nin_jax-libtpu.lock", "w") as file:
+    with open(
+        Path(tempfile.gettempdir()) / "nin_jax-libtpu.lock", "a"
+    ) as file:  # "w" would empty what a link points to
         if platform == "tpu":
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

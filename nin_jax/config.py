@@ -48,7 +48,7 @@ class Optimizer:
         rules("factor", -math.inf),
     )
     momentum: float = key(0.9, "momentum", at_least(0))
-    momentum_final: float = key(0.9, "momentum after `momentum_epochs`, reached linearly", at_least(0))
+    momentum_final: float = key(0.9, "momentum from `momentum_epochs` on, reached linearly", at_least(0))
     momentum_epochs: float = key(0.0, "length of the change to `momentum_final`, in epochs; 0: none", at_least(0))
     weight_decay: float = key(
         1e-4, "weight decay: L2, the gradient of weight_decay / 2 * w^2, on kernels and not on biases", at_least(0)
@@ -75,14 +75,14 @@ class Schedule:
     boundaries_epochs: tuple[float, ...] = key(
         (), "epochs after which the learning rate is multiplied by `factor`", epochs
     )
-    factor: float = key(0.1, "what the learning rate is multiplied by at boundaries and plateaus", at_least(0))
+    factor: float = key(0.1, "factor of the learning rate at each boundary or plateau", at_least(0))
     warmup_epochs: float = key(0.0, "length of the linear warm-up from 0, in epochs", at_least(0))
     decay: str = key(
         "none",
         'shape of a smooth decay: "none", "linear", "exponential" or "cosine"',
         one_of("none", "linear", "exponential", "cosine"),
     )
-    final_factor: float = key(0.01, "what the smooth decay ends at, times the learning rate", at_least(0))
+    final_factor: float = key(0.01, "factor of the learning rate at the end of the smooth decay", at_least(0))
     final_epochs: float = key(0.0, "epoch at which the smooth decay ends; 0: the last", at_least(0))
     plateau_epochs: int = key(
         0,
@@ -200,7 +200,7 @@ class Config:
     )
     rollbacks: int = key(
         0,
-        "how often a run that diverges goes back to its newest good checkpoint, with a lower learning rate",
+        "how many times a diverged run may go back to its newest good checkpoint, with a lower learning rate",
         at_least(0),
         part_of_run=False,
     )
@@ -212,13 +212,13 @@ class Config:
     )
     watchdog_seconds: float = key(
         1800.0,
-        "seconds without progress after which a run ends, with stacks and exit code 75; 0: never",
+        "seconds without progress after which a run prints its stacks and exits with code 75; 0: never",
         at_least(0),
         part_of_run=False,
     )
 
 
-# What may change between two starts of the same run: where things are, how work is shared out, what faults lead to.
+# What may change between two starts of the same run: where things are, how work is shared, what happens at a fault.
 NOT_THE_RUN = tuple(name for name, declared in schema.leaves(Config) if not declared.part_of_run)
 
 
@@ -244,7 +244,10 @@ def to_dict(config: Config | ConfigDict) -> dict[str, Any]:
 
 
 def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
-    """The config of a `to_dict`, unchecked: lists are tuples again, and missing keys, which an older version lacked, are default."""
+    """The config of a `to_dict`, unchecked.
+
+    Lists become tuples again; keys that an older version lacked get their defaults.
+    """
 
     def back(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -260,7 +263,7 @@ def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
 
 
 def read(path: Path) -> ConfigDict:
-    """The config in the config.json of a run, unchecked. Raises `UserError` where there is none in the file."""
+    """The config in the config.json of a run, unchecked. Raises `UserError` if the file does not hold one."""
     try:
         plain = json.loads(path.read_text())
         if not isinstance(plain, dict):
@@ -273,7 +276,10 @@ def read(path: Path) -> ConfigDict:
 
 
 def modules(config: ConfigDict) -> list[str]:
-    """The modules outside the zoo that an unchecked config names, by dotted path: to check it is to import them, and so to run them."""
+    """The modules outside the zoo that an unchecked config names by dotted path.
+
+    Checking the config would import, and so run, them.
+    """
     plain = to_dict(config)
     section = plain.get("model")
     names = [section.get("name") if isinstance(section, dict) else None, plain.get("dataset"), plain.get("task")]
@@ -284,7 +290,7 @@ def modules(config: ConfigDict) -> list[str]:
 
 
 def fingerprint(config: Config | ConfigDict) -> str:
-    """SHA-256 of what makes the run: every key but `NOT_THE_RUN`. Runs of the same fingerprint resume each other."""
+    """SHA-256 of every key but those of `NOT_THE_RUN`. A checkpoint resumes only under the same fingerprint."""
     plain = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_RUN}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -302,7 +308,7 @@ def differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> list[s
 
 
 def experiments() -> dict[str, Path]:
-    """The experiments of the project by name, such as "cifar10" and "ablations/dropout", those of a folder last.
+    """The experiments of the project by name, such as "cifar10" and "ablations/dropout"; those in a folder come last.
 
     They lie beside the package in a checkout, inside it when installed.
     """
@@ -322,7 +328,10 @@ def experiment(name: str, arg: str | None = None) -> ConfigDict:
 
 
 def words(arg: str | None, arguments: Sequence[str]) -> list[str]:
-    """An experiment's argument taken apart, "release,tune" into ["release", "tune"]; of `arguments`, or ValueError."""
+    """Splits an experiment's argument, "release,tune" into ["release", "tune"].
+
+    Raises ValueError unless it is one of `arguments`.
+    """
     if arg is None:
         return []
     if arg not in arguments:

@@ -60,7 +60,7 @@ def progress() -> Progress:
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Passes `items` on under a progress bar; on a pipe one line says what is going on if it takes more than 2 s."""
+    """Yields `items` under a progress bar; on a pipe, one line says what is going on if it takes more than 2 s."""
     begin, said = time.perf_counter(), console.is_terminal
     with progress() as bar:
         for i, item in enumerate(bar.track(items, total=total, description=what)):
@@ -72,7 +72,7 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 @contextlib.contextmanager
 def transfer(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar of `total` bytes; the function that it gives is told how many there are so far."""
+    """A progress bar of `total` bytes. Yields a function that is given the number of bytes so far."""
     columns = *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
@@ -88,12 +88,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def fail(line: str) -> None:
-    """The one line of a command that did not end well, plain, on stderr."""
+    """Prints the one line of a command that failed, on stderr."""
     print(f"nin_jax: {' '.join(line.split())}", file=sys.stderr, flush=True)
 
 
 class _Lasting:
-    """A text stream that goes quiet when nobody can read it any more: what is said is never worth more than a run."""
+    """A text stream that falls silent when nobody can read it any more: no message is worth losing a run."""
 
     def __init__(self, stream: Any, lost: tuple[type[OSError], ...]):
         self.stream, self.lost = stream, lost
@@ -119,9 +119,9 @@ class _Lasting:
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """While it is entered, a process survives that the readers of stderr and stdout go (a pipe, a terminal, a full disk).
+    """Inside, the process survives the loss of whoever reads stderr and stdout (a pipe, a terminal, a full disk).
 
-    Of stdout only a reader that went is survived: what cannot be stored there is lost, and that is an error.
+    On stdout it survives only a reader that left: a result that cannot be stored is an error.
     """
     for number in (0, 1, 2):
         try:
@@ -141,7 +141,7 @@ def lasting_streams() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exiting() -> Iterator[None]:
-    """Ends the process as an `ExitError` says: one line on stderr, and its exit code."""
+    """Ends the process with the line and the exit code of an `ExitError`."""
     with lasting_streams():
         try:
             yield

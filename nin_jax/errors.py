@@ -1,4 +1,4 @@
-"""The ways a command can end other than well, and the exit code of each (README, "Exit codes")."""
+"""The ways a command can fail, and the exit code of each (docs/runs.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class ExitError(Exception):
-    """A known ending: `main` prints its message as one line on stderr and leaves with `exit_code`."""
+    """A known ending: `main` prints its message as one line on stderr and exits with `exit_code`."""
 
     exit_code: int
 
@@ -19,7 +19,7 @@ class UserError(ExitError):
 
 
 class Diverged(ExitError):
-    """The network is lost at `update`: the loss is not finite, or every logit has been equal for long."""
+    """The network is lost at `update`: the loss is not finite, or for many updates all images have had equal logits."""
 
     exit_code = 70
 
@@ -35,13 +35,13 @@ class StorageFailed(ExitError):
 
 
 class Preempted(ExitError):
-    """Asked to stop from outside (SIGTERM, SIGINT): start the same command again to go on."""
+    """Asked to stop from outside (SIGTERM, SIGINT): the same command, started again, resumes."""
 
     exit_code = 75
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the host or a device had no memory left: true of the machine, and of nothing that was read or given."""
+    """Whether the host or a device ran out of memory, which says nothing about the files and arguments involved."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Entries by name, the contracts that they keep, and the calls that a config writes them as.
+"""Entries by name, the contracts they keep, and the calls by which a config names them.
 
 The file's name is the key: `models/nin.py` is the model "nin"; to add one, add a file. A dotted path
 (`my_package.my_model`) names a module outside the zoo in the same way.
@@ -66,7 +66,7 @@ class FittedOp(Protocol):
         ...
 
     def fit(self, images: np.ndarray, **arguments: Any) -> dict[str, Any]:
-        """What is learned from the training images, as named arrays."""
+        """What is fitted on the training images, as named arrays."""
         ...
 
     def apply(self, stats: dict[str, Any], images: jax.Array, **arguments: Any) -> jax.Array:
@@ -83,7 +83,7 @@ class RandomOp(Protocol):
         ...
 
     def apply(self, keys: jax.Array, images: jax.Array, **arguments: Any) -> jax.Array:
-        """Images `[B, H, W, C]`, each changed at random by its own key of `keys [B]`."""
+        """Images `[B, H, W, C]`, each changed at random with its own key of `keys [B]`."""
         ...
 
 
@@ -99,7 +99,7 @@ class Task(Protocol):
         ...
 
     def combine(self, logits: jax.Array) -> jax.Array:
-        """One `[B, K]` of the opinions `[B, V, K]` of several views or networks."""
+        """Combines the logits `[B, V, K]` of several views or networks into `[B, K]`."""
         ...
 
 
@@ -128,7 +128,7 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> Any:
-    """The module of an entry, by file name or dotted path, which keeps the contract of its kind.
+    """The module of an entry, by file name or dotted path, checked against the contract of its kind.
 
     Raises `UserError` with the nearest name, or with what the module lacks.
     """
@@ -207,9 +207,9 @@ def legal_arguments(kind: str, entry: ModuleType) -> dict[str, Any]:
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    """Takes "gcn(scale=55)" apart into ("gcn", {"scale": 55}). Only literals; nothing is executed.
+    """Parses "gcn(scale=55)" into ("gcn", {"scale": 55}). Literals only; nothing is executed.
 
-    Raises `UserError` when the text is anything but a name or a call with keyword literals.
+    Raises `UserError` if the text is anything but a name or a call with literal keyword arguments.
     """
     wanted = f"{text!r} is not a call such as 'gcn(scale=55)' with literal keyword arguments"
     try:
@@ -228,7 +228,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_arguments(what: str, legal: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, checked and parsed. Raises `UserError` for an unknown one, or whose value its annotation does not allow.
+    """Checks and parses arguments. Raises `UserError` for an unknown one or a wrong type.
 
     Args:
       what: the entry or call, for the message.

@@ -1,4 +1,4 @@
-"""Writing to storage that falters: a file is there whole or as it was before, and an error that may pass is tried again."""
+"""Writing to unreliable storage: a file is complete or as it was before, and errors that may pass are retried."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def local_path(text: str) -> str:
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool = False, warn: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """Holds the lock of a file, which is made if it is not there, while it is entered.
+    """Holds a lock on a file, which is created if necessary, while entered.
 
-    It is the kernel's, so it goes with the process however that ends. On a file system that has no locks (Lustre without
-    -o flock, NFS without lockd) PATH.owner is made instead, after a warning: see `_owned`. Raises `BlockingIOError` if
-    another process holds the lock, unless this one is to `wait`.
+    The kernel holds the lock, so it is released however the process ends. On a file system without locks (Lustre
+    without -o flock, NFS without lockd) PATH.owner is made instead, after a warning: see `_owned`. Raises
+    `BlockingIOError` if another process holds the lock, unless this one is to `wait`.
     """
     # Nothing behind a link is touched; and a lock needs no content.
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "w") as file:
@@ -66,10 +66,10 @@ def lock(path: Path, *, wait: bool = False, warn: Callable[[str], None] = lambda
 
 @contextlib.contextmanager
 def _owned(path: Path, wait: bool) -> Iterator[None]:
-    """Owns a file that is there as long as its owner is: host, process, a random word, and a count that goes up.
+    """Owns a file that exists as long as its owner does: host, process, a random word, and a count that goes up.
 
-    Whoever finds a file whose count has stood still for `STALE_SECONDS` takes it over; an owner that finds its own taken, after
-    it was itself stopped for so long, ends its process at once with exit code 75.
+    Whoever finds a file whose count has stood still for `STALE_SECONDS` takes it over. An owner that finds its file
+    taken, after it was itself stopped for so long, ends its process at once with exit code 75.
     """
     me = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
     while True:
@@ -120,7 +120,7 @@ def _owned(path: Path, wait: bool) -> Iterator[None]:
 
 
 def _owner(path: Path) -> str | None:
-    """What an owner last wrote; None where there is no file. Opened anew, since network file systems cache what is open."""
+    """What an owner last wrote; None without a file. Reopened each time: network file systems cache open files."""
     try:
         return path.read_text(errors="replace")
     except FileNotFoundError:
@@ -128,7 +128,7 @@ def _owner(path: Path) -> str | None:
 
 
 def retry(attempt: Callable[[], T], may_pass: Callable[[Exception], bool]) -> T:
-    """`attempt()`, again after each pause of `RETRY_AFTER` while it raises an error that may pass; then the last one is raised."""
+    """Calls `attempt()`, again after each pause of `RETRY_AFTER` while its error may pass. Raises the last error."""
     for pause in RETRY_AFTER:
         try:
             return attempt()
@@ -140,12 +140,15 @@ def retry(attempt: Callable[[], T], may_pass: Callable[[Exception], bool]) -> T:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether it is an `OSError` that may pass: of a full disk, a quota, a network file system; not a missing right or file."""
+    """Whether an `OSError` may pass: a full disk, a quota, a network file system; not a missing permission or file."""
     return isinstance(error, OSError) and error.errno not in FOR_GOOD
 
 
 def persist(what: str, write: Callable[[], T]) -> T:
-    """`write()`, again after each pause of `RETRY_AFTER` while its error `may_pass`. Raises `StorageFailed`, which names `what`."""
+    """Calls `write()`, again after each pause of `RETRY_AFTER` while its error `may_pass`.
+
+    Raises `StorageFailed`, naming `what`.
+    """
     try:
         return retry(write, may_pass)
     except OSError as error:
@@ -153,13 +156,13 @@ def persist(what: str, write: Callable[[], T]) -> T:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file so that it is there whole or not at all. Raises `StorageFailed`."""
+    """Writes a JSON file so that it is complete or not there at all. Raises `StorageFailed`."""
     write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file so that it is there whole, or as it was before. Raises `StorageFailed`."""
-    # Not the process number alone: of two containers that share the folder both may be process 1.
+    """Writes a file so that it is complete, or as it was before. Raises `StorageFailed`."""
+    # Not the process number alone: in two containers that share the folder, both may be process 1.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
     def write() -> None:
@@ -171,6 +174,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
             scratch.replace(path)
         finally:
             with contextlib.suppress(OSError):
-                scratch.unlink()  # half a file would keep a full disk full
+                scratch.unlink()  # half a file would keep the disk full
 
     persist(str(path), write)

@@ -30,10 +30,10 @@ def cached(
     make: Callable[[], Split],
     parts: tuple[str, str] = ("images", "labels"),
 ) -> Split:
-    """Returns the two arrays that `make` made for the same `facts`, the first memory-mapped; calls it if there are none, or broken ones.
+    """The two arrays that `make` returned for these `facts`, the first memory-mapped; made if missing or broken.
 
     A cache entry is a folder named after `name` and a hash of `facts` with a file for each of `parts` and their checksums.
-    It is written under another name and renamed when complete, so a half-written one is never read.
+    It is written under another name and renamed when complete, so half an entry is never read.
     """
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     entry = cache_dir() / f"{name}-{digest}"

@@ -3,7 +3,7 @@
     ROOT/cat/1.jpg, ROOT/dog/2.png, ...                     class folders
     ROOT/train/cat/..., ROOT/val/cat/..., ROOT/test/cat/... class folders in split folders, see `SPLITS`
 
-Links are followed. What may be meant in two ways raises `UserError` and is not guessed.
+Links are followed. Whatever is ambiguous raises `UserError`; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPLITS = {  # the name of a split folder, in any case
 }
 HELD_OUT = 5  # every fifth picture of a class is in the test split, where there are no split folders
 
-# What operating systems, network storage and editors leave behind, in lower case; hidden files besides.
+# What operating systems, network storage and editors leave behind, in lower case. Hidden files are left out anyway.
 LITTER = {
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "folder.ico", "icon\r", "__macosx"),
     *("$recycle.bin", "recycler", "system volume information", "lost+found", "temporary items"),
@@ -44,7 +44,7 @@ class Found(NamedTuple):
     Attributes:
       classes: names of the class folders, sorted; a label is an index in them.
       splits: the pictures of each split, in their order.
-      left_out: how many files or folders are not taken, by reason.
+      left_out: number of files or folders that are not used, by reason.
     """
 
     classes: tuple[str, ...]
@@ -55,8 +55,8 @@ class Found(NamedTuple):
 def find(root: Path) -> Found:
     """The pictures of a folder. Raises `UserError`.
 
-    The order is a function of the pictures' names alone: shuffled by a hash, and so that each stretch of a split has its
-    share of every class.
+    The order depends on the pictures' names alone: it is shuffled by a hash, and every stretch of a split has its share
+    of every class.
     """
     left_out: Counter[str] = Counter()
     tops = _tops(root)
@@ -166,7 +166,7 @@ def _check_classes(root: Path, folders: dict[str, dict[str, Path]], classes: Seq
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, without litter. Raises `UserError` where it cannot be read."""
+    """What is in a folder, by name, without litter. Raises `UserError` if it cannot be read."""
     try:
         with os.scandir(folder) as found:
             kept = [e for e in found if not e.name.startswith(".") and e.name.casefold() not in LITTER]
@@ -176,7 +176,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _folders(top: Path, *, strict: bool = True) -> dict[str, Path]:
-    """The folders in a folder by name; with `strict` a link that leads nowhere and may be one raises `UserError`."""
+    """The folders in a folder by name. With `strict`, a broken link that may be a folder raises `UserError`."""
     found: dict[str, Path] = {}
     for entry in _entries(top):
         path = Path(entry.path)
@@ -190,7 +190,7 @@ def _folders(top: Path, *, strict: bool = True) -> dict[str, Path]:
 
 
 def _pictures(folder: Path, taken: set[tuple[int, int]], left_out: Counter[str]) -> Iterator[Path]:
-    """The pictures of a class, however deep; no folder of `taken` is gone into, and none twice."""
+    """The pictures of a class, however deep. Folders of `taken` are skipped, and none is visited twice."""
     for entry in _entries(folder):
         path = Path(entry.path)
         if _is_folder(entry):
@@ -206,10 +206,10 @@ def _pictures(folder: Path, taken: set[tuple[int, int]], left_out: Counter[str])
 
 
 def _kind(path: Path) -> str:
-    """ "picture", or why a file that looks like one is left out, or "" for any other file."""
+    """ "picture"; or why a file that looks like one is left out; or "" for any other file."""
     suffix = path.suffix.lower()
     if _leads_nowhere(path):
-        return "" if suffix in TEXT else "picture"  # it may have been one, or a folder of them
+        return "" if suffix in TEXT else "picture"  # it may have been a picture, or a folder of them
     if not path.is_file():
         return ""
     if suffix in SUFFIXES:
@@ -238,7 +238,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _normal(name: str) -> str:
-    """A name as Linux and Windows write it; macOS takes letters with accents apart."""
+    """A name as Linux and Windows write it; macOS decomposes accented letters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -257,7 +257,7 @@ def _by_class(entries: Sequence[Entry], root: Path) -> list[list[Entry]]:
 
 
 def _hold_out(entries: Sequence[Entry], root: Path) -> dict[str, list[Entry]]:
-    """Splits one list; which pictures are held out depends on their names alone, class by class."""
+    """Splits one list. Which pictures are held out depends on their names alone, class by class."""
     splits: dict[str, list[Entry]] = {"train": [], "test": []}
     for of_class in _by_class(entries, root):
         every = max(2, min(HELD_OUT, len(of_class)))  # a class with fewer than five still has one to test

@@ -1,4 +1,4 @@
-"""A split of encoded pictures of any size: each read, checked, decoded and cut when its turn comes."""
+"""A split of encoded pictures of any size; each is read, checked, decoded and cropped when it is needed."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Pictures:
 
     Attributes:
       name: for messages, such as "imagenet2012 train".
-      records: read at random: item i has "image" (encoded bytes) and "label" (int).
+      records: random access: item i has "image" (encoded bytes) and "label" (int).
       classes: labels are 0 to classes - 1.
       short: pixels that the short side is scaled to.
       size: pixels, height and width of what the network sees.
-      skip: whether records that cannot be used are named in a line and left out, instead of ending the run: in training the
-        next usable one takes the place, in evaluation none does.
-      named: the records that were said to be left out, each once in a process.
+      skip: whether bad records are named in a line and left out instead of ending the run. In training the next usable
+        record takes the place, in evaluation none does.
+      named: the records reported as left out, each once in a process.
     """
 
     name: str
@@ -69,14 +69,15 @@ class Pictures:
     def decode(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
         """A decoded picture, height and width to scale it to, and its label. Raises `UserError`.
 
-        simplejpeg gives the same pixels as Pillow, and sooner. Of a JPEG at least four times as large as wanted Pillow has
-        libjpeg decode a smaller version, still at least twice as large. What need not be scaled is an array.
+        simplejpeg gives the same pixels as Pillow, faster. For a JPEG at least four times as large as wanted, Pillow
+        has libjpeg decode a smaller version, still at least twice as large. A picture that needs no scaling is an
+        array.
         """
         data, size, colours, label = self.open(index)
         to = views.scaled(*size, self.short)
         try:
             if colours in ("YCbCr", "Gray") and min(a // b for a, b in zip(size, to, strict=True)) < 4:
-                with contextlib.suppress(ValueError):  # also of what libjpeg warns of; Pillow judges then
+                with contextlib.suppress(ValueError):  # also for what libjpeg only warns of: then Pillow decides
                     pixels = simplejpeg.decode_jpeg(data, "RGB")
                     return pixels if size == to else Image.fromarray(pixels), to, label
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -87,7 +88,7 @@ class Pictures:
             raise UserError(f"record {index} of {self.name} cannot be decoded: {reason(error)}") from error
 
     def usable(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int] | None:
-        """As `decode`, but None for a record that is to be left out."""
+        """Like `decode`, but None for a record that is left out."""
         try:
             return self.decode(index)
         except UserError as error:
@@ -95,7 +96,7 @@ class Pictures:
             return None
 
     def leave_out(self, index: int, error: UserError) -> None:
-        """Says that a record is left out, if that is wanted; else raises `error`, which names it."""
+        """Reports that a record is left out, if the config says so; otherwise raises `error`, which names it."""
         if not self.skip:
             raise error
         if index not in self.named:
@@ -103,14 +104,14 @@ class Pictures:
             say(f"warning: {error}; left out")
 
     def usable_from(self, index: int) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
-        """The first usable record from this one on, and round. Raises `UserError` if there is none."""
+        """The first usable record from this one on, wrapping around. Raises `UserError` if there is none."""
         for i in (*range(index, len(self)), *range(index)) if self.skip else (index,):
             if (found := self.usable(i)) is not None:
                 return found
         raise UserError(f"no record of {self.name} can be used")
 
     def sample(self, number: int) -> np.ndarray:
-        """The central windows of so many records, evenly spread over the split, uint8 `[N, size, size, 3]`."""
+        """The central windows of that many records, evenly spread over the split, uint8 `[N, size, size, 3]`."""
 
         def central(index: int) -> np.ndarray:
             picture, to, _ = self.usable_from(index)
@@ -123,8 +124,8 @@ class Pictures:
 def cut(picture: Image.Image | np.ndarray, to: tuple[int, int], window: views.Window) -> np.ndarray:
     """A window of a decoded picture scaled to height and width `to`, uint8 `[height, width, 3]`.
 
-    What the window shows is scaled and no more, with the same result as of the whole picture: bilinear, each pixel over
-    all that it covers.
+    Only what the window shows is scaled, with the same result as for the whole picture: bilinear with antialiasing,
+    each pixel averaging all that it covers.
     """
     y, x, height, width = window
     if isinstance(picture, np.ndarray):

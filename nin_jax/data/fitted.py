@@ -24,7 +24,7 @@ CHUNK = 1024  # images transformed at once while fitting, so that memory is that
 
 
 def fit(ops: Sequence[Call[FittedOp]], images: np.ndarray) -> Stats:
-    """Fits each op on what the ops before it make of the training images uint8 `[N, H, W, C]`."""
+    """Fits each op on the training images uint8 `[N, H, W, C]` as the ops before it transform them."""
     stats: Stats = []
     fitted = [i for i, op in enumerate(ops) if not op.entry.PER_IMAGE]
     current = np.asarray(images)
@@ -55,7 +55,10 @@ def apply(ops: Sequence[Call[FittedOp]], stats: Stats, images: jax.Array) -> jax
 
 
 def augment(ops: Sequence[Call[RandomOp]], keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Applies random ops to float32 `[B, H, W, C]`; image i's luck is a function of `keys[i]` and the op's place."""
+    """Applies random ops to float32 `[B, H, W, C]`.
+
+    Image i's random numbers depend on `keys[i]` and the op's position.
+    """
     for i, op in enumerate(ops):
         images = op.entry.apply(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys), images, **op.arguments)
     return images

@@ -29,7 +29,7 @@ class Arrays(NamedTuple):
 
 
 class Shuffled:
-    """A `TrainSource` that lies on every device, in a new order in every epoch.
+    """A `TrainSource` that lies on every device, in a new order each epoch.
 
     Args:
       arrays: the split, replicated, without an order.
@@ -49,7 +49,7 @@ class Shuffled:
         self.like = arrays._replace(order=replicated_like(order, mesh))
 
     def start(self, step: int) -> None:
-        """Draws the order of the epoch that update `step` belongs to."""
+        """Draws the order of the epoch of update `step`."""
         if (epoch := step // (self.examples // self.batch_size)) != self.epoch:
             order = epoch_order(self.seed, epoch, self.examples)
             self.epoch, self.like = epoch, self.like._replace(order=replicate(order, self.mesh))
@@ -103,7 +103,7 @@ class InOrder:
 def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     """The order of an epoch, int32 `[examples]`: a permutation drawn from (seed, epoch).
 
-    By the host: XLA takes two seconds to compile a sort for a CPU, and 30 ms to shuffle 50,000.
+    Drawn by the host: XLA takes two seconds to compile a sort for a CPU, and 30 ms to shuffle 50,000.
     """
     return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
 
@@ -118,9 +118,9 @@ def batch_indices(order: jax.Array, step: jax.Array, batch_size: int) -> jax.Arr
 
 
 def even_batches(examples: int, batch_size: int, devices: int) -> int:
-    """The size of an evaluation's batches, all equal: as few batches as possible of at most `batch_size`, hardly padded.
+    """The size of an evaluation's batches: as few as possible, all equal, of at most `batch_size`, with little padding.
 
-    Returns a multiple of `devices`, at least that; and of 8 for each device where `batch_size` allows it, so that
+    Returns a multiple of `devices`, and of 8 for each device if `batch_size` allows it, so that
     `layers.cpu.pieces` can take some images at a time.
     """
     most = max(1, batch_size // devices)

@@ -1,4 +1,4 @@
-"""Pictures from outside: encoded files of known formats, of a bounded number of pixels; whatever is wrong with one is one error.
+"""Pictures from outside: encoded files of known formats with a bounded number of pixels. Whatever is wrong is one error.
 
 In this package a picture is a user's encoded file or record, an image the array of pixels that a network is shown.
 """
@@ -72,7 +72,7 @@ class Unreadable(ValueError):
 
 
 def reason(error: Exception) -> str:
-    """What a decoder says, in one line, without the addresses in memory of what it read."""
+    """A decoder's message in one line, without memory addresses."""
     return re.sub(r" <_io\.BytesIO object at \w+>", "", one_line(error))
 
 
@@ -115,11 +115,11 @@ def open_picture(source: Path | bytes, formats: tuple[str, ...] = FORMATS, *, pi
 
 
 def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tuple[int, int, int]) -> np.ndarray:
-    """A picture as a network is shown it, uint8 `[H, W, C]` of that shape.
+    """A picture as a network sees it, uint8 `[H, W, C]` of that shape.
 
     It is turned upright as its EXIF data say, laid on the background colour where it is transparent, made grey (C = 1) or
-    red, green, blue (C = 3), scaled (bilinear, each pixel over all that it covers) until it just covers the shape, and
-    cut to the centre.
+    red, green, blue (C = 3), scaled (bilinear with antialiasing) until it just covers the shape, and cropped to the
+    centre.
     """
     height, width, channels = shape
     upright = ImageOps.exif_transpose(picture)

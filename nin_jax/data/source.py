@@ -1,4 +1,4 @@
-"""What training and evaluation need of a split: batches, on the devices. `memory` and `stream` have the two kinds."""
+"""What training and evaluation need from a split: batches on the devices. `memory` and `stream` have the two kinds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     Attributes:
       image: uint8 `[B, H, W, C]`; in an evaluation `[B, V, H, W, C]`, V views of each image.
       label: int32 `[B]`.
-      weight: in an evaluation float32 `[B]`: 1, or 0 where a place in the batch is empty.
+      weight: in an evaluation, float32 `[B]`: 1, or 0 for padding.
     """
 
     image: Any  # arrays of the host or of the devices, or their shapes
@@ -29,7 +29,7 @@ class TrainSource(Protocol):
       examples: images of the split; an epoch has `examples // batch_size` updates.
       like: the shapes of what `at` returns, with shardings.
       split: whether that is split over the replicas (`devices.mesh.share_out`); otherwise every replica has all of it.
-      updates_per_dispatch: the most updates that can be made from one `at`.
+      updates_per_dispatch: the most updates that one `at` serves.
     """
 
     examples: int
@@ -59,7 +59,7 @@ class EvalSource(Protocol):
 
     Attributes:
       examples: images of the split.
-      batches: in how many batches.
+      batches: number of batches.
       like: the shapes of the first dispatch's data, with shardings.
       split: as of `TrainSource`.
       batches_per_dispatch: how many batches a dispatch draws.

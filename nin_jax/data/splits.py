@@ -15,9 +15,8 @@ from nin_jax.registry import Call, Dataset
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int32 [N]
 
 
-UNREADABLE = -(
-    2**31
-)  # the label of a record that could not be read: it keeps its place, so that slices stay what they are
+# The label of a record that could not be read. It keeps its place, so that slices keep their meaning.
+UNREADABLE = -(2**31)
 
 
 class Info(NamedTuple):
@@ -28,12 +27,13 @@ class Info(NamedTuple):
       classes: number of classes.
       image_shape: (height, width, channels) of every image.
       splits: number of examples of each split.
-      source: where it comes from.
+      source: its origin.
       version: of the TFDS preparation, or of the rule that makes it.
-      class_names: by label; empty where they have none but their numbers.
-      streamed: whether it does not fit in memory, so that its pictures are decoded while the network computes.
-      prepared: whether it is read from where it lies prepared in TFDS's layout.
-      found: lines for the start of a run: what a user's own folder holds, and that its classes are matched to a run's.
+      class_names: by label; empty if the classes have only numbers.
+      streamed: whether it does not fit in memory, so that pictures are decoded while the network computes.
+      prepared: whether it has to be prepared in TFDS's layout.
+      found: lines printed at the start of a run: what a user's own folder holds, and how its classes match those of a
+        run.
       counts: the same in numbers, for the summary.
     """
 
@@ -51,7 +51,7 @@ class Info(NamedTuple):
 
 
 def facts(dataset: Call[Dataset], data_dir: str | None) -> Info:
-    """The facts of a data set, from its folder where they depend on that."""
+    """The facts of a data set, read from its folder if they depend on it."""
     entry: Any = dataset.entry
     return entry.info(data_dir, **dataset.arguments) if hasattr(entry, "info") else entry.INFO
 
@@ -68,9 +68,9 @@ def from_notes(plain: Mapping[str, Any]) -> Info:
 
 
 def match_classes(data: Info, trained: Info) -> np.ndarray | None:
-    """The label in training of each label of some data, by the names of the classes; None where they are the same.
+    """The training label of each label of some data, matched by class name; None if they are the same.
 
-    Raises `UserError` where the network was not trained on a class, or where they have no names and differ in number.
+    Raises `UserError` for a class that the network was not trained on, and for unnamed classes that differ in number.
     """
     what = f"dataset {data.name} ({data.source})"
     mine, theirs = data.class_names, trained.class_names
@@ -105,7 +105,7 @@ def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dat
 
 
 def parts(split: str, sizes: Mapping[str, int], dataset: str) -> list[tuple[str, int, int]]:
-    """What a TFDS split expression names: (whole split, first example, one after the last) of each part, in order."""
+    """Parses a TFDS split expression: (whole split, first example, one after the last) of each part, in order."""
     if sizes.get(split):  # a name alone; importing what reads the others takes a third of a second
         return [(split, 0, sizes[split])]
     import tensorflow_datasets as tfds
@@ -131,17 +131,17 @@ def parts(split: str, sizes: Mapping[str, int], dataset: str) -> list[tuple[str,
 
 
 def bad_record(which: str, why: Exception, bad_records: str) -> None:
-    """What a record that cannot be used leads to: `ValueError` with "stop", a line with "skip"."""
+    """Handles a bad record: `ValueError` with "stop", a line with "skip"."""
     if bad_records != "skip":
         raise ValueError(f"{which}: {one_line(why)}; bad_records='skip' leaves such records out") from why
     say(f"{which} is left out: {one_line(why)[:300]}")
 
 
 def usable(split: Split, info: Info, which: str, bad_records: str) -> tuple[Split, int]:
-    """The examples of a split whose label is one of the data set's classes, and how many are left out.
+    """The examples of a split with a valid label, and how many others are left out.
 
-    Raises `UserError` for the first that is not, with `bad_records="stop"`; and where nothing is left, or the pictures are
-    not what `info` says. Names the classes of which there is no example.
+    Raises `UserError` for the first invalid one, with `bad_records="stop"`; if nothing is left; or if the images are
+    not what `info` says. Names classes without an example.
     """
     images, labels = split
     absent = np.setdiff1d(np.arange(info.classes), labels).tolist()

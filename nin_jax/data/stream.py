@@ -1,9 +1,9 @@
 """A data set that does not fit in memory: pictures of any size, decoded while the network computes.
 
 Batch k is a function of (seed, k), for any number of processes and workers: the order is a permutation of the whole
-split drawn from (seed, epoch), example i of the batch is cut at a place drawn from (seed, k, i), and each process
-decodes only the examples that its own devices have. So a run is resumed by its step alone, with the very next example.
-What travels to the devices is uint8; mirroring and preprocessing are done there.
+split drawn from (seed, epoch), example i of the batch is cropped at a place drawn from (seed, k, i), and each process
+decodes only the examples of its own devices. So the step is all that a run needs to resume with the very next example.
+Only uint8 is transferred to the devices; mirroring and preprocessing are done there.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Training:
         return self.updates
 
     def indices(self, step: int) -> list[int]:
-        """The records of the share. What an epoch's order has beyond its last whole batch waits for a later epoch."""
+        """The records of the share. Records beyond an epoch's last whole batch are left out of that epoch."""
         epoch, place = divmod(step, len(self.pictures) // self.batch_size)
         first = place * self.batch_size
         return memory.epoch_order(self.seed, epoch, len(self.pictures))[first + self.rows].tolist()
@@ -122,7 +122,7 @@ class Evaluation:
 
 
 def plan(pictures: Pictures, protocol: str, batch_size: int, devices: int) -> list[Group]:
-    """Puts the pictures of a split together whose windows are of one size, as many as fill `batch_size` inputs.
+    """Groups the pictures of a split whose windows have the same size, as many as fill `batch_size` inputs.
 
     The number of pictures of a batch is a multiple of `devices`, at least that many.
     """
@@ -159,10 +159,10 @@ def plan(pictures: Pictures, protocol: str, batch_size: int, devices: int) -> li
 
 
 class _Ahead:
-    """Batches of `Training` or `Evaluation` from one on, decoded and put on the devices before they are asked for."""
+    """Batches of `Training` or `Evaluation` from a given one on, decoded and sent to the devices ahead of use."""
 
     def __init__(self, batches: Training | Evaluation, first: int, mesh: Mesh, workers: int):
-        if not flags.FLAGS.is_parsed():  # grain has flags, and asks for them also where the program has parsed none
+        if not flags.FLAGS.is_parsed():  # grain has flags, and reads them even in a program that has parsed none
             flags.FLAGS.mark_as_parsed()
         self.mesh, self.workers = mesh, workers
         source: Any = dataclasses.replace(batches, processes=max(1, workers))
@@ -206,7 +206,7 @@ def _threads(count: int) -> concurrent.futures.ThreadPoolExecutor:
 def _on_cores(processes: int, f: Callable[[int, int], None], items: Sequence[int]) -> None:
     """`f(i, items[i])` for each i, on this process' part of the cores."""
     threads = max(1, worker.cores() // processes)
-    tasks = min(4 * threads, len(items))  # not one for each: that costs a tenth of decoding a small picture
+    tasks = min(4 * threads, len(items))  # not a task for each: that costs a tenth of decoding a small picture
 
     def some(first: int) -> None:
         for i in range(first, len(items), tasks):
@@ -237,7 +237,7 @@ class TrainStream:
         self.like = shared_out_like(Batch(image, label), mesh)
 
     def start(self, step: int) -> None:
-        """Begins with the batch of update `step`, in the background."""
+        """Begins to decode the batch of update `step`, in the background."""
         self.close()
         self.step, self.ahead = step, _Ahead(self.source, step, self.mesh, self.workers)
 
@@ -302,7 +302,7 @@ class EvalStream:
 
 
 def workers_here(wanted: int) -> int:
-    """How many processes decode; 0: threads of this one do. -1 wanted: as many as have eight cores each, if two have."""
+    """Number of processes that decode; 0: threads of this one. For -1: one for every eight cores, from 16 cores on."""
     if wanted >= 0:
         return wanted
     processes = worker.cores() // CORES_A_PROCESS

@@ -1,4 +1,4 @@
-"""Data sets that lie prepared in the layout of tensorflow-datasets: their records, and decoding them."""
+"""Data sets prepared in the layout of tensorflow-datasets: their records, and decoding them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tfds_folder(info: Info, data_dir: str | None) -> Path:
 
 
 def from_tfds(info: Info, split: str, data_dir: str | None = None, *, bad_records: str = "stop") -> Split:
-    """Reads a data set that lies prepared in TFDS's layout; decodes each split once.
+    """Reads a data set prepared in TFDS's layout; decodes each split once.
 
     With `bad_records="skip"` a record that cannot be read is named in a line and has the label `UNREADABLE`.
     """
@@ -57,7 +57,7 @@ def from_tfds(info: Info, split: str, data_dir: str | None = None, *, bad_record
 
 
 class Records(Sequence[Mapping[str, Any]]):
-    """Encoded records of the parts of several sources, one part after the other; can be sent to other processes."""
+    """Encoded records of several parts of sources, one after the other; picklable, for worker processes."""
 
     def __init__(self, chosen: Sequence[tuple[Any, int, int]]):
         self.chosen = [(source, first, last) for source, first, last in chosen if last > first]
@@ -118,7 +118,7 @@ class _Examples(Sequence[Mapping[str, Any]]):
 
 
 def check_prepared(dataset: str, data_dir: str | None) -> None:
-    """Raises `UserError` that says how to prepare a data set in TFDS's layout unless all of it is there.
+    """Raises `UserError`, saying how to prepare the data set, unless all of it is there.
 
     Args:
       dataset: the name of an entry of datasets/.
@@ -130,7 +130,10 @@ def check_prepared(dataset: str, data_dir: str | None) -> None:
 
 
 def prepared_files(info: Info, folder: Path, split: str | None = None) -> list[Path]:
-    """The files of a prepared split, or of all. Raises `UserError` that says how to prepare them if any is not there whole."""
+    """The files of a prepared split, or of all.
+
+    If one is missing or incomplete, raises `UserError` saying how to prepare them.
+    """
     files = shards(info.name, folder, split)
     broken = [path for path, records in files.items() if not is_whole(path, records)]
     if broken or not files:
@@ -148,7 +151,7 @@ def prepared_files(info: Info, folder: Path, split: str | None = None) -> list[P
 
 
 def shards(name: str, folder: Path, split: str | None = None) -> dict[Path, int]:
-    """The files that a prepared data set, or one split of it, has by its dataset_info.json, and the records of each."""
+    """The files of a prepared data set, or of one split, and the records of each, by its dataset_info.json."""
     return {
         folder / f"{name}-{of}.array_record-{i:05d}-of-{len(lengths):05d}": length
         for of, lengths in _shard_lengths(folder).items()
@@ -158,7 +161,7 @@ def shards(name: str, folder: Path, split: str | None = None) -> dict[Path, int]
 
 
 def is_whole(shard: Path, records: int) -> bool:
-    """Whether a file is there and has so many records; of one that was cut the reader finds none."""
+    """Whether a file is there and has that many records; in a truncated one the reader finds none."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:

@@ -1,4 +1,4 @@
-"""Which parts of a picture a network is shown: the protocols that errors are printed for, by name.
+"""Which windows of a picture a network sees: the evaluation protocols, by name.
 
 A picture of ImageNet or of a folder is scaled until its short side is `short` pixels ("256xN" is short=256). `size` is that of the network's input.
 
@@ -6,9 +6,9 @@ center   the window in the middle; images that have the network's own size, as C
 mirror   center, and its mirror image
 10-crop  the four corners and the middle of the central short x short square, and their mirror images (Krizhevsky 2012)
 3-view   three windows along the long side, at both ends and in the middle (slides, "3 view test")
-dense    the whole picture, through a network that is convolutional up to its global pooling. So that not every picture
-         has a size of its own, for which the network would be compiled, the long side is cut, equally at both ends, to a
-         multiple of 64 pixels and at most four times the short side.
+dense    the whole picture, through a network that is convolutional up to its global pooling. The long side is cut,
+         equally at both ends, to a multiple of 64 pixels and at most four times the short side, so that the network
+         is not compiled for every size of picture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Threads, and processes that work for this one: they leave signals to it, and do not outlive it."""
+"""Threads, and worker processes, which leave signals to their parent and do not outlive it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def silence_size_warnings() -> None:
-    """Turns off Pillow's warning of large pictures in the whole process: `data.pictures` has limits of its own."""
+    """Turns off Pillow's warning of large pictures in the whole process: `data.pictures` has its own limits."""
     warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit", RuntimeWarning)
 
 
@@ -28,7 +28,7 @@ def cores() -> int:
 
 
 def map_threads(f: Callable[[T], R], items: Iterable[T], total: int, what: str) -> Iterator[R]:
-    """f of every item, in order, on all cores, under a progress bar; an error or a signal leaves the rest undone."""
+    """`f` of every item, in order, on all cores, under a progress bar. An error or a signal cancels the rest."""
     pool = concurrent.futures.ThreadPoolExecutor(cores())
     try:
         yield from track(pool.map(f, items), total, what)
@@ -37,7 +37,7 @@ def map_threads(f: Callable[[T], R], items: Iterable[T], total: int, what: str) 
 
 
 def begin() -> None:
-    """To be called first in a process that works for another: it leaves signals to that one, and does not outlive it."""
+    """Called first in a worker process: it leaves signals to its parent and does not outlive it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     silence_size_warnings()

@@ -1,4 +1,4 @@
-"""The mesh of devices, and how arrays lie on it."""
+"""The mesh of devices, and how arrays are placed on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_mesh() -> Mesh:
 def compiled_in_32_bits() -> Iterator[None]:
     """JAX's 64-bit mode (JAX_ENABLE_X64) is off in this thread while entered: states and checkpoints are of 32 bits.
 
-    Raises `UserError` where jit is disabled (JAX_DISABLE_JIT), since updates and evaluations are compiled ahead of time.
+    Raises `UserError` if jit is disabled (JAX_DISABLE_JIT), since updates and evaluations are compiled ahead of time.
     """
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue] - not in its stubs
         raise UserError("JAX_DISABLE_JIT=1 (jax_disable_jit): updates and evaluations are compiled; unset it")
@@ -45,7 +45,7 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:
 
 
 def check_precision(precision: str, devices: Sequence[Any]) -> None:
-    """Raises `UserError` where bfloat16 has no hardware behind it (NVIDIA GPUs before Ampere)."""
+    """Raises `UserError` if the hardware has no bfloat16 (NVIDIA GPUs before Ampere)."""
     for device in devices:
         capability = str(getattr(device, "compute_capability", ""))
         if precision == "bfloat16" and re.fullmatch(r"\d+\.\d+", capability) and float(capability) < 8.0:
@@ -64,20 +64,20 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def replicated_like(tree: Any, mesh: Mesh) -> Any:
-    """The shapes of a tree, saying that each array lies on every device."""
+    """The shapes of a tree, with shardings that put each array on every device."""
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def rows_here(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Which examples of a global batch this process' devices have, as indices in the order in which they are given."""
+    """The indices, in the global batch, of the examples that this process' devices have, in their order."""
     rows = np.arange(batch_size).reshape(mesh.size, -1)
     here = [d.process_index == jax.process_index() for d in mesh.devices.flat]
     return rows[here].reshape(-1)
 
 
 def share_out(tree: Any, mesh: Mesh) -> Any:
-    """Puts each device's share of a batch on it.
+    """Puts on each device its share of a batch.
 
     Args:
       tree: host arrays `[rows here, ...]`, the rows of `rows_here`.
@@ -96,7 +96,7 @@ def share_out(tree: Any, mesh: Mesh) -> Any:
 
 
 def shared_out_like(tree: Any, mesh: Mesh) -> Any:
-    """What `share_out` makes of arrays of these shapes `[global batch, ...]`, as shapes."""
+    """The shapes that `share_out` returns for arrays of these shapes `[global batch, ...]`."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def like(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -15,12 +15,12 @@ from nin_jax.devices import cpu_memory, processes
 
 
 def prepare_process(cache: Path) -> None:
-    """Logs, hooks, JAX's settings, the other processes of the run and the allocator, in the order they have to come.
+    """Sets up logs, hooks, JAX, the other processes of the run and the allocator, in this necessary order.
 
     Args:
       cache: folder for compiled programs, unless JAX_COMPILATION_CACHE_DIR names another.
     """
-    # Orbax logs every file and every failure with its stack, asyncio those of orbax; what matters is raised.
+    # Orbax logs every file and every failure with its stack, and so does asyncio for orbax; what matters is raised.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -31,17 +31,15 @@ def prepare_process(cache: Path) -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # JAX's default is a second
     cpu_memory.await_dispatches()
     processes.join()
-    if (
-        jax.default_backend() == "cpu"
-    ):  # on hosts of accelerators one heap would be contended for by the decoding threads
+    if jax.default_backend() == "cpu":  # on the hosts of accelerators, decoding threads would contend for the one heap
         cpu_memory.reuse_memory()
 
 
 def _without_closed_loops(info: Any) -> None:
     """`sys.unraisablehook` without what a failed save or restore leaves behind.
 
-    When one array cannot be read or written, orbax closes its event loop under the others, and each of them complains on
-    stderr when it comes back, which may be at the very end.
+    When one array cannot be read or written, orbax closes its event loop while the others are still in it, and each of
+    them complains on stderr when it returns, possibly at the very end.
     """
     if "Event loop is closed" not in str(info.exc_value):
         sys.__unraisablehook__(info)

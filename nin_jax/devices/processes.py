@@ -1,6 +1,6 @@
-"""The only file that knows other processes: how they find each other, what they agree on, who writes.
+"""The only file that knows of other processes: how they find each other, what they agree on, who writes.
 
-All processes of a run do the same things in the same order, each on its own devices. The first one alone writes, and reads
+All processes of a run do the same things in the same order, each on its own devices. Only the first one writes, reads
 what was written, and sends it to the others. So they cannot disagree, and one directory is enough.
 """
 
@@ -33,7 +33,7 @@ from nin_jax.errors import ExitError, StorageFailed, UserError, one_line
 
 T = TypeVar("T")
 
-HEARTBEAT_SECONDS = 60  # a process that has not been heard of for so long counts as dead, and all end
+HEARTBEAT_SECONDS = 60  # a process that has been silent for so long counts as dead, and all end
 SHUTDOWN_SECONDS = 120  # the longest wait of a process that is done for the others
 RENDEZVOUS_SECONDS = 300  # the longest wait for all processes at the start; the environment may say otherwise
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # of the environment, for `join`
@@ -41,7 +41,7 @@ FIRST_WORDS = 256  # uint32 of a message that are sent at once; a longer one tak
 
 
 def join() -> None:
-    """Makes this process one of several, if it was started as one; to be called before anything touches a device.
+    """Makes this process one of several, if it was started as one. Call it before anything touches a device.
 
     The others are found through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID where they are set
     (launch/local.py and launch/kubernetes set them), and by JAX itself under srun, mpirun and on TPU VMs. From then on
@@ -57,7 +57,7 @@ def join() -> None:
         _initialize(wanted)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, ValueError) and not wanted and not _launched():
-            return  # a machine with a TPU that is not part of a cluster
+            return  # a machine with a TPU, outside a cluster
         raise UserError(
             f"the processes of this run have not found each other: {one_line(error)[:300]}; where JAX does not know what started "
             f"them, set {', '.join(NAMES)}"
@@ -129,7 +129,7 @@ def _patience() -> float:
 
 @contextlib.contextmanager
 def _no_proxies() -> Iterator[None]:
-    """The environment without http_proxy and its like: processes of one run are not reached through a proxy."""
+    """The environment without http_proxy and the like: processes of one run are not reached through a proxy."""
     proxies = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
     try:
         yield
@@ -138,7 +138,7 @@ def _no_proxies() -> Iterator[None]:
 
 
 def _peers() -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize`, empty where it finds them itself; None for a process of its own."""
+    """Arguments of `jax.distributed.initialize`, empty if it finds them itself; None for a single process."""
     given = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
     if given:
         try:
@@ -155,7 +155,7 @@ def _peers() -> dict[str, Any] | None:
             "coordinator_address": address,
             "num_processes": processes,
             "process_id": number,
-            "cluster_detection_method": "deactivate",  # else a cluster that is there too would say which devices to take
+            "cluster_detection_method": "deactivate",  # otherwise a cluster that is there too would choose the devices
         }
     tpu = importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*"))
     return {} if _launched() or tpu else None
@@ -168,13 +168,13 @@ def _launched() -> bool:
 
 
 def leave() -> None:
-    """Shuts down `jax.distributed` once every process is done; does nothing for a process of its own."""
-    with contextlib.suppress(RuntimeError):  # one of them is gone without a word; this one has said what it had to
+    """Shuts down `jax.distributed` once every process is done; does nothing for a single process."""
+    with contextlib.suppress(RuntimeError):  # one of them died without a word; this one has reported what it had to
         jax.distributed.shutdown()
 
 
 def peer_is_gone(error: BaseException) -> bool:
-    """Whether an error says that another process of the run has gone without a word (sums over a CPU's Gloo or NCCL)."""
+    """Whether an error means that another process of the run died without a word (sums over a CPU's Gloo, or NCCL)."""
     return jax.distributed.is_initialized() and bool(
         re.search(r"Gloo|NCCL|Connection (closed|reset|refused)|[Cc]oordination|heartbeat|Devices failed", str(error))
     )
@@ -186,12 +186,12 @@ def is_first() -> bool:
 
 
 def stop_is_shared() -> bool:
-    """Whether JAX looks after SIGTERM, so that `stop_requested` is what tells of it."""
+    """Whether JAX handles SIGTERM, so that `stop_requested` reports it."""
     return jax.distributed.is_initialized()
 
 
 def stop_requested(question: int) -> bool:
-    """Whether a process of the run has got SIGTERM: true for all of them from the same question on.
+    """Whether a process of the run got SIGTERM: true for all of them from the same question on.
 
     All have to ask in the same places; `question` counts them from 1. Asking takes less than a microsecond.
     """
@@ -199,10 +199,9 @@ def stop_requested(question: int) -> bool:
 
 
 def meet() -> None:
-    """Returns when all processes have come here, however late: what goes through devices next finds nobody late.
+    """Waits until all processes are here, however late, so that the next collective finds nobody late.
 
-    On a CPU, what goes through the devices fails where one process is half a minute late; this goes through JAX's
-    coordination service.
+    On a CPU, a collective fails if one process is half a minute late; this goes through JAX's coordination service.
     """
     if jax.process_count() > 1:
         with multihost_utils.live_devices(jax.devices()):
@@ -210,7 +209,7 @@ def meet() -> None:
 
 
 def from_first(f: Callable[[], T]) -> T:
-    """What `f` returns on the first process, on all of them; nowhere else is it called.
+    """What `f` returns on the first process, on all of them. Only the first one calls it.
 
     With several processes it is a JSON value, and an `ExitError` that `f` raises is raised on all of them.
     """
@@ -266,7 +265,7 @@ def _broadcast(tree: Any) -> Any:
 
 
 def arrays_from_first(f: Callable[[], list[dict[str, np.ndarray]]]) -> list[dict[str, np.ndarray]]:
-    """What `f` returns on the first process, on all of them, bit for bit; nowhere else is it called."""
+    """The arrays that `f` returns on the first process, on all of them, bit for bit. Only the first one calls it."""
     if jax.process_count() == 1:
         return f()
     made: list[dict[str, np.ndarray]] = []
@@ -280,9 +279,9 @@ def arrays_from_first(f: Callable[[], list[dict[str, np.ndarray]]]) -> list[dict
 
 
 def placed_like(tree: Any, like: Any) -> Any:
-    """The first process's tree of arrays, where `like`, a tree of equal shapes with shardings, says, on all processes.
+    """The first process's tree of arrays on all processes, placed as `like`, its shapes with shardings, says.
 
-    What the others give is not looked at.
+    What the others pass is ignored.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, jax.tree.map(lambda s: s.sharding, like))

@@ -1,4 +1,4 @@
-"""A function of one replica, mapped over all of them and compiled; how many steps one dispatch may hold."""
+"""Maps a function of one replica over all of them and compiles it; and how many steps one dispatch holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nin_jax.devices.mesh import AXIS
 
 
 class Replicated(NamedTuple):
-    """A compiled function of all replicas, to be called with arrays like those it was compiled for.
+    """A compiled function of all replicas, called with arrays like those it was compiled for.
 
     Attributes:
       program: what XLA compiled.
@@ -40,15 +40,15 @@ def compile_replicas(
     """Compiles a per-replica function whose results are the same on every replica.
 
     Inside, `jax.lax.axis_index(AXIS)` is the replica's number and collectives over `AXIS` join the replicas. State is
-    never stacked: arguments and results are whole arrays, replicated. Only of a batch from `share_out` each replica gets
-    its own share, without the first axis.
+    never stacked: arguments and results are whole arrays, replicated. Only a batch from `share_out` is split: each
+    replica gets its own share, without the first axis.
 
     Args:
       f: function of arrays; what it returns must be equal on all replicas (after `pmean`, `psum`, `all_gather`).
       arguments: arrays (or their shapes, with shardings) like those it will be called with.
       mesh: from `make_mesh()`.
       mapper: "pmap" or "shard_map". Since JAX 0.8 both compile to the same program.
-      split: for each argument whether it is split over the replicas, `[devices, ...]`; by default none is.
+      split: for each argument, whether it is split over the replicas, `[devices, ...]`; by default none is.
       donate: positions of the arguments whose memory the results may take.
     """
     split = tuple(split) or (False,) * len(arguments)
@@ -99,15 +99,15 @@ def _pmap(
 
 
 def compile_for_once(lowered: jax.stages.Lowered) -> Callable[..., Any]:
-    """Compiles what is called once: on a CPU without optimization, since optimizing takes longer than it saves."""
+    """Compiles a function that is called once: on a CPU without optimization, which would take longer than it saves."""
     return lowered.compile({"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None)
 
 
 def steps_per_dispatch() -> int:
     """How many updates, or batches of an evaluation, one dispatch may hold.
 
-    One of a small network takes an accelerator about a millisecond, and each dispatch some of the host's time; so a
-    hundred are looped over on the device. On a CPU one may take a second, and signals and progress are looked at after
+    An update of a small network takes an accelerator about a millisecond, and a dispatch takes some of the host's time,
+    so the device loops over a hundred. On a CPU an update may take a second, and signals and progress are checked after
     each.
     """
     return 1 if jax.default_backend() == "cpu" else 100

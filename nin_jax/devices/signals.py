@@ -12,8 +12,8 @@ from typing import Any
 from nin_jax.console import console, fail
 from nin_jax.errors import Preempted
 
-# SIGTERM from kill and schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal that closes; Slurm and submitit send SIGUSR1 and
-# SIGUSR2 some time before they kill.
+# SIGTERM from kill and schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal that closes; SIGUSR1 and SIGUSR2 from
+# Slurm and submitit, some time before they kill.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -28,12 +28,12 @@ def catch(handler: Callable[[int, FrameType | None], None], *but: int) -> dict[i
 def nothing_to_save(ends: bool) -> Iterator[None]:
     """While nothing else handles them, the signals of `STOPPING` end the process at once, with a line and exit code 75.
 
-    An exception would not do: it might arrive in an import that catches it. Where the process `ends` after this they change
-    nothing any more, so that its exit code is that of what it did.
+    An exception would not do: it might arrive in an import that catches it. If the process `ends` after this, signals
+    change nothing any more, so that the exit code is that of its work.
     """
 
     def handle(number: int, _: FrameType | None) -> None:
-        console.show_cursor()  # which a progress bar hides
+        console.show_cursor()  # which a progress bar has hidden
         fail(f"{signal.Signals(number).name}: ended at once, without saving; start again")
         os._exit(Preempted.exit_code)
 
@@ -46,22 +46,23 @@ def nothing_to_save(ends: bool) -> Iterator[None]:
 
 
 class _AtOnce(BaseException):
-    """No `Exception`: it may arrive in an import or in a library that catches those."""
+    """Not an `Exception`: it may arrive in an import or in a library that catches those."""
 
 
 class Stop:
-    """Catches the signals of `STOPPING` while it is entered.
+    """Catches the signals of `STOPPING` while entered.
 
     Before there is anything to save (`can_save` is False) a signal ends the command at once with `Preempted`; after
-    that it only sets `requested`, which the loop asks for between two dispatches. A second SIGINT (Ctrl-C pressed
-    again) does not wait for the save, which may hang: it goes to the handler before, which ends a command at once
+    that it only sets `requested`, which the loop checks between two dispatches. A second SIGINT (Ctrl-C pressed again)
+    does not wait for the save, which may hang: it goes to the previous handler, which ends a command at once
     (`nothing_to_save`) and raises `KeyboardInterrupt` in a notebook.
 
-    With several processes JAX catches SIGTERM, so that all of them stop at the same step; the others are passed on as that.
+    With several processes JAX catches SIGTERM, so that all stop at the same step; the other signals are passed on as
+    SIGTERM.
     """
 
     def __init__(self) -> None:
-        from nin_jax.devices import processes  # not sooner: `main` needs this module before it has time for JAX
+        from nin_jax.devices import processes  # not earlier: `main` needs this module before it imports JAX
 
         self.requested: str | None = None
         self.before: dict[int, Any] = {}

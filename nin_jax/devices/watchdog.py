@@ -1,4 +1,4 @@
-"""A run that hangs, on a device, a peer or a file system, is ended, with every thread's stack on stderr."""
+"""Ends a run that hangs, on a device, a peer or a file system, with every thread's stack on stderr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nin_jax.errors import Preempted
 
 
 def _leave() -> None:
-    os._exit(Preempted.exit_code)  # threads that hang would keep any other way of leaving
+    os._exit(Preempted.exit_code)  # hung threads would block any other way of exiting
 
 
 def was_stopped(slept: float, pause: float) -> bool:
@@ -23,10 +23,10 @@ def was_stopped(slept: float, pause: float) -> bool:
 
 
 class Watchdog:
-    """While it is entered, ends the process with exit code 75 ("start again") `seconds` after a `beat` without another.
+    """While entered, ends the process with exit code 75 ("start again") `seconds` after the last `beat`.
 
-    Before the first beat nothing is watched. A process that was itself stopped (SIGSTOP, a laptop's lid) gets its time
-    anew: that nothing was finished then says nothing.
+    Before the first beat nothing is watched. When the process itself was stopped (SIGSTOP, a laptop's lid), the time
+    starts again: lack of progress then means nothing.
 
     Args:
       seconds: patience; 0: there is no watchdog.
@@ -47,7 +47,7 @@ class Watchdog:
         self.closed.set()
 
     def beat(self) -> None:
-        """Something was finished."""
+        """Reports progress."""
         self.last = time.monotonic()
 
     def _watch(self) -> None:

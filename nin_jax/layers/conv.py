@@ -1,4 +1,7 @@
-"""Convolution, and the one place that chooses what a platform computes differently. NHWC images, HWIO kernels, zeros at the edges."""
+"""Convolution, and the one place that chooses the form for a platform.
+
+NHWC images, HWIO kernels, zeros at the edges.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from jax import lax
 from nin_jax.layers import cpu, cuda
 from nin_jax.layers.initialisers import Initializer, gaussian
 
-# Inside `with portable(True):` networks are traced without what is for CPUs alone: for exporters, for counting operations,
-# and for batches of symbolic size. It is part of the key of jit's cache.
+# Inside `with portable(True):` networks are traced in their textbook form, without the forms for one platform alone:
+# for exporters, for counting operations, and for batches of symbolic size. It is part of the key of jit's cache.
 portable = jax.make_user_context(False)
 
 
@@ -35,8 +38,8 @@ def convolve(
 
         y[b, i, j, f] = bias[f] + sum over k, l, c of x[b, stride i + k - pad, stride j + l - pad, c] * kernel[k, l, c, f]
 
-    Where the kernel has C = C_in / groups input channels, those of x and y are cut into groups, and each group of y sees its
-    own group of x alone. Computed in `dtype` (None: that of x), on a CPU mostly in at least float32.
+    If the kernel has C = C_in / groups input channels, the channels of x and y are cut into groups, and each group of y
+    sees only its own group of x. Computed in `dtype` (None: that of x), on a CPU mostly in at least float32.
 
     Returns `[B, H', W', F]` in `dtype`, H' = floor((H + 2 * pad - size) / stride) + 1.
     """
@@ -67,7 +70,7 @@ def textbook(
 def cuda_form(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, pad: int, stride: int, dtype: Any
 ) -> jax.Array:
-    """`convolve` on an NVIDIA GPU: by patches where a window is small, as that of a first layer."""
+    """`convolve` on an NVIDIA GPU: by patches if the window is small, as in a first layer."""
     window, groups = math.prod(kernel.shape[:3]), x.shape[-1] // kernel.shape[2]
     if kernel.shape[0] == 1 or window > cuda.WINDOW or stride > 1 or groups > 1:
         return textbook(x, kernel, bias, pad=pad, stride=stride, dtype=dtype)
@@ -98,9 +101,9 @@ class Conv(nn.Module):
       kernel_init: initializer of the kernel `[size, size, C_in / groups, features]`.
       dtype: what is computed in; parameters are float32.
       pad: rows and columns of zeros on each side; None, for an odd size: as many as keep the image's size.
-      bias: what the bias `[features]` starts at; None: there is none.
+      bias: initial value of the bias `[features]`; None: no bias.
       stride: rows and columns from one position to the next.
-      groups: of channels that do not see each other.
+      groups: number of groups of channels that do not see each other.
     """
 
     features: int

@@ -1,4 +1,4 @@
-"""Forms of the layers that exist for NVIDIA GPUs alone: the same mathematics in another order."""
+"""Forms of layers for NVIDIA GPUs alone: the same mathematics in another order."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# A window of at most so many numbers is a row of a matrix. For CIFAR-10's first layer (5x5x3) cuDNN takes several times as long
-# as reading and writing its maps does: the rows "cuDNN" and "patches" of docs/performance.md.
+# Windows of up to so many numbers become rows of a matrix. For CIFAR-10's first layer (5x5x3), cuDNN takes several
+# times as long as reading and writing its maps: rows "cuDNN" and "patches" of docs/performance.md.
 WINDOW = 128
 ALIGNED = 8  # matrix units read rows in groups of so many numbers
 

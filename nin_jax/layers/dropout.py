@@ -14,10 +14,10 @@ import jax.numpy as jnp
 class Dropout(nn.Module):
     """Sets each element to 0 with probability `rate` while training, independently for every example.
 
-    "classic" is the form of the paper's own code (cuda-convnet): x * mask in training, x * (1 - rate) in the test.
-    "inverted" is the form of Caffe, PyTorch and Flax: x * mask / (1 - rate) in training, x in the test. They are the
+    "classic" is the form of the paper's own code (cuda-convnet): x * mask in training, x * (1 - rate) in evaluation.
+    "inverted" is the form of Caffe, PyTorch and Flax: x * mask / (1 - rate) in training, x in evaluation. They are the
     same network, but with a fixed initial deviation the scale of the training activations differs by 1 / (1 - rate).
-    "unscaled" is how pylearn2's maxout network drops its input: x * mask in training, x in the test.
+    "unscaled" is how pylearn2's maxout network drops its input: x * mask in training, x in evaluation.
 
     The mask of an example is a function of (the "dropout" key, the layer's place in the model, the example's index in
     the global batch), so it does not depend on how many devices share the batch.
@@ -46,7 +46,7 @@ class Dropout(nn.Module):
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...], example: jax.Array | None) -> jax.Array:
-    """uint16 of `shape [B, ...]`: those of an example are a function of the key and of its index in the global batch."""
+    """uint16 `[B, ...]`; those of an example are a function of the key and of its index in the global batch."""
     example = jnp.arange(shape[0]) if example is None else example
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(example)
     count = math.prod(shape[1:])

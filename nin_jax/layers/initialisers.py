@@ -1,4 +1,4 @@
-"""What weights start from."""
+"""Initial weights."""
 
 from __future__ import annotations
 

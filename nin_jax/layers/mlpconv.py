@@ -23,7 +23,7 @@ class Layer(NamedTuple):
       name: such as "conv1" or "cccp1".
       features: number of output channels.
       init: initializer of the weights.
-      bias: what the biases start at; None: batch normalisation in place of a bias.
+      bias: initial value of the biases; None: batch normalisation instead of a bias.
       relu: whether it ends in a ReLU.
     """
 
@@ -45,7 +45,7 @@ class MLPConv(nn.Module):
       layers: f_1 to f_n.
       size, stride, pad, groups: of W_1, see `Conv`.
       dtype: what is computed in; parameters and normalisation are float32.
-      axis_name: mapped axis whose replicas share the statistics of batch normalisation; None: each has its own.
+      axis_name: mapped axis whose replicas share the batch-norm statistics; None: each has its own.
     """
 
     layers: Sequence[Layer]

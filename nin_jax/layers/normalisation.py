@@ -19,7 +19,10 @@ class BatchNorm(nn.BatchNorm):
     momentum: float = 0.9
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x [..., C]` by the statistics of the batch, or in the test by the running ones; keeps the dtype."""
+        """Normalises `x [..., C]` by the statistics of the batch in training, else by the running ones.
+
+        Keeps the dtype.
+        """
         return super().__call__(x.astype(jnp.float32), use_running_average=not train).astype(x.dtype)
 
 

@@ -1,4 +1,7 @@
-"""Pools, on the grid of cuda-convnet and Caffe. A pool is the maximum or the sum of shifted slices, but on TPUs. NHWC."""
+"""Pools, on the grid of cuda-convnet and Caffe.
+
+A pool is the maximum or the sum of shifted slices, except on TPUs. NHWC.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from nin_jax.layers.cpu.products import as_float32
 
 
 def max_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0) -> jax.Array:
-    """Largest value of each window, `[B, H, W, C]` to `[B, H', W', C]`, H' = ceil((H - start - size) / stride) + 1.
+    """Maximum of each window, `[B, H, W, C]` to `[B, H', W', C]`, H' = ceil((H - start - size) / stride) + 1.
 
     The gradient goes to the first largest element of a window in reading order, as in PyTorch, so it is the same on
-    every device and in every run (XLA's own scatter is not deterministic on a GPU, and costs a CPU and a GPU more). `start` is 0, or negative where the
-    first window begins so many rows above and columns left of the image.
+    every device and in every run (XLA's own scatter is not deterministic on a GPU, and slower on CPUs and GPUs).
+    `start` is 0, or negative: then the first window begins that many rows above and columns left of the image.
     """
 
     def on_cpu(x: jax.Array) -> jax.Array:
@@ -33,7 +36,7 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0) -> ja
 
 
 def avg_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0, *, count_zeros: bool = False) -> jax.Array:
-    """Mean of each window, summed in float32; grid and `start` as those of `max_pool`.
+    """Mean of each window, summed in float32; grid and `start` are those of `max_pool`.
 
     At the edges the sum is divided by the number of elements inside the image (6 or 4, not 9), as cuda-convnet does; with
     `count_zeros` by size^2, as some ports do.
@@ -65,7 +68,7 @@ def windows(x: jax.Array, size: int, stride: int, fill: float) -> list[jax.Array
 
 
 def _count(n: int, size: int, stride: int) -> int:
-    """Number of windows along an axis of n. A window that would start outside the image is left out."""
+    """Number of windows along an axis of length n. A window that would start outside the image is left out."""
     out = max(0, math.ceil((n - size) / stride)) + 1
     return out - 1 if (out - 1) * stride >= n else out
 
@@ -76,7 +79,7 @@ def _framed(x: jax.Array, start: int, fill: float) -> jax.Array:
 
 
 def by_window(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """`max_pool` with XLA's own window and gradient, for which a TPU has operations."""
+    """`max_pool` by XLA's own window and gradient, for which a TPU has operations."""
     over = [(0, max(0, (_count(n, size, stride) - 1) * stride + size - n)) for n in x.shape[1:3]]
     lowest = np.array(-np.inf, x.dtype)  # of NumPy: only for a constant does JAX know the gradient
     return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, stride, stride, 1), ((0, 0), *over, (0, 0)))
@@ -94,7 +97,7 @@ def _by_slices_forward(x: jax.Array, size: int, stride: int):
     for k, other in enumerate(others, 1):
         larger = other > best
         winner = jnp.where(larger, jnp.uint8(k), winner)
-        # maximum, not where: a NaN must show in the result, as it does without a gradient.
+        # maximum, not where: a NaN must show in the result.
         best = jnp.maximum(best, other)
     return best, (winner, x.shape)
 

@@ -1,4 +1,4 @@
-"""The layers of the networks that the paper compares itself with."""
+"""Layers of the networks that the paper compares itself with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nin_jax.layers.pool import windows
 
 
 def maxout(x: jax.Array, pieces: int) -> jax.Array:
-    """Largest of `pieces` affine maps, `[..., pieces * F]` to `[..., F]` (paper equation 3, Goodfellow et al. 2013).
+    """Maximum of `pieces` affine maps, `[..., pieces * F]` to `[..., F]` (paper equation 3, Goodfellow et al. 2013).
 
         f_k = max over m of (w_km^T x + b_km)
 
@@ -27,8 +27,8 @@ def maxout(x: jax.Array, pieces: int) -> jax.Array:
     """
 
     def larger(a: jax.Array, b: jax.Array) -> jax.Array:
-        # Not jnp.max: its gradient looks for the elements that equal the maximum, and finds none, which is 0 / 0, where XLA
-        # computes x a second time with other last bits. A NaN of either is passed on.
+        # Not jnp.max: its gradient looks for the elements that equal the maximum. Where XLA computes x a second time
+        # with other last bits there are none, and the gradient is 0 / 0. A NaN of either is passed on.
         return jnp.where((b > a) | jnp.isnan(b), b, a)
 
     return functools.reduce(larger, jnp.split(x, pieces, axis=-1))
@@ -88,8 +88,7 @@ class StochasticPool(nn.Module):
             divisor = jnp.where(total == 0, 1.0, total)
             return functools.reduce(jnp.add, [a / divisor * a for a in parts]).astype(x.dtype)
         bits = random_bits(self.make_rng("dropout"), total.shape, example)
-        # Strictly between 0 and the sum, so an element of 0 is never drawn, unless all are: then the number is that of
-        # no element.
+        # Strictly between 0 and the sum, so an element of 0 is never drawn. If all are 0, none is.
         mark = total * ((bits.astype(jnp.float32) + 0.5) / 65536)
         number = functools.reduce(jnp.add, [(s <= mark).astype(jnp.uint8) for s in sums])
         drawn = functools.reduce(jnp.add, [jnp.where(number == k, a, 0.0) for k, a in enumerate(parts)])

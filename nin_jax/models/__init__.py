@@ -1,10 +1,10 @@
 """The networks of the zoo. The file's name is the key: `nin.py` is the model "nin".
 
-Every file has a Flax module `Model(num_classes, dtype=float32, **arguments)`, whose arguments a config may set. Wrong ones
-are a ValueError when it is made. All are called in the same way, `logits, maps = model.apply(variables, image, train=False)`:
+Every file has a Flax module `Model(num_classes, dtype=float32, **arguments)`, whose arguments a config may set; wrong
+ones raise ValueError. All are called in the same way, `logits, maps = model.apply(variables, image, train=False)`:
 
 Args:
-  image: `[B, H, W, C]`, float32 or bfloat16; where the head is "gap", any H and W that the pools leave a position of.
+  image: `[B, H, W, C]`, float32 or bfloat16; with head "gap", any H and W large enough for the pools.
   train: whether dropout is on (it then needs the rng "dropout"), and batch normalisation takes the batch's statistics.
   example: int32 `[B]`, index of each image in the global batch, which random numbers are keyed by. Default 0 to B - 1.
 
@@ -12,6 +12,6 @@ Returns:
   float32 logits `[B, num_classes]`, and a dict of every named map `[B, H', W', C']`, among them "class_maps" in networks with a
   map for each class.
 
-A model that normalises over the batch has the attribute `axis_name` besides: the mapped axis whose replicas share its
-statistics. It is set by whoever maps the model.
+A model with batch normalisation also has the attribute `axis_name`: the mapped axis whose replicas share the
+statistics. Whoever maps the model sets it.
 """

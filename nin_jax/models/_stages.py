@@ -1,7 +1,7 @@
-"""One language for the networks of the zoo: a list of stages, so that their geometry and depth are data.
+"""The networks of the zoo as lists of stages, so that geometry and depth are data.
 
-A stage is an object such as `MLPConv((96, 96, 96), size=11, stride=4, pad=0)`. It prints as a call,
-"mlpconv(maps=(96, 96, 96), size=11, stride=4, pad=0)", which `parse` reads and configs hold.
+A stage is an object such as `MLPConv((96, 96, 96), size=11, stride=4, pad=0)`. It prints as the call
+"mlpconv(maps=(96, 96, 96), size=11, stride=4, pad=0)", which configs hold and `parse` reads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Head = Literal["gap", "fc", "fc_dropout"]
 
 @dataclass(frozen=True)
 class Stage:
-    """What all stages share. `str` shows the keyword-only arguments that are not the default, and all others."""
+    """What all stages share. `str` shows all arguments but keyword-only ones that have their default."""
 
     @staticmethod
     def parse(call: str) -> Stage:
@@ -46,10 +46,10 @@ class MLPConv(Stage):
     """An mlpconv layer, see `layers.MLPConv`.
 
     Attributes:
-      maps: number of maps of each layer; one alone is a plain convolution with ReLU.
+      maps: number of maps of each layer; a single one is a plain convolution with ReLU.
       size, stride, pad, groups: of the first layer; pad None keeps the image's size.
       deviations: initial deviation of each layer's weights ("he": sqrt(2 / fan-in)), or one for all.
-      bias: what the biases of the last layer start at; the others start at 0.
+      bias: initial value of the biases of the last layer; the others start at 0.
       relu: whether the last layer ends in a ReLU.
       norm: whether the last layer is normalised where the others are.
     """
@@ -83,7 +83,7 @@ class MLPConv(Stage):
 
 
 class ClassMaps(MLPConv):
-    """The 1x1 layer on top, which makes a map for each class."""
+    """The 1x1 layer on top, with one map for each class."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Dropout(Stage):
     kind: Literal["classic", "inverted", "unscaled"] = "inverted"
 
 
-# The name of each in a config, and of its maps: "pool" for "pool1", "pool2", ...
+# The name of each in a config, and below that of its maps: "pool" for "pool1", "pool2", ...
 CALLS: dict[type[Stage], str] = {
     MLPConv: "mlpconv",
     MaxPool: "max_pool",
@@ -176,7 +176,7 @@ def parse(call: Stage | str) -> Stage:
 
 
 def per_layer(deviations: Sequence[float | str], depth: int) -> tuple[float | str, ...]:
-    """A deviation for each of `depth` layers, given as many or one for all. Raises ValueError."""
+    """The standard deviation of each of `depth` layers, from as many or from one for all. Raises ValueError."""
     if len(deviations) not in (1, depth):
         raise ValueError(f"deviations: {len(deviations)} numbers for {depth} layers; give 1 or {depth}")
     if any(d != "he" and not float(d) >= 0 for d in deviations):
@@ -185,7 +185,7 @@ def per_layer(deviations: Sequence[float | str], depth: int) -> tuple[float | st
 
 
 class Named(NamedTuple):
-    """A stage, the name of its variables, and the names of the maps that it makes."""
+    """A stage, the name of its variables, and the names of its maps."""
 
     stage: Stage
     name: str
@@ -195,7 +195,7 @@ class Named(NamedTuple):
 def named(stages: Iterable[Stage]) -> list[Named]:
     """Stages with names: conv1, cccp1, cccp2, conv2, cccp3, ... as in the authors' files; pool1, norm1, dropout1, ...
 
-    The weights of the layers lie in mlpconv1, mlpconv2, ... and class_maps.
+    Their weights are under mlpconv1, mlpconv2, ... and class_maps.
     """
     count = collections.Counter[str]()
 
@@ -221,11 +221,12 @@ class Network(nn.Module):
       head: what turns the class maps into logits. "gap": the mean of each map (paper section 3.2). "fc": a fully connected
         layer on the class maps (Table 5). "fc_dropout": the same after dropout of 0.5.
       relu_on_class_maps: the paper's equation 2 and both releases rectify the class maps too.
-      class_map_bias: what the biases of the class maps start at, 0 in both releases. The same number for all classes
-        changes no probability, and one above 0 keeps the maps from starting in the flat part of their ReLU.
-      batch_norm: normalises every layer but the class maps before its ReLU, in place of its bias; not in the paper.
+      class_map_bias: initial value of the biases of the class maps, 0 in both releases. The same number for all classes
+        changes no probability; above 0, it keeps the maps from starting in the flat part of their ReLU.
+      batch_norm: batch normalisation before the ReLU of every layer but the class maps, instead of a bias; not in the
+        paper.
       dtype: what is computed in; parameters and logits are float32.
-      axis_name: mapped axis whose replicas share the statistics of batch normalisation.
+      axis_name: mapped axis whose replicas share the batch-norm statistics.
     """
 
     num_classes: int
@@ -242,7 +243,7 @@ class Network(nn.Module):
 
     @nn.nowrap
     def stages(self) -> list[Stage]:
-        """The stages, with the one that makes the class maps."""
+        """All stages, including the one of the class maps."""
         raise NotImplementedError
 
     def forward(self, image: jax.Array, *, train: bool, example: jax.Array | None) -> tuple[jax.Array, Maps]:
@@ -299,7 +300,7 @@ class Stages(Network):
       layers: the stages, as objects or as calls.
       hidden: number of units of each fully connected layer with ReLU between the last stage and the linear classifier, with
         heads "fc" and "fc_dropout" (which then drops out before each but the first). They replace the class maps.
-      hidden_deviation, hidden_bias: what their weights and biases start at.
+      hidden_deviation, hidden_bias: standard deviation of their initial weights, and their initial biases.
       class_deviation: initial deviation of the weights of the class maps and of the linear classifier.
     """
 

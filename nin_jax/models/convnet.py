@@ -1,4 +1,4 @@
-"""The conventional network that the paper holds global average pooling against (section 4.6): Hinton et al. 2012."""
+"""The conventional network on which the paper tests global average pooling (section 4.6): Hinton et al. 2012."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from nin_jax.models._stages import Maps
 class Model(nn.Module):
     """Convolutional maxout layers, each with a max pool of stride 2, then a dense maxout layer and a softmax layer.
 
-    Layers have pylearn2's names, so that the optimiser's rules find them: h0, h1, ... and y, each with a kernel whose
-    last axis numbers the filters, all pieces of all maps. The pools have the grid of `layers.max_pool`, which rounds
-    up; that is the one that gives the sizes of the original: 33 to 16, 15 to 7 and 9 to 5 on CIFAR.
+    Layers have pylearn2's names, h0, h1, ... and y, by which the optimiser's rules find them. The last axis of a kernel
+    numbers the filters: all pieces of all maps. The pools have the grid of `layers.max_pool`, which rounds up and so
+    gives the sizes of the original: 33 to 16, 15 to 7 and 9 to 5 on CIFAR.
 
     Attributes:
       num_classes: number of logits.

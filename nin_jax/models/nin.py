@@ -12,7 +12,7 @@ from nin_jax.models._stages import POOLS, Dropout, Maps, MLPConv, Network, Pool,
 
 
 class Model(Network):
-    """A stack of mlpconv layers; the last one has a map for each class, whose mean is that class's logit.
+    """A stack of mlpconv layers. The last one has a map for each class; the mean of the map is the class's logit.
 
     Layers are named as in the authors' release: conv1, cccp1, cccp2, conv2, cccp3, ... All but the last mlpconv are
     followed by a 3x3 pool of stride 2 and by dropout. The maps are every layer's output, "pool1", ..., and "class_maps".
@@ -21,8 +21,8 @@ class Model(Network):
       kernels: side of each mlpconv's first kernel, such as (5, 5, 3).
       widths: number of maps of each mlpconv's layers, such as ((192, 160, 96), (192, 192, 192), (192, 192)). The
         class maps, a last 1x1 layer of `num_classes` maps in the last mlpconv, come on top and are not listed.
-      pools: after each mlpconv but the last "max", "avg" or, as some ports have it, "avg_padded", which divides by 9 at
-        the edges too.
+      pools: of each mlpconv but the last, "max", "avg", or as in some ports "avg_padded", which divides by 9 at the
+        edges too.
       pool_start: where the first window of a pool starts: 0, as in both releases, or -1, as in most ports to PyTorch
         (`padding=1`).
       deviations: initial standard deviation of the weights ("he": sqrt(2 / fan-in)), one for each layer or one for all.

@@ -37,7 +37,10 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> tuple[jax.Array, Maps]:
-        """Logits and maps of images, see `nin_jax.models`. Pools draw in training, and take the expected mean in the test."""
+        """Logits and maps of images, see `nin_jax.models`.
+
+        Pools draw in training and take the expectation otherwise.
+        """
         maps: Maps = {}
         deviations = per_layer(self.deviations, len(self.widths) + 1)
         x = image.astype(self.dtype)

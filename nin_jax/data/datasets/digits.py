@@ -1,6 +1,6 @@
 """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn (UCI, Alpaydin and Kaynak 1998): no download.
 
-A fifth of each class is held out as the test split, the same for ever: of each class every fifth example in file order.
+The test split is every fifth example of each class, in file order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INFO = Info(
 def load(split: str, data_dir: str | None = None, *, bad_records: str = "stop") -> Split:
     """uint8 `[N, 8, 8, 1]`, 0 to 255 (the original's 17 levels stretched), and int32 `[N]`."""
     del data_dir, bad_records  # there are none
-    # The file alone: importing scikit-learn takes longer than all the rest up to the first update.
+    # The file alone: importing scikit-learn takes longer than everything else before the first update.
     file = importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     rows = np.loadtxt(str(file), delimiter=",", dtype=np.float64)  # 64 pixels of 0 to 16, then the digit
     images = np.round(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)

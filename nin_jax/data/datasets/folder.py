@@ -3,8 +3,8 @@
     PATH/cat/1.jpg, PATH/cat/2.png, PATH/dog/...            a fifth of each class, of 2 to 4 pictures one, is "test"
     PATH/train/cat/..., PATH/val/cat/..., PATH/test/...     or the splits are folders themselves
 
-Classes are numbered in the alphabetical order of their folders' names. `data.class_folders` says what is taken and what is
-refused, docs/own_pictures.md how to go on from there.
+Classes are numbered in the alphabetical order of their folders' names. `data.class_folders` says what is used and what
+is refused; docs/own_pictures.md shows how to train on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nin_jax.data.splits import UNREADABLE, Info, Split, bad_record, take
 from nin_jax.data.worker import map_threads
 from nin_jax.errors import UserError
 
-LISTED = 20  # classes that the table has a line for; of more it says the smallest and the largest
+LISTED = 20  # most classes that the table has a line for; beyond that it names the smallest and the largest
 
 
 def info(data_dir: str | None, *, size: int = 32, channels: int = 3, background: str = "white") -> Info:
@@ -116,7 +116,7 @@ def _stats(entries: list[Entry]) -> list[tuple[str, int, int, int]]:
 
 
 def _table(data_dir: str, found: Found, sizes: np.ndarray, kinds: dict[str, int], background: str) -> list[str]:
-    """What the folder holds, in a few lines."""
+    """The table of what the folder holds."""
     numbers = {name: Counter(label for _, label in entries) for name, entries in found.splits.items()}
     width = max(map(len, found.classes))
     lines = [f"{data_dir}: {sum(map(len, found.splits.values()))} pictures of {len(found.classes)} classes"]

@@ -1,7 +1,7 @@
 """ImageNet, the 1,000 classes of ILSVRC 2012 (Russakovsky et al. 2015): pictures of any size, streamed.
 
-The short side is scaled to 256 pixels ("256xN"); in training a window of 224 x 224 is cut anywhere, so along the whole
-of the long side; in evaluation by the protocol of `eval.views`.
+The short side is scaled to 256 pixels ("256xN"). In training a window of 224 x 224 is cut at a random place, anywhere
+along the long side; in evaluation by the protocol of `eval.views`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def info(data_dir: str | None = None, *, size: int = 224, short: int = 256) -> I
 def load(
     split: str, data_dir: str | None = None, *, bad_records: str = "stop", size: int = 224, short: int = 256
 ) -> Pictures:
-    """The split, not decoded. The short side is scaled to `short`, windows are size x size.
+    """The split, not decoded. The short side is scaled to `short`; windows are size x size.
 
-    A record that cannot be used is found when its turn comes: `bad_records` says whether it is then left out ("skip").
+    A bad record is found when it is read; `bad_records` says whether it is then left out ("skip").
     """
     records = tfds_records(INFO, split, data_dir)
     return Pictures(f"{INFO.name} {split}", records, INFO.classes, short, size, bad_records == "skip")

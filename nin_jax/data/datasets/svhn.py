@@ -5,12 +5,12 @@ Besides train, test and extra, a split expression may name the two splits by whi
     paper_validation   6,000 examples: of each digit 400 of train, then 200 of extra
     paper_train        the other 598,388, first those of train, then those of extra
 
-The paper does not say which ones. They are drawn as pylearn2, whose split it is, draws its `valid` and `splitted_train`:
+The paper does not say which ones. They are drawn as pylearn2, whose split it is, draws `valid` and `splitted_train`:
 `RandomState(322)` shuffles the places of each digit, 1 to 9 and then 0, in train and then in extra, and the first ones are
 held out. The order of both splits is that of the archives, as `python -m nin_jax.data.prepare svhn_cropped` keeps it.
 
-train, test and extra are decoded once, which takes minutes and 4 GB of memory, and are memory-mapped after that. What is
-joined of them, paper_train as well as "train+extra", is in memory: 1.8 GB.
+train, test and extra are decoded once, which takes minutes and 4 GB of memory, and memory-mapped after that.
+Combinations of them, such as paper_train and "train+extra", are in memory: 1.8 GB.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def load(split: str, data_dir: str | None = None, *, bad_records: str = "stop") 
     sizes = prepared_splits(tfds_folder(INFO, data_dir)) or dict(INFO.splits)
     validation = INFO.classes * sum(HELD_OUT.values())
     rest = sum(sizes.get(name, 0) for name in HELD_OUT) - validation
-    if rest > 0:  # else it is a part of SVHN, which has no such splits
+    if rest > 0:  # otherwise it is a part of SVHN, which has no such splits
         sizes |= {"paper_train": rest, "paper_validation": validation}
 
     def whole(name: str) -> Split:

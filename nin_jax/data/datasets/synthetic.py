@@ -1,8 +1,8 @@
-"""Made-up pictures that a network can learn: for tests, and for timing networks where no data set may be needed.
+"""Synthetic images that a network can learn: for tests, and for timing networks without a data set.
 
-Class k is a bright square at the k-th of as many places of a colour picture, under noise. `synthetic` has ten classes and
-16x16 pixels; `synthetic(size=224, classes=1000)` is of ImageNet's size, but lies on the devices, so that a run's rate is
-that of the computation alone.
+Class k is a bright square at the k-th place of a noisy colour image. `synthetic` has ten classes and 16x16 pixels;
+`synthetic(size=224, classes=1000)` has ImageNet's size but lies on the devices, so that a run's speed is that of the
+computation alone.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Prepare MNIST, CIFAR-10, CIFAR-100, SVHN and ImageNet for `tfds.data_source`, without TensorFlow.
+"""Prepares MNIST, CIFAR-10, CIFAR-100, SVHN and ImageNet for `tfds.data_source`, without TensorFlow.
 
     python -m nin_jax.data.prepare cifar10                         # downloads the official archive
     python -m nin_jax.data.prepare cifar10 --archives=~/Downloads  # the archive is already there
     python -m nin_jax.data.prepare imagenet2012 --archives=~/ilsvrc2012 --short=256  # pack.py says what lies there
 
-The result lies in `--data_dir` (default: TFDS's own rule) just as TFDS's own preparation would leave it, in ArrayRecord
-format, but in the order of the official archive: the last 10,000 training images of CIFAR-10 are `data_batch_5`. Archives
-are unpacked in memory, those of SVHN one after the other: svhn_cropped takes 2.8 GB of it, the others less than 1 GB.
+The result in `--data_dir` (default: TFDS's own rule) is what TFDS's own preparation would write, in ArrayRecord format,
+but in the order of the official archive: the last 10,000 training images of CIFAR-10 are `data_batch_5`. Archives are
+unpacked in memory, those of SVHN one after the other: svhn_cropped takes 2.8 GB, the others less than 1 GB.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, neare
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepare the dataset that the one argument names, as the flags say."""
-    logging.set_verbosity(logging.WARNING)  # `app.run` would let TFDS tell every step
+    """Prepares the data set that the one argument names."""
+    logging.set_verbosity(logging.WARNING)  # `app.run` would let TFDS log every step
     silence_size_warnings()
     known = [*DATASETS, IMAGENET]
     match argv[1:]:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
                 else:
                     prepare(official(name), data_dir, given)
             except KeyboardInterrupt as error:
-                raise Preempted("interrupted: start the same command again, it goes on with what it has") from error
+                raise Preempted("interrupted: start the same command again, it continues with what it has") from error
             except MemoryError as error:
                 raise UserError(f"not enough memory to prepare {name}: {error}") from error
             except OSError as error:

@@ -18,7 +18,7 @@ import scipy.io
 
 from nin_jax.errors import ExitError, UserError, one_line
 
-# split -> (images uint8 [N, H, W(, C)], labels uint8 [N, K]) of each file, to be gone through once
+# split -> (images uint8 [N, H, W(, C)], labels uint8 [N, K]) of each file, to be iterated once
 Splits = Mapping[str, Iterable[tuple[np.ndarray, np.ndarray]]]
 
 
@@ -37,7 +37,7 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What the official archives of one dataset hold, as far as TFDS does not register it.
+    """What the official archives of one data set hold, as far as TFDS does not register it.
 
     Attributes:
         name: the name in TFDS.
@@ -100,7 +100,7 @@ def official(name: str) -> Dataset:
 def read(dataset: Dataset, folder: Path) -> tuple[Splits, dict[str, list[str]]]:
     """The examples of each split in the official order, and label -> class names where the archives have them.
 
-    SVHN's files are read one after the other while its splits are gone through, as `extra` alone takes 1.6 GB.
+    SVHN's files are read one after the other as its splits are iterated, since `extra` alone takes 1.6 GB.
 
     Args:
         dataset: what to read, from `official`.
@@ -187,7 +187,8 @@ def _read_cifar(dataset: Dataset, folder: Path) -> tuple[Splits, dict[str, list[
 def _read_mat(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [n, 32, 32, 3] and labels uint8 [n, 1] of a MATLAB 5 file, whose label 10 is the digit 0.
 
-    Only for a file whose checksum is right: a forged one can crash SciPy's native reader, which no `except` would catch.
+    Only for a file with the right checksum: a forged one can crash SciPy's native reader, which no `except` would
+    catch.
     """
     shapes = {"X": (32, 32, 3, n), "y": (n, 1)}
     try:

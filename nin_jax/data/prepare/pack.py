@@ -3,10 +3,10 @@
     FOLDER/ILSVRC2012_img_train.tar, FOLDER/ILSVRC2012_img_val.tar     as they are downloaded; never unpacked to disk
     FOLDER/train/n01440764/*.JPEG, FOLDER/val/n01440764/*.JPEG         or unpacked; the second also without class folders
 
-Labels are those of TFDS: class k is line k of its labels.txt; the label of the validation picture with the number n in
-its name is line n of its validation_labels.txt, which are the official ones. Records are in an order drawn from a hash of
-their names, so that the first 10 % of a split are a fair sample. Shards are written under other names, one for each core
-at a time, and renamed when they are whole; a later call goes on with those that are not there.
+Labels are those of TFDS, which are the official ones: class k is line k of its labels.txt, and the label of validation
+picture n is line n of its validation_labels.txt. Records are ordered by a hash of their names, so that the first 10 %
+of a split are a fair sample. Each core writes one shard at a time, under another name, and renames it when it is
+complete; a later call continues with the missing ones.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _validation_label_of() -> dict[str, int]:
 
 
 def _members(folder: Path, split: str) -> list[Member]:
-    """The pictures of a split, in the order in which they are packed; none if it is not there."""
+    """The pictures of a split, in the order in which they are packed; none if the split is not there."""
     tar = folder / TARS[split]
     tree = next((folder / name for name in FOLDERS[split] if (folder / name).is_dir()), None)
     if tar.is_file():
@@ -173,7 +173,7 @@ def _members(folder: Path, split: str) -> list[Member]:
 
 
 def _tar(file: Path, start: int, size: int) -> Iterator[tuple[str, int, int]]:
-    """Name without folders, offset in `file` and size of each file in the tar of that size there. Raises `UserError`."""
+    """Name without folders, offset in `file` and size of each member of the tar at that place. Raises `UserError`."""
     try:
         with file.open("rb") as whole:
             whole.seek(start)
@@ -193,7 +193,7 @@ def _tar(file: Path, start: int, size: int) -> Iterator[tuple[str, int, int]]:
 
 
 def _label(where: Path, name: str, wnid: str | None) -> int:
-    """The class of a picture: that of its folder or tar, else by its name."""
+    """The class of a picture: that of its folder or tar, or by its name."""
     if wnid is None:
         if name not in _validation_label_of():
             raise UserError(f"{where}: {name!r} is no picture of the validation split")
@@ -234,7 +234,7 @@ def write(shard: Shard) -> None:
 
 
 def _info() -> Any:
-    """What TFDS says of the dataset, ready to be filled in."""
+    """What TFDS knows of the data set, to be filled in."""
     import tensorflow_datasets as tfds
 
     stock: Any = tfds.builder_cls(NAME)

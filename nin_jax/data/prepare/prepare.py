@@ -26,7 +26,7 @@ NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionEr
 
 
 def command(name: str, data_dir: Path) -> str:
-    """The command that prepares a data set: ours where we can, else TFDS's own, which needs TensorFlow."""
+    """The command that prepares a data set: ours if there is one, otherwise TFDS's own, which needs TensorFlow."""
     if name == IMAGENET:
         return f"python -m nin_jax.data.prepare {name} --archives=FOLDER --data_dir={data_dir}"
     if name in DATASETS:
@@ -35,9 +35,9 @@ def command(name: str, data_dir: Path) -> str:
 
 
 def prepare(dataset: Dataset, data_dir: Path, given: Path | None = None) -> None:
-    """Write `data_dir`/NAME/VERSION for stock `tfds.data_source`; nothing to do if it is there already.
+    """Writes `data_dir`/NAME/VERSION for stock `tfds.data_source`, unless it is there already.
 
-    TFDS writes to a temporary directory and renames it in the end, so a result is always complete.
+    TFDS writes to a temporary directory and renames it at the end, so a result is always complete.
 
     Args:
         dataset: what to prepare, from `official`.
@@ -102,7 +102,7 @@ def prepare_imagenet(data_dir: Path, given: Path | None, short: int, processes: 
 
 @contextlib.contextmanager
 def _exclusive(name: str, data_dir: Path) -> Iterator[Path]:
-    """Create and lock the folder for downloads: two preparations would delete each other's unfinished files."""
+    """Creates and locks the folder for downloads: two preparations would delete each other's unfinished files."""
     downloads = data_dir / "downloads" / name
     with contextlib.ExitStack() as held:
         try:
@@ -148,7 +148,7 @@ def _verify(path: Path, archive: Archive) -> None:
 
 
 def _download(archive: Archive, folder: Path) -> None:
-    """Fetch `folder`/FILE by way of FILE.part, with which a later attempt or call goes on."""
+    """Downloads `folder`/FILE as FILE.part, which a later attempt or call continues."""
     part = folder / f"{archive.file}.part"
     with transfer(archive.size, archive.file) as show:
         storage.retry(lambda: _append(archive, part, show), lambda error: isinstance(error, NETWORK_ERRORS))
@@ -161,7 +161,7 @@ def _download(archive: Archive, folder: Path) -> None:
 
 
 def _append(archive: Archive, part: Path, show: Callable[[int], None]) -> None:
-    """One attempt to complete `part`; shows its size after each chunk, never more than `archive.size`."""
+    """One attempt to complete `part`, up to `archive.size`; shows its size after each chunk."""
     size = part.stat().st_size if part.exists() else 0
     if size < archive.size:
         request = urllib.request.Request(archive.url, headers={"Range": f"bytes={size}-"})  # noqa: S310 - a URL of the table
@@ -180,7 +180,7 @@ def _append(archive: Archive, part: Path, show: Callable[[int], None]) -> None:
 
 
 def _write(dataset: Dataset, data_dir: Path, splits: Splits, class_names: Mapping[str, list[str]]) -> None:
-    """Let TFDS write the dataset: the stock builder, but fed with `splits`, and in their order."""
+    """Lets TFDS's own builder write the data set from `splits`, in their order."""
     import tensorflow_datasets as tfds
     from PIL import Image
     from tensorflow_datasets.core import shuffle

@@ -31,8 +31,8 @@ def apply(stats: dict[str, Any], images: jax.Array, *, channels: Literal["all", 
     Args:
       stats: {}.
       images: float32 `[B, H, W, C]`; so is the result.
-      channels: "all", as pylearn2 did when the paper appeared; or "first": the others are left as they are, as pylearn2
-        has done since 2014-01-17 by a misplaced `return`.
+      channels: "all", as pylearn2 did when the paper appeared; or "first", which leaves the other channels as they are,
+        as pylearn2 has done since 2014-01-17 because of a misplaced `return`.
     """
     del stats
     n = images.shape[-1] if channels == "all" else 1

@@ -20,7 +20,7 @@ def fit(images: np.ndarray, *, per: str = "pixel") -> dict[str, np.ndarray]:
 
 
 def apply(stats: dict[str, jax.Array], images: jax.Array, *, per: str = "pixel") -> jax.Array:
-    """x - mean; float32 `[B, H, W, C]` in and out. Raises `UserError` where the mean by pixel is of another size."""
+    """x - mean; float32 `[B, H, W, C]` in and out. Raises `UserError` if a mean by pixel has another size."""
     del per
     mean = stats["mean"]
     if mean.ndim > 1 and images.shape[-3:] != mean.shape:  # a size of 1 would be repeated

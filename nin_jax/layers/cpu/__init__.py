@@ -1,6 +1,6 @@
-"""Forms of the layers that exist for CPUs alone: the same mathematics in another order.
+"""Forms of layers for CPUs alone: the same mathematics in another order.
 
-Here is a convolution made of matrix products: one product of patches, or the convolution theorem.
+This file: a convolution made of matrix products, by patches or by the convolution theorem.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def convolve(
 ) -> jax.Array:
     """As `layers.conv.textbook`, made of matrix products.
 
-    All but the 1x1 convolutions compute bfloat16 in float32 and round the result once: transforms in bfloat16 would be wrong
-    by per cents, and few CPUs multiply in it.
+    All but the 1x1 convolutions compute bfloat16 inputs in float32 and round the result once: transforms in bfloat16
+    would be off by several per cent, and few CPUs multiply in bfloat16.
     """
     groups = x.shape[-1] // kernel.shape[2]
     if kernel.shape[:2] == (1, 1) and pad == 0 and stride == groups == 1:

@@ -1,4 +1,4 @@
-"""Evaluating large maps a few images at a time, so that they stay in the processor's cache."""
+"""Evaluates large maps a few images at a time, so that they stay in the processor's cache."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from nin_jax.layers.mlpconv import Maps, MLPConv
 
 
 def in_pieces(mlpconv: MLPConv, pool: Callable[[jax.Array], jax.Array], x: jax.Array) -> tuple[Maps, jax.Array]:
-    """`maps = mlpconv(x)`, and `pool` of the last of them, in the test; on a CPU a few images at a time where maps are large.
+    """`maps = mlpconv(x)`, and `pool` of the last of them, in evaluation; on a CPU a few images at a time if maps are
+    large.
 
-    The first layer sees all images at once where the convolution theorem computes it, since that wants many.
+    The convolution theorem needs many images: a first layer that it computes sees all of them at once.
     """
     if portable.value or mlpconv.scope is None or mlpconv.scope.mutable:  # Flax wants to see each layer
         maps = mlpconv(x)

@@ -1,7 +1,7 @@
 """Convolution by the convolution theorem: a matrix product for each frequency. For many images and channels.
 
 A 5x5 convolution of 16x16 images takes a thirteenth of the multiplications. The transforms are small dense products too:
-XLA's FFT leaves its results in an order that matrix products do not like.
+XLA's FFT leaves its results in an order that is slow for matrix products.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _multiply(matrix: np.ndarray, z: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(matrix, z.dtype), (*z.shape[:-2], *matrix.shape)) @ z
 
 
-# The transposed constant is a constant again, which XLA multiplies by faster than by what JAX would make of the transpose.
+# The transposed constant is a constant again, by which XLA multiplies faster than by the transpose that JAX would make.
 _multiply.defvjp(
     lambda matrix, z: (_multiply(matrix, z), None), lambda matrix, _, cotangent: (_multiply(matrix.T, cotangent),)
 )
@@ -90,7 +90,7 @@ def _transforms(height: int, width: int, size: int, pad: int, groups: int) -> li
 
 
 def _points(length: int, size: int, pad: int) -> tuple[int, int]:
-    """Length of a transform, so long that nothing which wraps around reaches the result, and length of the result."""
+    """Length of a transform, long enough that nothing wraps around into the result; and length of the result."""
     out = length + 2 * pad - size + 1
     return max(length + pad, out - 1 + size - pad), out
 

@@ -1,4 +1,4 @@
-"""Every constant that was measured on a CPU rather than derived. Rows are those of docs/performance.md, "Changes"."""
+"""Every constant that was measured on a CPU rather than derived. Rows refer to docs/performance.md, "Changes"."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _leave(StorageFailed(one_line(error)))
         except Exception as error:
             if processes.peer_is_gone(error):
-                fail(f"another process of this run is gone; start again to go on: {one_line(error)[:300]}")
+                fail(f"another process of this run is gone; start again to resume: {one_line(error)[:300]}")
                 os._exit(Preempted.exit_code)  # to part from it in order would be to wait for it
             if not out_of_memory(error):
                 raise

@@ -64,8 +64,8 @@ class Watchdog:
             if now - self.last > self.seconds:
                 faulthandler.dump_traceback(sys.__stderr__ or sys.stderr, all_threads=True)
                 fail(
-                    f"nothing was finished for {now - self.last:.0f} s (watchdog_seconds={self.seconds:g}; the stacks are "
-                    "above): ended; start again to go on from the last checkpoint"
+                    f"no progress for {now - self.last:.0f} s (watchdog_seconds={self.seconds:g}; the stacks are "
+                    "above): ended; start again to resume from the last checkpoint"
                 )
                 self.leave()
                 return

@@ -19,7 +19,7 @@ def row(config: ConfigDict, rows: Rows, name: str | None) -> ConfigDict:
 
 
 def sweep(ablation: str, rows: Rows, seeds: Iterable[int]) -> list[dict[str, Any]]:
-    """Every row with every seed, as the flags of `nin_jax.main`: [{"config": FILE:ROW, "config.seed": 0}, ...]."""
+    """Every row with every seed, as flags of `nin_jax.main`: [{"config": FILE:ROW, "config.seed": 0}, ...]."""
     seeds = list(seeds)
     file = f"experiments/ablations/{ablation}.py"
     return [{"config": f"{file}:{name}", "config.seed": seed} for name in rows for seed in seeds]

@@ -25,8 +25,8 @@ from nin_jax.training.load import Predictor
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: safe for colour blindness
 TRUE = "#d55e00"
-SHOWN_PCT = 10  # of an image's activations, the largest, are shown in figure 4
-MOST_MAPS = 10  # class maps beside an image; with more classes, those of the largest logits and of the true class
+SHOWN_PCT = 10  # per cent of an image's activations, the largest, that figure 4 shows
+MOST_MAPS = 10  # class maps beside an image; with more classes, those of the largest logits and the true class
 
 
 def errors(workdir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -146,7 +146,7 @@ def fig4(examples: Examples) -> Any:
 
 
 def evidence(examples: Examples) -> Any:
-    """Each image, and beside it the enlarged map of its true class over it: where the network sees that class."""
+    """Each image, and beside it the same under the enlarged map of its true class: where the network sees it."""
     plt = _pyplot()
     rows = -(-len(examples.images) // 5)
     figure, axes = plt.subplots(rows, 10, figsize=(9.6, 1.25 * rows), squeeze=False, layout="constrained")

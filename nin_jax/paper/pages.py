@@ -24,7 +24,10 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def fill(page: str, generated: Mapping[str, str]) -> str:
-    """The text of a page with its tables replaced by those `generated`. Raises `UserError` where it wants another."""
+    """The text of a page with its tables replaced by the `generated` ones.
+
+    Raises `UserError` for a mark without a table.
+    """
 
     def place(match: re.Match[str]) -> str:
         if match[2] not in generated:

@@ -1,7 +1,7 @@
 """Every number that the paper (arXiv 1312.4400v3) and its authors' slides (ILSVRC 2014) print, with its source.
 
-They stand in reported.csv and voc_2012.csv. Where two sources disagree, both have a row: for CIFAR-100 table 2 says
-35.68 % and the slides 36.30 %. A row names the experiments that reproduce it, or says why there is none.
+They are in reported.csv and voc_2012.csv. If two sources disagree, both have a row: for CIFAR-100, table 2 says 35.68 %
+and the slides 36.30 %. A row names the experiments that reproduce it, or says why there is none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-# On the slide of the top-1 errors: parameters, megabytes, days of training on a GTX Titan.
+# From the slide of the top-1 errors: parameters, megabytes, days of training on a GTX Titan.
 IMAGENET_COST = {"AlexNet": (60_000_000, 230, 8), "NIN": (7_500_000, 29, 4)}
 
 
@@ -24,7 +24,7 @@ class Row(NamedTuple):
       value: the number, in per cent.
       source: paper section, or title of the slide.
       configs: the experiments that reproduce it, the recommended one first; "NAME:ARG" in the file.
-      without: why there is none.
+      without: the reason if there is none.
       metric: what the number is.
     """
 

@@ -39,10 +39,10 @@ RESULTS = "experiments/results"
 
 COLUMNS = ["config", "overrides", "seed", "paper_row", "metric", "value", "reported", "epochs", "steps"]
 COLUMNS += ["train_seconds", "device", "devices", "precision", "versions", "commit", "date"]
-# Two rows that agree in these are the same run: its experiment may have changed since, and its date is that of a file.
+# Rows that agree in these are the same run: its experiment may have changed since, and its date is that of a file.
 SAME_RUN = ("seed", "metric", "value", "epochs", "steps", "train_seconds", "device", "devices", "precision")
 
-# Two runs that differ in nothing else belong to the same row of a table.
+# Runs that differ only in these belong to the same row of a table.
 NOT_THE_EXPERIMENT = (*config_lib.NOT_THE_RUN, "seed", "eval_every_epochs")
 
 TRAINING = "train_error_pct"  # the metric of a run's second row
@@ -66,7 +66,7 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def canonical(config: str) -> str:
-    """The first recipe that says the same: "experiments/cifar10.py" for "experiments/ablations/dropout.py:with"."""
+    """The first recipe with the same config: "experiments/cifar10.py" for "experiments/ablations/dropout.py:with"."""
     known = recipes()
     if config not in known:
         return config
@@ -146,7 +146,7 @@ def _keys(plain: Mapping[str, Any], where: str = "") -> set[str]:
 
 
 def training_result(row: Result, workdir: Path) -> Result | None:
-    """`row` with the training error of the last epoch's steps, dropout on; None where metrics.jsonl has none."""
+    """`row` with the training error of the last epoch, with dropout on; None if metrics.jsonl has none."""
     try:
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         value = next(r["error_pct"] for r in reversed(rows) if r["split"] == "train" and r["step"] == int(row["steps"]))

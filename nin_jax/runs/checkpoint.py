@@ -1,8 +1,9 @@
 """Checkpoints: the only file that imports orbax.
 
-DIR/checkpoints/STEP holds `state`, the arrays as orbax stores them, and `notes.json`. A step is written under a hidden name and
-renamed when it is complete, so what can be listed is whole. Orbax restores a flipped bit without a word: each array has a CRC-32
-in the notes, the notes have one too, and every restore is verified. A broken step is named, set aside and stepped over.
+DIR/checkpoints/STEP holds `state`, the arrays as orbax stores them, and `notes.json`. A step is written under a hidden
+name and renamed when it is complete, so a listed step is complete. Orbax restores flipped bits silently; here the notes
+have a CRC-32 of each array and of themselves, and every restore verifies them. A broken step is named, set aside and
+skipped.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from nin_jax.errors import ExitError, StorageFailed, UserError, one_line, out_of
 class Checkpoints:
     """The checkpoints of a run directory, DIR/checkpoints/STEP.
 
-    Kept are the newest `keep` and the one with the lowest "error_pct" among those saved with a finite one. With several
-    processes all have to call the same methods; the first one alone writes and reads, and the others get what it finds.
+    The newest `keep` are kept, and the best: the one with the lowest "error_pct". With several processes, all have to
+    call the same methods; only the first one writes and reads, and the others get what it finds.
     """
 
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
@@ -46,22 +47,22 @@ class Checkpoints:
             processes.from_first(lambda: _open(self.directory))
 
     def steps(self) -> list[int]:
-        """The steps that there are, in order. Raises `StorageFailed`."""
+        """The existing steps, in order. Raises `StorageFailed`."""
         return processes.from_first(lambda: _steps(self.directory))
 
     def save(
         self, step: int, state: Any, notes: Mapping[str, Any], metrics: Mapping[str, float] | None = None, *, wait=False
     ) -> None:
-        """Saves in the background, or with `wait` until it is on disk; a step that is there is left as it is.
+        """Saves in the background, or with `wait` until it is on disk. An existing step is left as it is.
 
-        What fails is tried again with pauses (`storage.persist`). After one in the background that failed for good, the next
-        is not in the background, and ends in `StorageFailed` if it fails too.
+        A failing save is retried with pauses (`storage.persist`). After a background save has failed for good, the next
+        one is not in the background, and raises `StorageFailed` if it fails too.
 
         Args:
           step: finished updates.
           state: the tree of arrays.
           notes: JSON values that belong to this step.
-          metrics: evaluation of this very state, with "error_pct", if there was one.
+          metrics: the evaluation of this state, with "error_pct", if there was one.
         """
         processes.from_first(lambda: self._save(step, state, {"notes": notes, "metrics": metrics or {}}, wait))
 
@@ -73,7 +74,7 @@ class Checkpoints:
             wait = True
         if step in _steps(self.directory):
             return
-        # Copies: the next update takes the memory of this state, and the caller goes on counting in the notes.
+        # Copies: the next update takes the memory of this state, and the caller keeps counting in the notes.
         arrays = {path: np.array(leaf) for path, leaf in _leaves(state).items()}
         text = json.dumps(content | {"arrays": checksums(arrays)}, sort_keys=True)
         self.saving = self.thread.submit(_write, self.directory, step, arrays, text, self.keep)
@@ -81,7 +82,7 @@ class Checkpoints:
             self._wait()
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk. Raises `StorageFailed`."""
+        """Waits until everything saved is on disk. Raises `StorageFailed`."""
         processes.from_first(self._wait)
 
     def _wait(self) -> None:
@@ -92,7 +93,7 @@ class Checkpoints:
     def drop_while(self, unwanted: Callable[[Mapping[str, Any]], bool]) -> int:
         """Deletes the newest checkpoint for as long as its notes are `unwanted`; returns the newest step left, or 0.
 
-        One whose notes cannot be read is left for `restore` to judge.
+        A checkpoint whose notes cannot be read is left for `restore` to judge.
         """
 
         def drop() -> int:
@@ -109,20 +110,20 @@ class Checkpoints:
         return processes.from_first(drop)
 
     def notes(self) -> dict[str, Any] | None:
-        """The notes of the newest checkpoint whose notes are good; None where there is none."""
+        """The newest good notes of a checkpoint; None if there are none."""
 
         def newest() -> dict[str, Any] | None:
             for step in reversed(_steps(self.directory)):
-                with contextlib.suppress(Exception):  # damaged in whatever way: `restore` says so
+                with contextlib.suppress(Exception):  # damaged in whatever way: `restore` reports it
                     return _content(self.directory / str(step))["notes"]
             return None
 
         return processes.from_first(newest)
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest good checkpoint, each array verified, placed where the arrays of `like` lie.
+        """The newest good checkpoint, each array verified and placed like the arrays of `like`.
 
-        Broken ones are named in a line each and, unless read-only, renamed to checkpoints/broken-STEP.
+        Each broken one is named in a line and, unless read-only, renamed to checkpoints/broken-STEP.
 
         Args:
           like: tree of `jax.ShapeDtypeStruct` with shardings. Raises `UserError` where a checkpoint is of another structure.
@@ -169,7 +170,7 @@ class Checkpoints:
         return found
 
     def close(self) -> None:
-        """Waits for what is being saved and lets go. The other processes, which may be in trouble, are not waited for."""
+        """Waits for the save in progress. The other processes, which may be in trouble, are not waited for."""
         try:
             self._wait()
         finally:
@@ -180,7 +181,7 @@ def _open(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for entry in directory.iterdir():
-            if re.fullmatch(r"\.[0-9]+\.(new|old)", entry.name):  # of a save or a removal that was cut short
+            if re.fullmatch(r"\.[0-9]+\.(new|old)", entry.name):  # left by a save or a removal that was cut short
                 shutil.rmtree(entry, ignore_errors=True)
     except OSError as error:
         raise StorageFailed(f"cannot use {directory}: {one_line(error)}") from error
@@ -197,7 +198,7 @@ def _steps(directory: Path) -> list[int]:
 
 
 def _write(directory: Path, step: int, arrays: dict[str, np.ndarray], text: str, keep: int) -> None:
-    """Writes a step, reads it back, and only then removes those that are not kept. Raises `StorageFailed`."""
+    """Writes a step, reads it back, and only then removes the steps that are not kept. Raises `StorageFailed`."""
     folder, scratch = directory / str(step), directory / f".{step}.new"
 
     def write() -> None:
@@ -213,7 +214,7 @@ def _write(directory: Path, step: int, arrays: dict[str, np.ndarray], text: str,
         except Exception as error:  # tensorstore's errors of the file system, and anything where damage is read back
             raise OSError(one_line(error)) from error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)  # half a checkpoint would keep a full disk full
+            shutil.rmtree(scratch, ignore_errors=True)  # half a checkpoint would keep the disk full
 
     storage.persist(f"checkpoint {folder}", write)
     errors = {step: _error_pct(directory / str(step)) for step in _steps(directory)}
@@ -224,16 +225,16 @@ def _write(directory: Path, step: int, arrays: dict[str, np.ndarray], text: str,
 
 
 def _remove(folder: Path) -> None:
-    doomed = folder.with_name(f".{folder.name}.old")  # cut short, the removal leaves nothing that is listed
+    doomed = folder.with_name(f".{folder.name}.old")  # if the removal is cut short, nothing that is left is listed
     storage.persist(f"removal of {folder}", lambda: folder.rename(doomed))
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _error_pct(folder: Path) -> float:
-    """What checkpoints are ranked by: infinite without a finite error."""
+    """The error that checkpoints are ranked by; infinite if there is no finite one."""
     try:
         value = float(_content(folder)["metrics"]["error_pct"])
-    except Exception:  # there is none, or the notes are damaged in whatever way
+    except Exception:  # no error, or damaged notes
         return math.inf
     return value if math.isfinite(value) else math.inf
 
@@ -275,7 +276,7 @@ def _orbax() -> ocp.Checkpointer:
 
 @contextlib.contextmanager
 def _literal(folder: Path) -> Iterator[Path]:
-    """A folder by a path that orbax and tensorstore take as it is: of others they expand [1], and read a backslash as /."""
+    """A path of a folder that orbax and tensorstore take literally: else they expand [1] and read a backslash as /."""
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         path = Path(f"/proc/self/fd/{number}")

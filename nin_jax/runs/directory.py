@@ -1,4 +1,4 @@
-"""A run directory: whose it is, which config it is of, and whether its run is done."""
+"""A run directory: which process holds it, which config it belongs to, and whether its run is done."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from nin_jax.errors import StorageFailed, UserError
 
 @contextlib.contextmanager
 def claim(workdir: Path, config: Config) -> Iterator[None]:
-    """Holds the directory for this process and this config while it is entered.
+    """Holds the directory for this process and this config while entered.
 
-    It belongs to the config of its run, but to none before a run in it has finished an epoch. Raises `UserError` if another
+    It belongs to the config of its run, and to none until a run in it has trained. Raises `UserError` if another
     process holds the directory, or if it belongs to another config.
     """
     try:
@@ -49,7 +49,7 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
 
 
 def begun(workdir: Path) -> bool:
-    """Whether a run in the directory has left anything that was trained: a row, a checkpoint, a summary."""
+    """Whether a run in the directory has left results: a row, a checkpoint, a summary."""
     rows, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
     return (
         (workdir / "summary.json").exists()
@@ -59,7 +59,7 @@ def begun(workdir: Path) -> bool:
 
 
 def check_config(plain: dict[str, Any] | None, config: Config, what: str) -> None:
-    """Raises `UserError` where `what` is of a run of another config than this."""
+    """Raises `UserError` if `what` belongs to a run with another config."""
     if plain is not None:
         theirs = config_lib.to_dict(config_lib.from_dict(plain))
         differing = [

@@ -1,4 +1,4 @@
-"""What a run knows of its past besides its state."""
+"""What a run knows of its past, besides its state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Progress:
     """Exactly what a checkpoint notes of its run besides the state, for the run that resumes from it. All of it is JSON.
 
     Attributes:
-      loss, error: sums of the means of the batches since the last row of training.
+      loss, error: sums of the batch means since the last training row.
       updates: how many those were.
       constant_for: for each class, the updates in a row in which it had the same logit for every image; empty before the
         first update.
@@ -32,7 +32,7 @@ class Progress:
 
     @classmethod
     def of(cls, notes: Mapping[str, Any]) -> Progress:
-        """From the notes of a checkpoint; nothing has happened where they have none."""
+        """From the notes of a checkpoint, if they have any."""
         plain = notes.get("progress", {})
         return cls(**plain | {"constant_for": tuple(plain.get("constant_for", ()))})
 
@@ -46,15 +46,15 @@ class Progress:
           info: facts of the data set.
         """
         progress = dataclasses.asdict(dataclasses.replace(self, seconds=dict(seconds)))
-        # Where the last update left every logit constant, the checkpoint is no place to roll back to.
+        # If the last update left every logit constant, a rollback must not return here.
         healthy = not self.constant_for or not all(self.constant_for)
         facts = {"data": data, "dataset": splits.to_notes(info), "config": config_lib.to_dict(config)}
         return {"progress": progress, "healthy": healthy, **facts}
 
     def means(self) -> dict[str, float]:
-        """Of the updates since the last row."""
+        """Mean loss and error of the updates since the last row."""
         return {"loss": self.loss / self.updates, "error_pct": 100 * self.error / self.updates}
 
     def after_row(self) -> Progress:
-        """With sums that begin again."""
+        """The same with the sums reset."""
         return dataclasses.replace(self, loss=0.0, error=0.0, updates=0)

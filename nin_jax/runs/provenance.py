@@ -25,7 +25,7 @@ def commit() -> str | None:
     """The commit of the checkout that this package runs from, with "+" if files differ from it; None without one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        # Installed, the package may lie inside a checkout of something else.
+        # An installed package may lie inside the checkout of something else.
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run(

@@ -17,7 +17,7 @@ from nin_jax.runs.tensorboard import TensorBoard
 
 
 class Record:
-    """metrics.jsonl, with one row for each (step, split), once, whatever happens in between; and TensorBoard.
+    """metrics.jsonl, with one row for each (step, split), once, whatever interrupts the run; and TensorBoard.
 
     Opening it for a run that goes on from `step` drops the rows after that step (they will come again) and a half
     last line. Rows are on disk before `write` returns. With several processes all have to call the same methods; the
@@ -49,7 +49,7 @@ class Record:
         return list(kept)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row, to TensorBoard too, unless it is there."""
+        """Adds a row, also to TensorBoard, unless it is there."""
         if (key := (row["step"], row["split"])) not in self.done:
             processes.from_first(lambda: self._write(row))
             self.done.add(key)
@@ -58,13 +58,13 @@ class Record:
         self._check()
         self.file.write(json.dumps(row) + "\n")
 
-        def flush() -> None:  # what could not be written stays in the file's buffer for the next attempt
+        def flush() -> None:  # an unwritten rest stays in the file's buffer for the next attempt
             self.file.flush()
             os.fsync(self.file.fileno())
 
         storage.persist(str(self.path), flush)
         if self.tensorboard is None and importlib.util.find_spec("tensorboardX"):
-            # Not sooner: it takes seconds to import where PyTorch is installed, which it looks for.
+            # Not earlier: its import looks for PyTorch, which takes seconds if it is installed.
             self.tensorboard = TensorBoard(self.path.parent / "tensorboard", self.step + 1)
         if self.tensorboard:
             self.tensorboard.write(row)
@@ -72,7 +72,7 @@ class Record:
         say(f"epoch {row['epoch']:g}, step {row['step']}, {row['split']}: {numbers}")
 
     def check(self) -> None:
-        """Raises `StorageFailed` where the file is not the one at its path any more: rows would go nowhere."""
+        """Raises `StorageFailed` if the file is no longer the one at its path: rows would be lost."""
         processes.from_first(self._check)
 
     def _check(self) -> None:
@@ -86,13 +86,13 @@ class Record:
     def close(self) -> None:
         """Closes the files."""
         if processes.is_first():
-            with contextlib.suppress(OSError):  # what could not be written has been said
+            with contextlib.suppress(OSError):  # a failed write has been reported already
                 self.file.close()
             if self.tensorboard:
                 self.tensorboard.close()
 
 
 def eval_name(split: str) -> str:
-    """What the rows of an evaluation split are called: "test" for "test[:1000]", "validation" for a part of "train"."""
+    """The name of an evaluation split in its rows: "test" for "test[:1000]", "validation" for a part of "train"."""
     name = split.split("[")[0]
     return "validation" if name == "train" else name

@@ -1,7 +1,7 @@
-"""What becomes of a run that diverged: it goes back to its newest good checkpoint, and on with a lower rate.
+"""A run that diverged returns to its newest good checkpoint and continues with a lower learning rate.
 
-Each time is an entry of rollbacks.json in the run directory: {"update": where it diverged, "to": the step it went back to,
-"factor": of the learning rate from there on, "why"}. A start that goes on reads the rate's factor from it.
+Each rollback is an entry of rollbacks.json in the run directory: {"update": where it diverged, "to": the step it
+returned to, "factor": of the learning rate from there on, "why"}. A start that resumes reads the factor from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILE = "rollbacks.json"
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-    """The rollbacks of a run so far. Raises `UserError` where the file is not what this module wrote."""
+    """The rollbacks of a run so far. Raises `UserError` if the file is not one that this module wrote."""
     path = workdir / FILE
     try:
         entries = json.loads(path.read_text())
@@ -36,14 +36,14 @@ def read(workdir: Path) -> list[dict[str, Any]]:
 
 
 def factor(rollbacks: list[dict[str, Any]]) -> float:
-    """What the learning rate is multiplied by."""
+    """The factor of the learning rate."""
     return math.prod(entry["factor"] for entry in rollbacks)
 
 
 def go_back(config: Config, workdir: Path, diverged: Diverged) -> None:
-    """Deletes what was saved of the divergence and notes the rollback; raises `diverged` again where none is left.
+    """Deletes checkpoints of the divergence and records the rollback; raises `diverged` again if no rollback is left.
 
-    Killed in between, the run diverges once more and ends up here again.
+    If it is killed in between, the run diverges once more and gets here again.
     """
     rollbacks = processes.from_first(lambda: read(workdir))
     if len(rollbacks) >= config.rollbacks:

@@ -1,4 +1,4 @@
-"""summary.json: what came of a run."""
+"""summary.json: the result of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Summary:
       workdir, config, mesh: of the run.
       epoch_updates: updates of an epoch.
       params: number of parameters.
-      bad_records: how many were left out of each split; None where they are met in the course of the run.
+      bad_records: how many were left out of each split; None if they are found in the course of the run.
       pictures: `Info.counts` of the data set; empty where it has none.
       rollbacks: see `rollback`.
     """
@@ -47,7 +47,7 @@ class Summary:
         Args:
           status: "done" or "diverged".
           step: finished updates.
-          evaluation: of the network after these; None where there was none.
+          evaluation: of the network after these; None if there was none.
           seconds: spent on each part of the run, see `Clock`.
         """
         c, evaluation, train_seconds = self.config, evaluation or {}, seconds.get("train", 0.0)

@@ -12,11 +12,11 @@ from nin_jax.errors import one_line
 
 
 class TensorBoard:
-    """TensorBoard's event file: the numbers of each row as SPLIT/NAME. What goes wrong with it costs a line and no run.
+    """TensorBoard's event file: the numbers of each row as SPLIT/NAME. Its errors cost a line, never a run.
 
     Args:
-      folder: where it lies.
-      purge_step: what an interrupted start wrote from this step on is hidden.
+      folder: its place.
+      purge_step: rows that an interrupted start wrote from this step on are hidden.
     """
 
     def __init__(self, folder: Path, purge_step: int):
@@ -28,7 +28,7 @@ class TensorBoard:
         self.file: Any = None
         try:
             folder.mkdir(exist_ok=True)
-            # Not the usual SummaryWriter, which writes in a thread, minutes later, and dies there of a full disk.
+            # Not the usual SummaryWriter, which writes minutes later in a thread, and dies there if the disk is full.
             self.file = EventsWriter(str(folder / "events"))
             start = messages["SessionLog"](status=messages["SessionLog"].START)
             self.file.write_event(self.Event(wall_time=time.time(), step=purge_step, session_log=start))

@@ -24,7 +24,7 @@ from nin_jax.errors import ExitError, UserError, one_line
 from nin_jax.training import optim
 from nin_jax.training.state import Recipe, init_variables
 
-if TYPE_CHECKING:  # what it imports takes a second, and most data sets fit in memory
+if TYPE_CHECKING:  # its imports take a second, and most data sets fit in memory
     from nin_jax.data.encoded import Pictures
 
 T = TypeVar("T")
@@ -32,14 +32,15 @@ SAMPLE = 2048  # images of a streamed data set that its preprocessing is fitted 
 
 
 class Run:
-    """What a checked config says, as objects. Making one reads no data but the data set's facts.
+    """A checked config as objects. Making one reads only the facts of the data set, no data.
 
-    Raises `UserError` where the parts do not fit each other or the machine.
+    Raises `UserError` if the parts do not fit each other or the machine.
 
     Args:
       config: the config.
-      trained: facts of the data set that the network was trained on, whose classes those of the data are matched to by name.
-      data: facts of the data set, where they are known without it.
+      trained: facts of the data set that the network was trained on; the data's classes are matched to its classes by
+        name.
+      data: facts of the data set, if they are known already.
 
     Attributes:
       config: the config.
@@ -47,7 +48,7 @@ class Run:
       mesh: the devices.
       model: the network, computing in the config's precision.
       variables: shapes of its "params" and "batch_stats".
-      left_out: how many bad examples of each split were left out when it was loaded; None of a streamed one.
+      left_out: number of bad examples left out of each split; None for a streamed one.
     """
 
     def __init__(self, config: Config, trained: Info | None = None, data: Info | None = None):
@@ -70,7 +71,7 @@ class Run:
         check_objective(config, self.info)
 
     def recipe(self, updates_per_epoch: int, scale: float = 1.0) -> Recipe:
-        """What the steps are made of; the learning rate is `scale` times the config's."""
+        """What updates and evaluations are made of; the learning rate is `scale` times the config's."""
         c = self.config
         return Recipe(
             self.model,
@@ -88,7 +89,7 @@ class Run:
     def load(self, split: str) -> Split | Pictures:
         """The images and labels of a split, checked; or, of a streamed data set, its encoded pictures.
 
-        `left_out` has how many bad ones are not among them.
+        `left_out` then has the number of bad ones left out.
         """
         c = self.config
         policy: dict[str, Any] = {"bad_records": c.bad_records} if c.bad_records != "stop" else {}
@@ -96,14 +97,14 @@ class Run:
         if self.info.streamed:
             if self.labels is not None:
                 raise UserError(f"dataset {c.dataset}: streamed, so its classes must be the run's, in the same order")
-            self.left_out[split] = None  # they show when their turn comes
+            self.left_out[split] = None  # bad ones show when they are read
             return whole
         what = f"split {split!r} of {c.dataset}"
         (images, labels), self.left_out[split] = splits.usable(whole, self.data, what, c.bad_records)
         return images, (labels if self.labels is None else self.labels[labels])
 
     def training(self, data: Split | Pictures) -> TrainSource:
-        """What a run's updates are made from."""
+        """The source of a run's training batches."""
         c = self.config
         if isinstance(data, tuple):
             return memory.Shuffled(self.on_devices(data), self.info.image_shape, c.batch_size, c.seed, self.mesh)
@@ -112,7 +113,7 @@ class Run:
         return stream.TrainStream(data, self.mesh, c.batch_size, c.seed, c.epochs, stream.workers_here(c.workers))
 
     def evaluation(self, data: Split | Pictures) -> EvalSource:
-        """What an evaluation is made from."""
+        """The source of an evaluation's batches."""
         c = self.config
         size = c.eval_batch_size or c.batch_size
         if isinstance(data, tuple):
@@ -133,11 +134,11 @@ class Run:
     def fitted(self, workdir: Path, *, write: bool, train: Split | Pictures | None = None) -> Any:
         """The fitted preprocessing, on the devices: that of the run in `workdir`, or fitted now on the training split.
 
-        With several processes the first one reads or fits it.
+        With several processes, the first one reads or fits it.
 
         Args:
-          workdir: its preprocess.npz is used when it was fitted for the same data set and ops.
-          write: whether to write that file when it is not there.
+          workdir: its preprocess.npz is used if it was fitted for the same data set and ops.
+          write: whether to write that file if it is not there.
           train: the training split, if it is loaded already.
         """
         path, ops = workdir / "preprocess.npz", self.config.preprocess
@@ -162,19 +163,19 @@ class Run:
         return json.dumps([str(self.config.dataset), [str(op) for op in self.config.preprocess]])
 
     def write_fitted(self, workdir: Path, stats: fitted.Stats) -> None:
-        """Makes the fitted preprocessing of the run in `workdir` these numbers of each op."""
+        """Writes the fitted preprocessing of the run in `workdir`, these numbers of each op."""
         fitted.write_stats(workdir / "preprocess.npz", self._fitted_for, stats)
 
 
 def make_model(config: Config, info: Info) -> nn.Module:
-    """The config's model for a data set. Raises `UserError` where its arguments do not fit each other."""
+    """The config's model for a data set. Raises `UserError` if its arguments do not fit each other."""
     call, dtype = config.model, jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
     model = _trial(f"model {call.name}", lambda: call.entry.Model(info.classes, dtype=dtype, **call.arguments))
     return model.clone(axis_name=AXIS) if hasattr(model, "axis_name") else model
 
 
 def check_ops(config: Config, info: Info) -> None:
-    """A trial, without computing, of the ops that need nothing fitted."""
+    """Tries, without computing, the ops that need no fitting."""
     image = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     per_image = [(op, {}) for op in config.preprocess if op.entry.PER_IMAGE]
@@ -184,7 +185,7 @@ def check_ops(config: Config, info: Info) -> None:
 
 
 def check_network(config: Config, info: Info, model: nn.Module) -> dict[str, Any]:
-    """A trial, without computing, of the network on the data set's images, and on larger ones where `eval.views` has them.
+    """Tries, without computing, the network on the data set's images, and on larger ones if `eval.views` has them.
 
     Returns:
       the shapes of its variables.
@@ -214,7 +215,7 @@ def check_network(config: Config, info: Info, model: nn.Module) -> dict[str, Any
 
 
 def check_objective(config: Config, info: Info) -> None:
-    """A trial, without computing, of what is minimised."""
+    """Tries, without computing, the loss."""
     logits, labels = jax.ShapeDtypeStruct((1, info.classes), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
     objective = functools.partial(config.task.entry.objective, **config.task.arguments)
     _trial(repr(str(config.task)), functools.partial(jax.eval_shape, objective, logits, labels))
@@ -225,5 +226,5 @@ def _trial(what: str, f: Callable[[], T]) -> T:
         return f()
     except ExitError:  # a signal may arrive here too
         raise
-    except Exception as error:  # whatever wrong widths or numbers make flax or jax say
+    except Exception as error:  # whatever flax or jax raises for wrong widths or numbers
         raise UserError(f"{what}: {type(error).__name__}: {one_line(error)[:300]}") from error

@@ -1,4 +1,4 @@
-"""--mode=describe: what a config's network is made of and what it costs, without data and without training."""
+"""--mode=describe: the layers of a config's network and what they cost, without data and without training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nin_jax.training.build import Run
 
 
 def multiply_adds(f: Any, *arguments: Any) -> int:
-    """Multiplications of all convolutions and matrix products in a function, one for each multiply-add.
+    """Multiply-adds of all convolutions and matrix products in a function.
 
-    Counted are those of the textbook (`layers.portable`), not those that a CPU saves. Padding counts, as it does when such
-    numbers are printed in papers: a convolution costs out height x out width x out maps x kernel height x kernel width x
-    in maps for each image.
+    They are those of the textbook form (`layers.portable`), without what a CPU saves. Padding counts, as is usual in
+    papers: a convolution costs out height x out width x out maps x kernel height x kernel width x in maps for each
+    image.
     """
 
     def count(jaxpr: Any) -> int:

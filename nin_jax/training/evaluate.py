@@ -30,7 +30,7 @@ from nin_jax.training.step import eval_steps
 
 
 class Evaluator:
-    """Evaluates networks on one split: one network, or several whose opinions are averaged.
+    """Evaluates networks on one split: one network, or several whose softmax outputs are averaged.
 
     Args:
       recipes: of each network.
@@ -45,7 +45,7 @@ class Evaluator:
         self.compiled: dict[Any, Callable[..., Any]] = {}
 
     def compile(self, variables: Sequence[Any], data: Any = None) -> Callable[..., Any]:
-        """The function that evaluates a dispatch of such `data` (None: the first one's), compiled once."""
+        """The function that evaluates a dispatch of such `data` (None: that of the first one), compiled once."""
         source = self.source
         data = source.like if data is None else data
         shapes = tuple(a.shape for a in jax.tree.leaves(data))
@@ -133,7 +133,7 @@ def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[s
 def _member(
     config: Config, workdir: Path, theirs: dict[str, Any], info: Info | None, *, own: bool
 ) -> tuple[Run, TrainState, int]:
-    """A run of config `theirs`, the state of its newest checkpoint and its step; its `own` network, or as `config` says."""
+    """A run of config `theirs` with its `own` network or that of `config`; its newest checkpoint's state and step."""
     trained = config_lib.from_dict(theirs)
     if own:
         if outside := config_lib.modules(trained):
@@ -159,7 +159,7 @@ def _member(
 
 
 def _config(workdir: Path) -> dict[str, Any]:
-    """The config of a run directory, as it stands in config.json. Raises `UserError`."""
+    """The config in the config.json of a run directory. Raises `UserError`."""
     try:
         return config_lib.to_dict(config_lib.read(workdir / "config.json"))
     except FileNotFoundError as error:
@@ -167,7 +167,7 @@ def _config(workdir: Path) -> dict[str, Any]:
 
 
 def trained_on(workdir: Path) -> Info | None:
-    """Facts of the data set that the newest checkpoint of a run directory was trained on; None where none says so."""
+    """Facts of the data set that a run directory's newest checkpoint was trained on; None if none notes them."""
     notes = Checkpoints(workdir, read_only=True).notes() or {}
     return splits.from_notes(notes["dataset"]) if "dataset" in notes else None
 

@@ -1,4 +1,4 @@
-"""Whether a network still learns, judged from the metrics of its updates."""
+"""Whether a network still learns, judged by the metrics of its updates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nin_jax.errors import Diverged
 from nin_jax.runs.progress import Progress
 
 # Updates in a row with a constant logit after which a class counts as dead. A ReLU on the class maps that is 0 for every
-# image passes no gradient, so the class stays as it is for good; by chance, a batch or two may look like this.
+# image passes no gradient, so the class never recovers; by chance, a batch or two may look like this.
 DEAD_AFTER = 50
-# Nats between the loss of a dead network and ln K, that of equal logits; smoothed labels and rounding change less.
+# Most nats between the loss of a dead network and ln K, that of equal logits; smoothed labels and rounding change less.
 DEAD_LOSS = 0.05
 
 
 def absorb(progress: Progress, step: int, count: int, metrics: Mapping[str, np.ndarray]) -> Progress:
-    """Adds the metrics of `count` updates, in order. Raises `Diverged` at the first that has lost the network.
+    """Adds the metrics of `count` updates, in order. Raises `Diverged` at the first at which the network is lost.
 
     Args:
       progress: up to the update before.
@@ -58,7 +58,7 @@ def _check(update: int, loss: float, constant_for: np.ndarray) -> None:
 
 
 def warn(progress: Progress) -> None:
-    """Says which classes are dead, where some are."""
+    """Names the dead classes, if there are any."""
     dead = np.flatnonzero(np.array(progress.constant_for) >= DEAD_AFTER).tolist()
     if dead:
         classes = len(progress.constant_for)

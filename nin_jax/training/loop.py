@@ -89,13 +89,13 @@ def loop(
     evaluation: dict[str, float] | None = None
 
     def stopped() -> bool:
-        beat()  # what came before is finished
+        beat()  # everything before this is finished
         return stop()
 
     def save(metrics: dict[str, float] | None = None, *, wait: bool = False) -> None:
         hook(Event.BEFORE_SAVE, step)
         s.record.check()
-        if not programs.finite(state):  # such parameters are never kept
+        if not programs.finite(state):  # such parameters are never saved
             raise Diverged(f"the parameters after update {step} are not finite", step)
         s.checkpoints.save(step, state, progress.notes(clock.seconds, c, s.identity, s.info), metrics, wait=wait)
         beat()
@@ -143,7 +143,7 @@ def loop(
             if stopped():
                 save(wait=True)
                 saved = f"saved step {step} of {s.last} in {s.workdir}"
-                raise Preempted(f"{stop.requested}: {saved}; start again to go on")
+                raise Preempted(f"{stop.requested}: {saved}; start again to resume")
             if step == s.last:
                 s.checkpoints.wait()
                 return summarize("done")
@@ -163,7 +163,7 @@ def loop(
                 if waiting:
                     read(*waiting)
     except Diverged:
-        evaluation = None  # of an earlier state
+        evaluation = None  # it was of an earlier state
         summarize("diverged")
         raise
 

@@ -1,4 +1,4 @@
-"""From config to an optax optimiser: momentum, L2, rates and longest filters by parameter path, the schedule."""
+"""The optax optimiser of a config: momentum, weight decay, rates and max-norms by parameter path, the schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nin_jax.schema import Rule
 
 
 def schedule(config: Config, updates_per_epoch: int, scale: float = 1.0) -> Callable[[Any], jax.Array]:
-    """Learning rate after n updates, but for what `plateau` makes of it in the course of a run.
+    """Learning rate after n updates, without the factor of `plateau`.
 
         rate(n) = scale * learning_rate * factor^(boundaries passed) * decay(n / N) * min(1, (n + 1) / warm-up)
 
@@ -26,8 +26,8 @@ def schedule(config: Config, updates_per_epoch: int, scale: float = 1.0) -> Call
 
     Args:
       config: its `optimizer.learning_rate` and `schedule`, whose lengths are in epochs.
-      updates_per_epoch: what turns epochs into updates (rounded).
-      scale: what rollbacks made of the rate (`rollback.factor`).
+      updates_per_epoch: turns epochs into updates (rounded).
+      scale: the factor of rollbacks (`rollback.factor`).
     """
     s = config.schedule
     boundaries: dict[int, float] = {}
@@ -70,12 +70,12 @@ class Plateau(NamedTuple):
 def plateau(config: Config, updates_per_epoch: int) -> optax.GradientTransformationExtraArgs:
     """The paper's rule (section 4.1): "until the accuracy on the training set stops improving", then a lower rate.
 
-    After `schedule.plateau_epochs` epochs in a row without fewer mistakes than in the best epoch so far, the next one
-    begins with updates times `schedule.factor`, and waiting begins anew. After `plateau_drops` of them nothing more
-    happens, and training continues to `epochs`.
+    After `schedule.plateau_epochs` epochs in a row without fewer mistakes than in the best epoch so far, the rate drops
+    by `schedule.factor`, and the count starts again. After `plateau_drops` drops nothing more happens, and training
+    continues to `epochs`.
 
-    `update` takes `value`, the fraction of its batch that training got wrong. Mistakes are counted as whole numbers,
-    so that neither rounding nor the order of the batches is taken for progress.
+    `update` takes `value`, the training error of its batch as a fraction. Mistakes are counted as whole numbers, so
+    that neither rounding nor the order of the batches looks like progress.
     """
     s = config.schedule
 
@@ -104,30 +104,30 @@ def plateau(config: Config, updates_per_epoch: int) -> optax.GradientTransformat
 
 
 def plateau_scale(opt_state: optax.OptState) -> Any:
-    """What the plateau rule multiplied the rate by in the last update; 1 where the rule is off."""
+    """The factor of the plateau rule in the last update; 1 if the rule is off."""
     found = optax.tree_utils.tree_get(opt_state, "Plateau")
     return found.scale if found else 1.0
 
 
 def optimizer(config: Config, updates_per_epoch: int, scale: float = 1.0) -> optax.GradientTransformationExtraArgs:
-    """Stochastic gradient descent as cuda-convnet and Caffe compute it, the rate inside the momentum:
+    """Stochastic gradient descent as in cuda-convnet and Caffe, with the learning rate inside the momentum:
 
         v <- momentum * v + rate * factor * (clip(g) + weight_decay * w),    w <- cap(w - v)
 
-    so that after a drop of the rate the old velocity still runs out at the old scale (PyTorch multiplies the whole
-    velocity by the new rate; at a constant rate the two are equal). `factor` is that of the first pattern of
+    so that after a drop of the rate the old velocity decays at its old scale (PyTorch multiplies the whole velocity by
+    the new rate; at a constant rate the two are equal). `factor` is that of the first pattern of
     `optimizer.learning_rate_factors` found in the parameter's path ("mlpconv3/cccp6/kernel"), else 1. Weight decay
-    acts on kernels alone. `clip` shortens a gradient of the whole network that is longer than `clip_norm`.
+    acts on kernels alone. `clip` rescales the gradient of the whole network to the norm `clip_norm` if it is larger.
 
     `momentum` goes linearly from `momentum` at the first update to `momentum_final` after `momentum_epochs`.
 
-    `cap` shortens each filter, the weights of one output `w[..., k]`, to the norm of the first pattern of
-    `optimizer.max_norms` found in the path (pylearn2's max_kernel_norm and max_col_norm). Shorter ones stay as they
-    are, to the last bit.
+    `cap` rescales each filter, the weights `w[..., k]` of one output, to the norm of the first pattern of
+    `optimizer.max_norms` found in the path, if it is larger (pylearn2's max_kernel_norm and max_col_norm). Smaller ones
+    stay as they are, to the last bit.
 
     With `schedule.plateau_epochs` the rate is also that of `plateau`, and `update` takes its `value`.
 
-    Raises `UserError`, at the first update, where a pattern matches no parameter.
+    Raises `UserError`, at the first update, if a pattern matches no parameter.
     """
     o, s = config.optimizer, config.schedule
     chain = [
@@ -159,7 +159,7 @@ def _scale_by_factor(updates: Any, rules: Sequence[Rule]) -> Any:
 
 
 def _cap(updates: Any, params: Any, rules: Sequence[Rule]) -> Any:
-    """Updates after which no filter is longer than its norm."""
+    """Updates after which no filter exceeds its norm."""
 
     def one(u: jax.Array, w: jax.Array, longest: float) -> jax.Array:
         new = w + u
@@ -171,7 +171,7 @@ def _cap(updates: Any, params: Any, rules: Sequence[Rule]) -> Any:
 
 
 def _by_path(tree: Any, rules: Sequence[Rule], default: float, key: str) -> Any:
-    """A tree of the numbers that the first pattern found in each path gives."""
+    """A tree with the number of the first pattern that is found in each path."""
     paths = ["/".join(p) for p in flatten_dict(tree)]
     for rule in rules:
         if not any(rule.pattern.search(path) for path in paths):

@@ -22,7 +22,7 @@ from nin_jax.training.step import train_steps
 
 
 class Programs:
-    """The update, the evaluation and a look at the state, compiled in this order by a thread while others work.
+    """The update, the evaluation and two checks of the state, compiled in this order by a thread.
 
     Args:
       recipe: what an update is made of.
@@ -61,7 +61,7 @@ class Programs:
         self.look = self.thread.submit(lambda: jax.jit(look).lower(like).compile())
 
     def updates(self, n: int) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
-        """The function `(state, data) -> (state, metrics)` of n updates; see `step.train_steps`. Takes over its state."""
+        """The function `(state, data) -> (state, metrics)` of n updates, see `step.train_steps`. Donates the state."""
         update, count = self.update.result(), self.count(n)
         return lambda state, data: update(state, data, self.stats, self.seed, count)
 
@@ -71,13 +71,13 @@ class Programs:
         return self.evaluator
 
     def learning_rate(self, state: TrainState) -> float:
-        """That of the last update."""
+        """The learning rate of the last update."""
         return float(self.look.result()(state)[0])
 
     def finite(self, state: TrainState) -> bool:
-        """Whether all parameters are."""
+        """Whether all parameters are finite."""
         return bool(self.look.result()(state)[1])
 
     def close(self) -> None:
-        """Ends the thread; what it has not begun is not compiled."""
+        """Ends the thread; programs that it has not begun are not compiled."""
         self.thread.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Everything before the first update of a run: data, fitted preprocessing, programs, and the state to begin with."""
+"""Everything before the first update of a run: data, fitted preprocessing, programs, initial or restored state."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from nin_jax.training.state import Recipe, TrainState, init_state, state_of
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What one start of a run works with; none of it changes.
+    """The fixed parts of one start of a run.
 
     Attributes:
       config, workdir: of the run.
       info: facts of the data set.
       epoch_updates, last: the updates of an epoch, and of the run.
       identity: what a checkpoint's training examples are known by.
-      source, programs: what updates are made from, and the compiled functions.
+      source, programs: the training batches, and the compiled functions.
       checkpoints, record, summary: what is written.
     """
 
@@ -67,8 +67,8 @@ def start(
 ) -> tuple[Start, int, TrainState, Progress]:
     """Opens a run; `opened` closes it again.
 
-    Returns what it works with; and of the newest checkpoint, or of a run that begins, the step, state and progress.
-    Raises `UserError` where the training split holds no batch, or where the checkpoint is of another run.
+    Returns its parts; and the step, state and progress of the newest checkpoint, or of a new run. Raises `UserError` if
+    the training split is smaller than a batch, or if the checkpoint is of another run.
     """
     c, mesh = run.config, run.mesh
     data, test = run.load(c.train_split), run.load(c.eval_split)
@@ -89,10 +89,10 @@ def start(
     make = jax.jit(lambda seed: init_state(recipe, seed, run.info.image_shape)).trace(np.uint32(c.seed))
     like: TrainState = replicated_like(make.out_info, mesh)
 
-    stop.can_save = True  # a signal that cut a restore short would make a good checkpoint look broken
+    stop.can_save = True  # a signal that interrupts a restore would make a good checkpoint look broken
     seed, schedule = replicate(jnp.uint32(c.seed), mesh), optim.schedule(c, epoch_updates, scale)
     programs = Programs(recipe, source, evaluator, like, stats, seed, schedule, mesh, c.mapper)
-    opened.callback(programs.close)  # they compile while this thread restores or makes the state
+    opened.callback(programs.close)  # they compile while this thread restores or initialises the state
     checkpoints = Checkpoints(workdir, c.keep)
     opened.callback(_close, checkpoints)
     found = checkpoints.restore(like)
@@ -124,25 +124,25 @@ def _close(checkpoints: Checkpoints) -> None:
 
 
 def identify(data: Any) -> str:
-    """What a resumed run's training examples are known by."""
+    """A fingerprint of the training examples, which a resumed run must match."""
     if not isinstance(data, tuple):
         return f"{len(data)} images"
     return f"{len(data[1])} examples, labels {zlib.crc32(data[1].tobytes()):08x}"
 
 
 def matched(run: Run, workdir: Path) -> Run:
-    """The run, with the classes in the order in which the run in `workdir` has been trained on them so far."""
+    """The run, with the classes in the order of the checkpoints in `workdir`."""
     trained = trained_on(workdir)
     if trained is None:
         return run
     ours = Run(run.config, trained)
-    for line in ours.info.found[len(run.info.found) :]:  # the rest has been said
+    for line in ours.info.found[len(run.info.found) :]:  # the rest has been printed
         say(line)
     return ours
 
 
 def with_weights(run: Run, state: TrainState, recipe: Recipe) -> TrainState:
-    """The state before the first update, with the weights of `init_from` in place of random ones, where they fit."""
+    """The state before the first update, with the weights of `init_from` instead of random ones wherever they fit."""
     source = run.config.init_from
     if source is None:
         return state

@@ -1,7 +1,7 @@
-"""What a run trains, its recipe, and what it carries from update to update, its state.
+"""The recipe of a run, which is static, and its state, which every update changes.
 
-Randomness is a function of (seed, step, index of the example in the global batch) and nothing else, so a resumed run
-is the same run, and a run on eight devices is the run on one, up to the order of a sum.
+Random numbers are a function of (seed, step, index of the example in the global batch) and nothing else. So a resumed
+run is the same run, and a run on eight devices equals the run on one, up to the order of a sum.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ AUGMENT, DROPOUT, INIT = 1, 2, 3  # independent streams of random numbers
 
 
 class Recipe(NamedTuple):
-    """What updates and evaluations are made of; all of it is static.
+    """What updates and evaluations are made of. All of it is static.
 
     Attributes:
       model, task: entries of models/ and tasks/.
-      objective: what an update lowers: (logits, labels) -> float32 `[B]`.
+      objective: the loss to minimise: (logits, labels) -> float32 `[B]`.
       preprocess, augment: the parsed ops.
       batch_size: images of an update, over all replicas.
       optimizer: from `optim.optimizer`.
-      ema_decay: of the moving average of the weights (EMA, `optimizer.average` of the config); 0: there is none.
-      accumulate: gradient accumulation: how many microbatches a replica computes its part of a batch in.
+      ema_decay: of the exponential moving average of the weights (`optimizer.average` of the config); 0: none.
+      accumulate: gradient accumulation: number of microbatches of a replica's part of a batch.
       precision: of the network's products, in JAX's words: "float32" is float32 on every device, "tensorfloat32" is TF32 on
         NVIDIA GPUs and three bfloat16 passes on TPUs, "bfloat16" is what a device does by default. CPUs have float32 alone.
     """
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
     precision: str = "float32"
 
     def apply(self, variables: Any, image: jax.Array, **arguments: Any) -> Any:
-        """The output of the network, whose products are computed in `precision`; so are those of its gradient."""
+        """The output of the network. Its matrix products, and those of its gradient, are computed in `precision`."""
         with jax.default_matmul_precision(self.precision):
             return self.model.apply(variables, image, **arguments)
 
@@ -61,8 +61,8 @@ class TrainState:
       step: int32 scalar, finished updates.
       params: what is trained.
       opt_state: of the optimizer.
-      batch_stats: running means and variances of batch normalisation; empty without.
-      average: exponential moving average (EMA) of `current` over the updates; None without.
+      batch_stats: running means and variances of batch normalisation; empty without it.
+      average: exponential moving average (EMA) of `current`; None without one.
     """
 
     step: jax.Array
@@ -78,7 +78,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Flax variables of the network that is evaluated: the average where there is one."""
+        """Flax variables of the network that is evaluated: the average if there is one."""
         return self.current if self.average is None else self.average
 
 

@@ -18,9 +18,7 @@ from nin_jax.training.state import AUGMENT, DROPOUT, Recipe, TrainState, random_
 
 Draw = Callable[[Any, jax.Array], Batch]  # of a `TrainSource` or an `EvalSource`
 
-EMA_WARMUP = (
-    10  # updates; after n of them the decay is at most n / (n + 10), so that the random start is soon forgotten
-)
+EMA_WARMUP = 10  # updates; after n of them the decay is at most n / (n + 10), to forget the random weights soon
 
 
 def train_steps(recipe: Recipe, draw: Draw, most: int = 1):
@@ -29,13 +27,13 @@ def train_steps(recipe: Recipe, draw: Draw, most: int = 1):
     Args:
       recipe: what an update is made of.
       draw: `(data, step) -> Batch`, a replica's part of the batch of an update.
-      most: the most updates of one call. Where it is 1 there is no loop: it would cost a CPU a tenth of the time.
+      most: the most updates of one call. If it is 1 there is no loop, which would cost a CPU a tenth of the time.
 
     Returns:
-      `(state, data, stats, seed: uint32, count: int32) -> (state, metrics)`, which makes `count` updates, at most `most`;
-      one where `most` is 1. Metrics are over the global batch, float32 `[most]`, of which the first `count` rows are
-      filled: the means of the task's metrics; and "constant" `[most, num_classes]`, 1 where a class has the same logit
-      for every image, as a class whose map is dead has.
+      `(state, data, stats, seed: uint32, count: int32) -> (state, metrics)`, which makes `count` updates, at most
+      `most`. Metrics are over the global batch, float32 `[most]`, of which the first `count` rows are filled: the means
+      of the task's metrics; and "constant" `[most, num_classes]`, 1 for a class with the same logit for every image, as
+      a dead class has.
     """
 
     def update(state: TrainState, data: Any, stats: Any, seed: jax.Array):
@@ -80,7 +78,7 @@ def train_steps(recipe: Recipe, draw: Draw, most: int = 1):
         nothing = jax.tree.map(jnp.zeros_like, state.params)
         grads, (sums, extremes, batch_stats) = _repeat(accumulate, nothing, recipe.accumulate, recipe.accumulate)
         sums = jax.tree.map(lambda a: jnp.sum(a, 0), sums)
-        batch_stats = jax.tree.map(lambda a: a[0], batch_stats)  # there are none with more than one microbatch
+        batch_stats = jax.tree.map(lambda a: a[0], batch_stats)  # batch norm allows one microbatch only
         grads, means = lax.pmean((grads, jax.tree.map(lambda s: s / part, sums)), AXIS)
         highest, lowest = lax.pmax(jax.tree.map(lambda a: jnp.max(a, 0), extremes), AXIS)
         constant = (highest + lowest == 0).astype(jnp.float32)
@@ -101,10 +99,10 @@ def train_steps(recipe: Recipe, draw: Draw, most: int = 1):
 
 
 def eval_steps(recipes: Sequence[Recipe], draw: Draw, count: int = 1, *, mirrored: bool = False):
-    """Makes the per-replica function that evaluates some batches by networks that vote.
+    """Makes the per-replica function that evaluates batches by one or several networks.
 
     Args:
-      recipes: of each network; the first one's task counts.
+      recipes: of each network; the task is the first one's.
       draw: `(data, number) -> Batch`, a replica's part of a batch with its views and weights.
       count: batches of one call.
       mirrored: whether the mirror image of each view is seen too.

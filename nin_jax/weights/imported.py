@@ -1,4 +1,4 @@
-"""A run directory from weights that were trained elsewhere; the readers of the formats are the modules beside this one."""
+"""A run directory from weights that were trained elsewhere. The modules beside this one read the formats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Reader = Callable[[Path, dict[str, Any], Options], dict[str, Any]]
 # Fitted preprocessing that comes from elsewhere too; None: it is fitted on the training split.
 Preparation = Callable[[Run, Options], fitted.Stats | None]
 
-AGREEMENT = 1e-3  # of the largest logit; float32 on two machines differs by a hundredth of that
+AGREEMENT = 1e-3  # of the largest logit; float32 on two machines differs by a hundredth of this
 
 
 def shapes(run: Run) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def make_run(
 
 
 def check(file: Path, run: Run, recipe: Recipe, variables: Mapping[str, Any], stats: fitted.Stats) -> None:
-    """Compares the network's logits with those in an .npz file. Raises `UserError` where they differ.
+    """Compares the network's logits with those in an .npz file. Raises `UserError` if they differ.
 
     The file holds "logits" `[B, K]` and one other array: uint8 images, which are preprocessed as the config says, or floats,
     which are given to the network as they are. They are `[B, H, W, C]` or, as in PyTorch, `[B, C, H, W]`.

@@ -102,7 +102,7 @@ def layers_of_file(state: Mapping[str, Any]) -> list[Layer]:
         floating = isinstance(value, Tensor) and value.dtype.kind not in "iub"
         if part in PARTS.values() and floating:
             layers.setdefault(layer, {})[part] = value
-        elif part in PARTS.values() or floating:  # integers count batches, which nobody asks for
+        elif part in PARTS.values() or floating:  # integers count batches, which nothing here needs
             unknown.append(name)
     if unknown:
         raise UserError(f"it has what no layer of ours has: {', '.join(unknown)}")
@@ -174,7 +174,7 @@ def _fits(tensors: Mapping[str, Tensor], parts: Mapping[str, Any]) -> bool:
 
 
 def convert(value: np.ndarray, shape: tuple[int, ...], channels: int) -> np.ndarray | None:
-    """A PyTorch array in our layout; None if it does not have the numbers for `shape`.
+    """A PyTorch array in our layout; None if it does not fit `shape`.
 
     Args:
       value: a kernel out x in x height x width becomes `[height, width, in, out]`, a matrix out x in `[in, out]` or a 1x1
@@ -258,7 +258,7 @@ def read(file: Path, like: dict[str, Any], options: Options) -> dict[str, Any]:
 
 
 def _plain(text: Any) -> str:
-    """One line without what a terminal would obey, since names come from the file."""
+    """One line without terminal control characters, since names come from the file."""
     line = one_line(text) if isinstance(text, Exception) else text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 

@@ -60,7 +60,7 @@ class Tensor(NamedTuple):
 
 
 def read(file: Path) -> tuple[Any, bool]:
-    """What is in a file, and whether its tensors are in the order in which they were saved.
+    """The content of a file, and whether its tensors are in the order in which they were saved.
 
     It is nested dicts and lists, with `Tensor` for a tensor and `Call` for an object of any class of its own. Raises
     `UserError` for a file that holds something else, and any exception for a damaged one.

@@ -52,7 +52,7 @@ def test_a_process_is_killed(who: int, tmp_path: Path, calm_pair: Path, tally: C
     assert harness.finish(pair[who]).code == -signal.SIGKILL
     other = harness.finish(pair[1 - who], SECONDS)
     if other.code == 75:
-        assert "another process of this run is gone; start again to go on" in other.last, other.err
+        assert "another process of this run is gone; start again to resume" in other.last, other.err
         assert other.clean(), other.err
     else:
         assert (who, other.code) == (0, -signal.SIGABRT), other.err
@@ -70,7 +70,7 @@ def test_a_process_is_stopped(who: int, tmp_path: Path, calm_pair: Path, tally: 
     try:
         other = harness.finish(pair[1 - who])
         assert other.code == 75, other.err
-        assert "nothing was finished for" in other.last, other.err
+        assert "no progress for" in other.last, other.err
     finally:
         pair[who].kill()
         pair[who].communicate()

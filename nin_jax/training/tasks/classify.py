@@ -1,4 +1,4 @@
-"""One label an image: softmax cross-entropy, and the share of images whose largest logit is another class."""
+"""One label per image: softmax cross-entropy, and the share of images whose largest logit is of another class."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-TOP_5_FROM = 100  # classes; the top-5 error of ten classes says nothing
+TOP_5_FROM = 100  # fewest classes for a top-5 error
 
 
 def objective(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0) -> jax.Array:
@@ -33,7 +33,7 @@ def per_example(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 
     Returns:
       "loss": -log softmax(logits)[label], natural logarithm, and "error": 1 where the largest logit (the first of
-      equal ones) is not the label's, else 0; of 100 classes or more also "top5_error": 1 where the label's is not among
+      equal ones) is not the label's, else 0; with 100 classes or more also "top5_error": 1 if the label's is not among
       the five largest. All float32 `[B]`.
     """
     metrics = {
@@ -43,18 +43,18 @@ def per_example(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     if logits.shape[-1] >= TOP_5_FROM:
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         later = jnp.arange(logits.shape[-1])[None, :] > labels[:, None]
-        behind = jnp.sum((logits < own) | ((logits == own) & later), axis=-1)  # none where the logits are no numbers
+        behind = jnp.sum((logits < own) | ((logits == own) & later), axis=-1)  # none if a logit is NaN
         metrics["top5_error"] = (behind < logits.shape[-1] - 5).astype(jnp.float32)
     return metrics
 
 
 def combine(logits: jax.Array) -> jax.Array:
-    """The mean of several opinions on each example: log of the mean over v of softmax(logits[:, v]).
+    """Averages several predictions for each example: log of the mean over v of softmax(logits[:, v]).
 
     Args:
       logits: float32 `[B, V, K]`, from several views of an image, or from several networks.
 
     Returns:
-      float32 `[B, K]`, whose softmax is the mean of the opinions' softmax.
+      float32 `[B, K]`, whose softmax is the mean of the softmax outputs.
     """
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1) - jnp.log(jnp.float32(logits.shape[1]))

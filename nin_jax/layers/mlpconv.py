@@ -43,7 +43,10 @@ class MLPConv(nn.Module):
 
     Attributes:
       layers: f_1 to f_n.
-      size, stride, pad, groups: of W_1, see `Conv`.
+      size: side of the kernels of W_1.
+      stride: of W_1, as `pad` and `groups`; see `Conv`.
+      pad: see `stride`.
+      groups: see `stride`.
       dtype: what is computed in; parameters and normalisation are float32.
       axis_name: mapped axis whose replicas share the batch-norm statistics; None: each has its own.
     """

@@ -300,7 +300,8 @@ class Stages(Network):
       layers: the stages, as objects or as calls.
       hidden: number of units of each fully connected layer with ReLU between the last stage and the linear classifier, with
         heads "fc" and "fc_dropout" (which then drops out before each but the first). They replace the class maps.
-      hidden_deviation, hidden_bias: standard deviation of their initial weights, and their initial biases.
+      hidden_deviation: standard deviation of their initial weights.
+      hidden_bias: their initial biases.
       class_deviation: initial deviation of the weights of the class maps and of the linear classifier.
     """
 

@@ -17,6 +17,8 @@ class Model(Network):
     Layers are named as in the authors' release: conv1, cccp1, cccp2, conv2, cccp3, ... All but the last mlpconv are
     followed by a 3x3 pool of stride 2 and by dropout. The maps are every layer's output, "pool1", ..., and "class_maps".
 
+    Attributes besides those of `Network`:
+
     Attributes:
       kernels: side of each mlpconv's first kernel, such as (5, 5, 3).
       widths: number of maps of each mlpconv's layers, such as ((192, 160, 96), (192, 192, 192), (192, 192)). The
@@ -29,7 +31,6 @@ class Model(Network):
         The weights of a fully connected layer start as those of the last layer.
       dropout: probability of a zero after each pool.
       dropout_kind: "classic" or "inverted", see `layers.Dropout`.
-      num_classes, head, relu_on_class_maps, class_map_bias, batch_norm, dtype, axis_name: see `Network`.
     """
 
     kernels: Sequence[int] = (5, 5, 3)

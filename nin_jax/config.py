@@ -106,7 +106,7 @@ class Eval:
 
     views: str = key(
         "center",
-        'windows of an image that are evaluated: "center", "mirror", "10-crop", "3-view" or "dense"; see `data.views`',
+        'views of an image that are evaluated: "center", "mirror", "10-crop", "3-view" or "dense"; see `data.views`',
         one_of(*views.NAMES),
     )
 

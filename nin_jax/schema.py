@@ -227,7 +227,7 @@ only under the config that it was started with; keys marked *free* may change be
 
 ## Models, data sets, preprocessing and tasks
 
-Their files say what the arguments mean. Those of the model are keys, `--config.model.dropout=0.3`; the others stand in the
+Their files explain the arguments. Those of the model are keys, `--config.model.dropout=0.3`; the others are written in the
 call, `--config.dataset='folder(size=64)'`.
 
 | | entry | arguments |

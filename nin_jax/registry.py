@@ -136,7 +136,8 @@ def find(kind: str, name: str) -> Any:
     if name in names(kind):
         module = importlib.import_module(f"{package}.{name}")
     elif "." not in name or not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"unknown {noun} {name!r}: {nearest(name, names(kind))}")
+        own = f"your own is named by its dotted path, such as my_package.{name}"
+        raise UserError(f"unknown {noun} {name!r}: {nearest(name, names(kind))}; {own}")
     else:
         try:
             module = importlib.import_module(name)

@@ -4,10 +4,15 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import operator
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from benchmarks import report, start
 from nin_jax import config, main, registry
@@ -82,6 +87,18 @@ def test_every_command_stands_in_a_block_that_says_whether_ci_runs_it():
                     rest = words[words.index("--") + 1 :] if "--" in words else words[3:]
                     if words[2] == "nin_jax.main" or "--" in words:
                         main.parse(["main", *rest])
+
+
+@pytest.mark.slow
+def test_the_project_of_the_page_on_extending_runs(tmp_path, clean_env):
+    """docs/extend.md: its three files, as they stand, train in a folder of their own and learn."""
+    for _, text in blocks(ROOT / "docs/extend.md"):
+        file = tmp_path / text.splitlines()[0].removeprefix("# ")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    command = [sys.executable, "-m", "nin_jax.main", "--config=my_package/recipe.py"]
+    subprocess.run(command, cwd=tmp_path, env=clean_env | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
+    assert json.loads((tmp_path / "runs/recipe/summary.json").read_text())["test_error_pct"] < 5
 
 
 def test_the_models_of_readme_are_as_described():

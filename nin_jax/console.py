@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -16,10 +17,8 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TextColumn,
-    TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.table import Table
@@ -44,30 +43,64 @@ class _Rate(ProgressColumn):
         return f"{rate:,.0f} images/s" if rate else ""
 
 
-def progress() -> Progress:
-    """A progress bar with images/s and the time left; invisible where stderr is not a terminal."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+class _Left(ProgressColumn):
+    """The time left: the caller's estimate where there is one, else rich's, from the last half minute."""
+
+    def render(self, task: Task) -> str:
+        left = task.fields.get("seconds_left", task.time_remaining)
+        return "" if left is None else f"{duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader.
+
+    >>> duration(7), duration(75), duration(3 * 3600 + 5 * 60)
+    ('7 s', '1 min 15 s', '3 h 5 min')
+    """
+    seconds = round(seconds)
+    for size, unit, lower, smaller in ((3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // lower} {smaller}"
+    return f"{seconds} s"
+
+
+_displays: list[Progress] = []  # the one that holds the terminal, while there is one
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
+    """A progress bar while it is entered; invisible where stderr is not a terminal.
+
+    Yields a function that takes `completed` or `advance`, a new `description`, and where the caller knows them
+    `images_per_s` and `seconds_left`. A bar inside another one is a line below it; what is said meanwhile stands above.
+    """
+    with contextlib.ExitStack() as held:
+        if not _displays:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _Rate(),
+                _Left(),
+            )
+            display = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+            _displays.append(held.enter_context(display))
+            held.callback(_displays.clear)
+        task = _displays[0].add_task(what, total=total, completed=completed)
+        held.callback(_displays[0].remove_task, task)
+        yield functools.partial(_displays[0].update, task)
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yields `items` under a progress bar; on a pipe, one line says what is going on if it takes more than 2 s."""
     begin, said = time.perf_counter(), console.is_terminal
-    with progress() as bar:
-        for i, item in enumerate(bar.track(items, total=total, description=what)):
+    with bar(what, total) as update:
+        for i, item in enumerate(items):
             if not said and time.perf_counter() - begin > 2:
                 say(f"{what}: {i} of {total}")
                 said = True
             yield item
+            update(completed=i + 1)
 
 
 @contextlib.contextmanager

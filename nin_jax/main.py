@@ -6,6 +6,7 @@ python -m nin_jax.main --config=experiments/NAME.py[:ARG] [--workdir=DIR] [--mod
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -37,6 +38,7 @@ class Command(NamedTuple):
     workdir: Path
     mode: str
     ensemble: tuple[Path, ...] = ()
+    json: bool = False
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -55,6 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "ensemble", [], "With --mode=eval: run directories whose networks' softmax is averaged.", flag_values=values
     )
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
+    flags.DEFINE_bool("json", False, "Print the result as one JSON object, as --mode=eval does.", flag_values=values)
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -97,7 +100,7 @@ def parse(argv: Sequence[str]) -> Command:
     ensemble = tuple(local_directory("--ensemble", directory) for directory in values.ensemble)
     if ensemble and values.mode != "eval":
         raise UserError(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
-    return Command(config_lib.check(values.config), workdir, values.mode, ensemble)
+    return Command(config_lib.check(values.config), workdir, values.mode, ensemble, values.json)
 
 
 def run(command: Command) -> None:
@@ -112,7 +115,9 @@ def run(command: Command) -> None:
     if command.mode == "train":
         from nin_jax.training.loop import train
 
-        train(command.config, command.workdir)
+        summary = train(command.config, command.workdir)
+        if command.json and processes.is_first():
+            print(json.dumps(summary))
     elif command.mode == "eval":
         from nin_jax.training.evaluate import evaluate_run
 
@@ -122,7 +127,7 @@ def run(command: Command) -> None:
         from nin_jax.training.describe import describe
 
         if processes.is_first():
-            describe(Run(command.config))
+            describe(Run(command.config), as_json=command.json)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report, start
+from nin_jax import __main__ as nin_jax_command
 from nin_jax import config, main, registry
 from nin_jax.paper import pages
 from nin_jax.training.build import Run
@@ -73,13 +74,14 @@ def test_every_command_stands_in_a_block_that_says_whether_ci_runs_it():
     """`.ci/run` runs what is in ```bash; of what is in ```console, module, experiment and config keys are checked here."""
     for page in PAGES:
         outside = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-        assert not re.search(r"^ *python -m ", outside, re.MULTILINE), page
+        assert not re.search(r"^ *(python -m|nin-jax) ", outside, re.MULTILINE), page
         for kind, text in blocks(page):
             lines = [line for line in text.splitlines() if "python -m " in line]
             assert not lines or kind in ("bash", "console"), page
             if kind == "bash" and page.name != "CONTRIBUTING.md":
                 for line in text.splitlines():
-                    assert re.match(r"python -m (nin_jax|launch|benchmarks|tests|pip install)\b", line), (page, line)
+                    wanted = r"(nin-jax|python -m (nin_jax|launch|benchmarks|tests|pip install))\b"
+                    assert re.match(wanted, line), (page, line)
             for line in lines:
                 words = shlex.split(line, comments=True)
                 if kind == "console" and words[2] != "pip":
@@ -99,6 +101,11 @@ def test_the_project_of_the_page_on_extending_runs(tmp_path, clean_env):
     command = [sys.executable, "-m", "nin_jax.main", "--config=my_package/recipe.py"]
     subprocess.run(command, cwd=tmp_path, env=clean_env | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
     assert json.loads((tmp_path / "runs/recipe/summary.json").read_text())["test_error_pct"] < 5
+
+
+def test_the_page_of_the_command_has_each_word_of_it():
+    named = re.findall(r"^\| `nin-jax (\w+)", (ROOT / "docs/command_line.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(nin_jax_command.COMMANDS)
 
 
 def test_the_models_of_readme_are_as_described():

@@ -1,4 +1,4 @@
-"""What a command changes for its whole process. `main` alone calls it: a notebook that imports nin_jax keeps its own."""
+"""What a command changes for its whole process. Commands alone call it: a notebook that imports nin_jax keeps its own."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ counts as a reproduction of the paper's number.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import datetime
 import functools
@@ -21,12 +20,14 @@ import re
 import runpy
 import shlex
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nin_jax import config as config_lib
 from nin_jax import registry, storage
+from nin_jax.arguments import Parser
 from nin_jax.config import Config, ConfigDict
 from nin_jax.console import exiting, say
 from nin_jax.errors import UserError
@@ -329,9 +330,9 @@ def _cost(rows: Sequence[Result]) -> tuple[str, str]:
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     """Runs the command line above, in a checkout."""
-    parser = argparse.ArgumentParser(prog="python -m nin_jax.paper.tables", description=str(__doc__).splitlines()[0])
+    parser = Parser("python -m nin_jax.paper.tables", __doc__)
     parser.add_argument("--collect", nargs="+", default=[], type=Path, metavar="RUN_DIR", help="finished runs to add")
-    workdirs = parser.parse_args(argv).collect
+    workdirs = parser.parse(sys.argv[1:] if argv is None else argv).collect
     for page in PAGES:
         if not (root / page).exists():
             raise UserError(f"{root / page} is missing; the tables are written in a checkout of the project")

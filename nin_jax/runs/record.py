@@ -48,11 +48,12 @@ class Record:
         self.file = storage.persist(str(self.path), lambda: open(self.path, "a"))  # noqa: SIM115 - for the whole run
         return list(kept)
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Adds a row, also to TensorBoard, unless it is there."""
-        if (key := (row["step"], row["split"])) not in self.done:
+    def write(self, row: dict[str, Any]) -> bool:
+        """Adds a row, also to TensorBoard, unless it is there; returns whether it did."""
+        if new := (key := (row["step"], row["split"])) not in self.done:
             processes.from_first(lambda: self._write(row))
             self.done.add(key)
+        return new
 
     def _write(self, row: dict[str, Any]) -> None:
         self._check()
@@ -68,8 +69,6 @@ class Record:
             self.tensorboard = TensorBoard(self.path.parent / "tensorboard", self.step + 1)
         if self.tensorboard:
             self.tensorboard.write(row)
-        numbers = ", ".join(f"{k} {v:,.4g}" for k, v in row.items() if k not in ("step", "split", "epoch"))
-        say(f"epoch {row['epoch']:g}, step {row['step']}, {row['split']}: {numbers}")
 
     def check(self) -> None:
         """Raises `StorageFailed` if the file is no longer the one at its path: rows would be lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -40,8 +41,8 @@ def multiply_adds(f: Any, *arguments: Any) -> int:
         return count(jax.make_jaxpr(f)(*arguments).jaxpr)
 
 
-def describe(run: Run) -> dict[str, Any]:
-    """Prints the parameter table, shapes, operations per image and memory; returns the totals."""
+def describe(run: Run, *, as_json: bool = False) -> dict[str, Any]:
+    """Prints the parameter table, shapes, operations per image and memory; returns the totals, or prints them alone `as_json`."""
     model, shape, batch = run.model, run.info.image_shape, run.config.batch_size
     variables = run.variables
     params = variables["params"]
@@ -56,13 +57,6 @@ def describe(run: Run) -> dict[str, Any]:
     itemsize = 2 if run.config.precision == "bfloat16" else 4
     activations = sum(math.prod(m.shape) for m in maps.values()) * itemsize * batch
     examples = sum(run.info.splits.values())
-
-    flat: Any = flatten_dict(params)
-    rows = [("/".join(path[:-1]), path[-1], _by(p.shape), f"{p.size:,}") for path, p in flat.items()]
-    table(f"{run.config.model.name} on {run.info.name} {shape}", ("layer", "parameter", "shape", "numbers"), rows)
-    rows = [(name, _by(m.shape[1:])) for name, m in maps.items()]
-    table("maps of one image", ("map", "height x width x channels"), rows)
-    mib = 2**20
     totals = {
         "parameters": count,
         "multiply_adds_per_image": macs,
@@ -71,6 +65,16 @@ def describe(run: Run) -> dict[str, Any]:
         "state_bytes": count * 4 * (4 if run.config.optimizer.average else 3),
         "activation_bytes": activations,
     }
+    if as_json:
+        print(json.dumps(totals))
+        return totals
+
+    flat: Any = flatten_dict(params)
+    rows = [("/".join(path[:-1]), path[-1], _by(p.shape), f"{p.size:,}") for path, p in flat.items()]
+    table(f"{run.config.model.name} on {run.info.name} {shape}", ("layer", "parameter", "shape", "numbers"), rows)
+    rows = [(name, _by(m.shape[1:])) for name, m in maps.items()]
+    table("maps of one image", ("map", "height x width x channels"), rows)
+    mib = 2**20
     print(f"parameters: {count:,} ({count * 4 / mib:.2f} MiB)")
     print(f"FLOPs per image: {2 * macs:,} (forward; 2 x {macs:,} multiply-adds; training about three times as many)")
     print(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from nin_jax import config as config_lib
 from nin_jax.config import Config
-from nin_jax.console import progress, say
+from nin_jax.console import bar, say
 from nin_jax.data import splits
 from nin_jax.data.source import EvalSource
 from nin_jax.data.splits import Info
@@ -70,14 +70,13 @@ class Evaluator:
         source, variables, number, parts = self.source, tuple(variables), self.first, []
         self.compile(variables)
         processes.meet()
-        with progress() as bar, contextlib.closing(iter(source)) as dispatches:
-            task = bar.add_task("evaluating", total=source.batches)
+        with bar("evaluating", source.batches) as update, contextlib.closing(iter(source)) as dispatches:
             for data in dispatches:
                 if stopped():
                     return None
                 sums, number = self.compile(variables, data)(variables, data, self.stats, number)
                 parts.append(host(sums))
-                bar.update(task, advance=source.batches_per_dispatch)
+                update(advance=source.batches_per_dispatch)
         sums = {key: float(np.sum(np.concatenate([p[key] for p in parts]), dtype=np.float64)) for key in parts[0]}
         examples = round(sums.pop("examples"))
         assert examples == source.examples or not source.exact, (examples, source.examples)

@@ -13,12 +13,11 @@ import contextlib
 import enum
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nin_jax.config import Config
-from nin_jax.console import progress as progress_bar
 from nin_jax.console import say
 from nin_jax.devices import processes
 from nin_jax.devices.mesh import compiled_in_32_bits, host
@@ -34,8 +33,6 @@ from nin_jax.training import health
 from nin_jax.training.build import Run
 from nin_jax.training.start import Start, matched, start
 from nin_jax.training.state import TrainState
-
-SAY_EVERY = 30  # seconds between two lines where stderr is no terminal
 
 
 class Event(enum.Enum):
@@ -104,10 +101,14 @@ def loop(
         hook(Event.BEFORE_SUMMARY, step)
         return s.summary.write(status, step, evaluation, clock.seconds)
 
+    def record(row: dict[str, Any]) -> None:
+        if s.record.write(row) and processes.is_first():
+            s.display.row(row)
+
     def read(last: int, count: int, metrics: Any) -> None:
         nonlocal progress, images_per_s
         progress = health.absorb(progress, last, count, host(metrics))
-        images_per_s = finished_updates(last)
+        images_per_s = s.display.finished(last)
         hook(Event.AFTER_UPDATES, last)
 
     try:
@@ -118,7 +119,7 @@ def loop(
                 row = {"step": step, "epoch": epoch, "learning_rate": programs.learning_rate(state)}
                 if progress.updates:
                     hook(Event.BEFORE_ROW, step)
-                    s.record.write(row | {"split": "train"} | progress.means() | {"images_per_s": images_per_s})
+                    record(row | {"split": "train"} | progress.means() | {"images_per_s": images_per_s})
                     progress = progress.after_row()
                 health.warn(progress)
 
@@ -135,7 +136,8 @@ def loop(
                         raise Diverged(f"the loss of the evaluation after update {step} is not finite", step)
                     means = {k: v for k, v in evaluation.items() if k != "examples"}
                     speed = evaluation["examples"] / (time.perf_counter() - began)
-                    s.record.write(row | {"split": split} | means | {"images_per_s": speed})
+                    record(row | {"split": split} | means | {"images_per_s": speed})
+                s.display.end_epoch()
 
                 if (epoch % c.checkpoint_every_epochs == 0 or final) and (evaluation or not due):
                     save({"error_pct": evaluation["error_pct"]} if evaluation else None, wait=final)
@@ -152,7 +154,8 @@ def loop(
             with clock.time("compile"):  # only the time that this thread waits for the compiler
                 programs.updates(1)
                 processes.meet()
-            with told(c, step, epoch + 1, s.last) as finished_updates, clock.time("train"):
+            s.display.begin_epoch(epoch + 1, step)
+            with clock.time("train"):
                 while step < end and not stopped():
                     count = min(s.source.updates_per_dispatch, end - step)
                     state, metrics = programs.updates(count)(state, s.source.at(step))
@@ -166,27 +169,3 @@ def loop(
         evaluation = None  # it was of an earlier state
         summarize("diverged")
         raise
-
-
-@contextlib.contextmanager
-def told(config: Config, begin: int, epoch: int, last: int) -> Iterator[Callable[[int], float]]:
-    """Shows how far an epoch is: a bar, or lines where stderr is no terminal.
-
-    Yields a function of the number of finished updates, which returns the images per second since `begin`.
-    """
-    began = said = time.perf_counter()
-    with progress_bar() as bar:
-        task = bar.add_task(f"epoch {epoch} of {config.epochs}", total=last, completed=begin)
-
-        def finished_updates(step: int) -> float:
-            nonlocal said
-            now = time.perf_counter()
-            images_per_s = (step - begin) * config.batch_size / (now - began)
-            bar.update(task, completed=step, images_per_s=images_per_s)
-            if bar.disable and now - said > SAY_EVERY:
-                said = now
-                left = (last - step) * config.batch_size / images_per_s
-                say(f"step {step} of {last}, {images_per_s:,.0f} images/s, {left / 60:.0f} min left")
-            return images_per_s
-
-        yield finished_updates

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nin_jax.config import Config
-from nin_jax.console import say
+from nin_jax.console import bar, say
 from nin_jax.data.source import TrainSource
 from nin_jax.data.splits import Info
 from nin_jax.devices import processes
@@ -25,6 +25,7 @@ from nin_jax.errors import StorageFailed, UserError
 from nin_jax.runs import rollback
 from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.runs.directory import check_config
+from nin_jax.runs.display import Display
 from nin_jax.runs.progress import Progress
 from nin_jax.runs.record import Record, eval_name
 from nin_jax.runs.summary import Summary
@@ -47,6 +48,7 @@ class Start:
       identity: what a checkpoint's training examples are known by.
       source, programs: the training batches, and the compiled functions.
       checkpoints, record, summary: what is written.
+      display: what is shown.
     """
 
     config: Config
@@ -60,6 +62,7 @@ class Start:
     checkpoints: Checkpoints
     record: Record
     summary: Summary
+    display: Display
 
 
 def start(
@@ -114,7 +117,11 @@ def start(
     params = sum(p.size for p in jax.tree.leaves(like.params))
     left_out = {"train": run.left_out[c.train_split], eval_name(c.eval_split): run.left_out[c.eval_split]}
     summary = Summary(workdir, c, mesh, epoch_updates, params, left_out, run.info.counts, rollbacks)
-    made = Start(c, workdir, run.info, epoch_updates, last, identity, source, programs, checkpoints, record, summary)
+    update = opened.enter_context(bar("training", last, step))
+    display = Display(update, eval_name(c.eval_split), c.epochs, last, c.batch_size)
+    opened.callback(display.end_epoch)  # a row that waits for an evaluation that did not end
+    facts = c, workdir, run.info, epoch_updates, last, identity
+    made = Start(*facts, source, programs, checkpoints, record, summary, display)
     return made, step, state, Progress.of(notes)
 
 

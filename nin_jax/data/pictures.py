@@ -129,7 +129,9 @@ def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tupl
         if clear is not None:  # the number of a grey, which would be lost
             upright.putalpha(Image.fromarray(np.where(wide == clear, 0, 255).astype(np.uint8)))
     elif upright.mode in ("I", "F"):
-        raise Unreadable(f"its pixels are 32-bit numbers (mode {upright.mode}), whose black and white nothing says")
+        raise Unreadable(
+            f"its pixels are 32-bit numbers (mode {upright.mode}), and nothing says which are black and white"
+        )
     if upright.has_transparency_data:
         ground = Image.new("RGBA", upright.size, (*background, 255))
         upright = Image.alpha_composite(ground, upright.convert("RGBA"))

@@ -209,7 +209,7 @@ def check_network(config: Config, info: Info, model: nn.Module) -> dict[str, Any
     if protocol == "dense":
         larger = jax.ShapeDtypeStruct((1, 2 * height, 3 * width, channels), jnp.float32)
         apply = functools.partial(model.apply, train=False)
-        what = f"eval.views='dense' with model {name}, which has to end in gap"
+        what = f"eval.views='dense' needs a network that ends in global average pooling; model {name}"
         _trial(what, functools.partial(jax.eval_shape, apply, variables, larger))
     return variables
 

@@ -157,5 +157,5 @@ def with_weights(run: Run, state: TrainState, recipe: Recipe) -> TrainState:
     variables, kept, unused = merge(state.current, by_class(host(theirs), other.info, run))
     if len(kept) == len(jax.tree.leaves(state.current)):
         raise UserError(f"init_from={source!r}: no parameter of that run fits this network")
-    say(f"weights of {source}; of their own: {', '.join(kept) or 'none'}; not used: {', '.join(unused) or 'none'}")
+    say(f"weights of {source}; newly initialised: {', '.join(kept) or 'none'}; not used: {', '.join(unused) or 'none'}")
     return state_of(recipe, **variables)

@@ -341,7 +341,7 @@ def test_transparent_pictures_are_laid_on_white(tmp_path: Path) -> None:
 def test_pixels_of_32_bits_are_refused_and_those_of_16_are_not_clipped(tmp_path: Path) -> None:
     tree(tmp_path, "a/1 b/1 b/2")
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "a/float.tif")
-    assert "32-bit numbers (mode F), whose black and white nothing says" in refused(tmp_path, "train+test")
+    assert "32-bit numbers (mode F), and nothing says which are black and white" in refused(tmp_path, "train+test")
     (tmp_path / "a/float.tif").unlink()
     (tmp_path / "a/deep.pgm").write_bytes(b"P5 8 8 65535\n" + np.full((8, 8), 0x8123, ">u2").tobytes())
     Image.fromarray(np.full((8, 8), 0x8123, np.uint16)).save(tmp_path / "a/deep.tif")

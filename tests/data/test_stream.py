@@ -362,7 +362,10 @@ def test_an_update_is_the_same_on_any_number_of_devices(devices, mapper):
             "have the network's own size and are seen whole; use 'center'",
         ),
         ({"dataset": "imagenet(size=300)"}, r"imagenet\(size=300, short=256\): 1 <= size <= short"),
-        ({"eval.views": "dense", "model.head": "fc"}, "'dense' with model nin, which has to end in gap"),
+        (
+            {"eval.views": "dense", "model.head": "fc"},
+            "'dense' needs a network that ends in global average pooling; model nin",
+        ),
         ({"workers": -2}, "workers=-2"),
     ],
 )

@@ -2,7 +2,7 @@
 
 Network and solver of Caffe's bvlc_alexnet: batch 256, rate 0.01, a tenth of it every 100,000 updates, 450,000 in all
 (89.9 epochs); it reports 57.1 % top-1 of the centre (42.9 % error). 40.7 % is Krizhevsky et al. 2012, of ten views, as
-here. Pictures are 256 x N here, and 256 x 256 there.
+here. Images are 256 x N here, and 256 x 256 there.
 """
 
 from nin_jax.config import default

@@ -10,9 +10,9 @@ From Hinton et al.: the layers, response normalisation over 9 maps (alpha 0.001,
 rate for all layers that drops tenfold twice before the end; alpha is divided by the number of maps, as in
 cuda-convnet. From the paper: 10 maps and the heads.
 
-Neither says the rest, which is ours. Of the first three: the pictures, schedule and weight decay of
+Neither says the rest, which is ours. Of the first three: the images, schedule and weight decay of
 experiments/cifar10.py, weights from N(0, 2 / fan-in), and 0.01, the larger of the rates that Hinton et al. name. Of
-"hinton": no weight decay, and the numbers of the example networks that came with cuda-convnet, which such pictures
+"hinton": no weight decay, and the numbers of the example networks that came with cuda-convnet, which such images
 (0 to 255, less the mean of each pixel) want: initial weights and schedule of conv-local-11pct and 13pct, rate 0.001.
 """
 

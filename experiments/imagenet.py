@@ -7,7 +7,7 @@
                               warm-up (Goyal et al. 2017), bfloat16. The schedule is the same in epochs. Its error is unmeasured.
     imagenet.py:deeper        the slides' next step: a second mlpconv of 384 maps at 13 x 13. Unmeasured.
 
-Training pictures are 256 x N, random windows of 224 x 224, mirrored at random, less the mean picture. --config.model.head=fc
+Training images are 256 x N, random windows of 224 x 224, mirrored at random, less the mean image. --config.model.head=fc
 or fc_dropout put a fully connected layer on the class maps. docs/imagenet.md tells the whole way.
 """
 

@@ -9,7 +9,7 @@
                                   of what it is then; not its momentum of 0.9).
     maxout.py:mnist               MNIST, 0.45 %: mnist.yaml. The number of epochs is ours.
 
-pylearn2 stopped when 100 epochs had brought nothing on held-out pictures, then trained on all pictures for as many epochs
+pylearn2 stopped when 100 epochs had brought nothing on held-out images, then trained on all images for as many epochs
 more (MNIST: until the likelihood was that of before). A config has neither; here the epochs are fixed, to those that the
 authors' runs had where they are known.
 """

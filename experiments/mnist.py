@@ -3,11 +3,11 @@
 mnist.py           the release with experiments/cifar10.py's two changes that make it start.
 mnist.py:release   the authors' files (NIN/mnist_def, mnist_params). Their schedule was never published: it is that
                    of CIFAR-10 here.
-mnist.py:fast      the same topology with a modern start: standardised pictures, batch 64, rate 0.05 after a short
+mnist.py:fast      the same topology with a modern start: standardised images, batch 64, rate 0.05 after a short
                    warm-up, inverted dropout of 0.2, no slow last layer, class maps without ReLU, 3 epochs.
 
 plateau and tune are those of experiments/cifar10.py, joined in the same way: mnist.py:release,tune. tune validates on
-the last 10,000 of the 60,000 training pictures.
+the last 10,000 of the 60,000 training images.
 """
 
 from nin_jax.config import experiment, words

@@ -2,16 +2,16 @@
 
     stochastic_pooling.py            CIFAR-10, 15.13 %.
     stochastic_pooling.py:cifar100   CIFAR-100, 42.51 %.
-    stochastic_pooling.py:svhn       SVHN, 2.80 %: 128 maps in the third layer, 500 epochs, all training pictures.
+    stochastic_pooling.py:svhn       SVHN, 2.80 %: 128 maps in the third layer, 500 epochs, all training images.
     stochastic_pooling.py:mnist      MNIST, 0.47 %.
 
 From their paper: the layers, momentum 0.9, rates of 0.01 for the convolutions and 1 for the softmax layer that fall
-linearly to a hundredth, weight decay of 0.001, 280 epochs, the mean of each pixel subtracted (MNIST: pictures in [0, 1];
+linearly to a hundredth, weight decay of 0.001, 280 epochs, the mean of each pixel subtracted (MNIST: images in [0, 1];
 SVHN: local contrast normalisation).
 
-It does not say the rest, which is ours: batches of 128, pictures in [0, 1] before the mean is subtracted, response
+It does not say the rest, which is ours: batches of 128, images in [0, 1] before the mean is subtracted, response
 normalisation as in Hinton et al. 2012 (9 maps, alpha 0.001, here divided by 9 as in cuda-convnet, beta 0.75), no contrast
-normalisation of the whole picture before SVHN's local one, and initial weights from N(0, 0.02^2), as a rate of 1 for the
+normalisation of the whole image before SVHN's local one, and initial weights from N(0, 0.02^2), as a rate of 1 for the
 softmax layer wants small maps.
 """
 

@@ -3,7 +3,7 @@
     svhn.py           the release with experiments/cifar10.py's two changes that make it start.
     svhn.py:release   the authors' files (NIN/svhn_def, svhn_params). Their schedule was never published: 30 epochs with
                       drops at 20 and 25 are our choice, 1.4 times as many updates as CIFAR-10's 260.
-    svhn.py:tune      evaluates on the paper's 6,000 validation pictures, which are never trained on, in place of the test.
+    svhn.py:tune      evaluates on the paper's 6,000 validation images, which are never trained on, in place of the test.
 
 plateau is that of experiments/cifar10.py with a patience of 2 epochs; joined in the same way: svhn.py:release,tune.
 

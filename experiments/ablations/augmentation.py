@@ -1,6 +1,6 @@
 """Translation and horizontal flips (paper section 4.2, table 1): 8.81 % with both, 10.41 % with neither.
 
-The authors' provider pads the whitened picture with 4 zeros a side and cuts 32x32 at random; the test sees the picture as
+The authors' provider pads the whitened image with 4 zeros a side and cuts 32x32 at random; the test sees the image as
 it is. Schedule, weight decay and length of their run are not published: those of CIFAR-10 here.
 """
 

@@ -2,7 +2,7 @@
 
     all                everything
     no_batch_norm      biases instead
-    no_augmentation    the pictures as they are
+    no_augmentation    the images as they are
     no_smoothing       labels as they are
     no_average         the weights themselves are evaluated
     steps              two drops of the rate, as the authors had them, after 77 and 88 epochs of 100, instead of the cosine

@@ -7,7 +7,7 @@
                   mlpconv's 63,770
 
 Trained on the first 2,500 images, tested on all 10,000 test images; a quarter of the paper's maps in each layer; 30 epochs
-of batches of 32 with one drop of the rate. So that so few updates learn something: standardised pictures instead of
+of batches of 32 with one drop of the rate. So that so few updates learn something: standardised images instead of
 whitened ones, no ReLU on the class maps, and one rate for all layers. Nothing here can be compared with the numbers that
 the paper prints, only the rows with each other.
 """

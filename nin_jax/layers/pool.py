@@ -64,7 +64,9 @@ def windows(x: jax.Array, size: int, stride: int, fill: float) -> list[jax.Array
     over = [(0, max(0, (out - 1) * stride + size - n)) for out, n in zip(outs, x.shape[1:3], strict=True)]
     x = jnp.pad(x, ((0, 0), *over, (0, 0)), constant_values=fill)
     spans = [[(k, k + (out - 1) * stride + 1) for k in range(size)] for out in outs]
-    return [x[:, a:b:stride, c:d:stride] for a, b in spans[0] for c, d in spans[1]]
+    # Indexing would be the same, but for a batch of symbolic size, where JAX makes a gather of it.
+    corners = [((0, a, c, 0), (x.shape[0], b, d, x.shape[3])) for a, b in spans[0] for c, d in spans[1]]
+    return [lax.slice(x, first, end, (1, stride, stride, 1)) for first, end in corners]
 
 
 def _count(n: int, size: int, stride: int) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -37,18 +38,19 @@ Preparation = Callable[[Run, Options], fitted.Stats | None]
 AGREEMENT = 1e-3  # of the largest logit; float32 on two machines differs by a hundredth of this
 
 
-def shapes(run: Run) -> dict[str, Any]:
+def shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Shapes of a network's "params" and "batch_stats", in the order in which it creates them, and of its "maps"."""
     order: list[tuple[str, ...]] = []
 
     def init() -> dict[str, Any]:
-        variables = init_variables(run.model, 0, run.info.image_shape)
+        variables = init_variables(model, 0, image_shape)
         order.extend(flatten_dict(variables))
         return variables  # jax will sort it
 
-    flat: Any = flatten_dict(jax.eval_shape(init))
-    image = jax.ShapeDtypeStruct((1, *run.info.image_shape), np.float32)
-    _, maps = jax.eval_shape(functools.partial(run.model.apply, train=False), run.variables, image)
+    variables = jax.eval_shape(init)
+    flat: Any = flatten_dict(variables)
+    image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    _, maps = jax.eval_shape(functools.partial(model.apply, train=False), variables, image)
     return {"params": {}, "batch_stats": {}, **unflatten_dict({path: flat[path] for path in order}), "maps": maps}
 
 
@@ -63,7 +65,7 @@ def make_run(
     recipe = run.recipe(1)
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    variables = read(file, shapes(run), options)
+    variables = read(file, shapes(run.model, run.info.image_shape), options)
     content = file.read_bytes()
     source = {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     stats = prepare(run, options)

@@ -18,14 +18,14 @@ mapping is printed.
 
 Where a layer of ours has several filters for each map (maxout, and the unshared layer of convnet), no file says their order:
 piece m of map k must be filter m * maps + k, and the filter of map k at row i and column j (i * width + j) * maps + k; --check
-must confirm it.
+must confirm it. A file that nin_jax exported says so itself.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from nin_jax.weights.imported import Options, command
 from nin_jax.weights.torch_files import SAVE_WEIGHTS, Call, Tensor
 
 PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+OURS = "nin_jax"  # in the metadata of a file that this project wrote
 
 Layer = tuple[str, dict[str, Any]]  # a name, and its tensors or shapes by what PyTorch calls them
 Pairs = list[tuple[Layer, Layer]]  # the file's, the network's
@@ -195,6 +197,27 @@ def convert(value: np.ndarray, shape: tuple[int, ...], channels: int) -> np.ndar
     return np.ascontiguousarray(value, np.float32) if value.shape == shape else None
 
 
+def convert_back(value: np.ndarray, channels: int) -> np.ndarray:
+    """An array of ours in PyTorch's layout, which `convert` gives back."""
+    if value.ndim == 4:
+        value = value.transpose(3, 2, 0, 1)
+    elif value.ndim == 2:
+        value = value.reshape(-1, channels, value.shape[1]).transpose(2, 1, 0).reshape(value.shape[1], -1)
+    return np.ascontiguousarray(value)
+
+
+def channels_before(layers: Sequence[Layer], maps: Mapping[str, Any]) -> Iterator[int]:
+    """For each of the network's layers, the channels of the maps, or the units, that it sees; 1 for the first."""
+    channels = 1
+    for name, parts in layers:
+        kernel = parts["weight"][1]
+        if len(kernel) == 2:
+            channels = min(channels, kernel[0])  # less after a dense maxout layer
+        yield channels
+        if len(kernel) > 1:
+            channels = maps[name].shape[-1] if name in maps else kernel[-1]
+
+
 def to_variables(pairs: Pairs, maps: Mapping[str, Any], *, checked: bool) -> Any:
     """Variables of the network from pairs of layers. Raises `UserError`.
 
@@ -203,16 +226,17 @@ def to_variables(pairs: Pairs, maps: Mapping[str, Any], *, checked: bool) -> Any
       maps: shapes of the network's maps, by name.
       checked: whether the logits will be compared, so that the order of the filters of one map may be guessed.
     """
-    flat, channels, before = {}, 1, ("", "")
-    for (theirs, tensors), (mine, parts) in pairs:
+    flat, before, outputs = {}, ("", ""), 0
+    for ((theirs, tensors), (mine, parts)), channels in zip(
+        pairs, channels_before([mine for _, mine in pairs], maps), strict=True
+    ):
         if tensors.keys() != parts.keys():
             raise UserError(
                 f"layer {theirs!r}, matched with {mine!r}, has {_listed(tensors)}, and ours {_listed(parts)}"
             )
         kernel = parts["weight"][1]
-        if len(kernel) == 2 and kernel[0] < channels:  # after a dense maxout layer
-            _check_order(before, channels, f"{kernel[0]} units", checked)
-            channels = kernel[0]
+        if len(kernel) == 2 and channels < outputs:  # after a dense maxout layer
+            _check_order(before, outputs, f"{channels} units", checked)
         for part, (path, shape) in parts.items():
             value = tensors[part].read()
             converted = convert(value, shape, channels)
@@ -222,10 +246,9 @@ def to_variables(pairs: Pairs, maps: Mapping[str, Any], *, checked: bool) -> Any
                 raise UserError(f"layer {theirs!r}: {part} has numbers that are not finite")
             flat[path] = converted
         if len(kernel) > 1:
-            channels, before = kernel[-1], (theirs, mine)
-            if mine in maps and maps[mine].shape[-1] != channels:
-                channels = maps[mine].shape[-1]
-                _check_order(before, kernel[-1], f"{channels} maps", checked)
+            before, outputs = (theirs, mine), maps[mine].shape[-1] if mine in maps else kernel[-1]
+            if outputs != kernel[-1]:
+                _check_order(before, kernel[-1], f"{outputs} maps", checked)
     return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
 
 
@@ -246,7 +269,7 @@ def read(file: Path, like: dict[str, Any], options: Options) -> dict[str, Any]:
     try:
         root, ordered = torch_files.read(file)
         theirs = layers_of_file(chosen(networks(root), options.get("prefix")))
-        checked = "check" in options
+        checked = "check" in options or (not ordered and torch_files.metadata(file).get(OURS) == "1")
         pairs = match(theirs, layers_of_network(like), ordered=ordered, checked=checked)
         variables = to_variables(pairs, like["maps"], checked=checked)
     except ExitError as error:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from nin_jax.errors import UserError
@@ -70,6 +71,12 @@ def read(file: Path) -> tuple[Any, bool]:
     if start[8:] == b"{" or file.suffix == ".safetensors":
         return {name: Tensor(a.dtype, a.shape, lambda a=a: a) for name, a in load_file(file).items()}, False
     return (_archive if zipfile.is_zipfile(file) else _stream)(file), True
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file."""
+    with safe_open(file, "np") as opened:
+        return opened.metadata() or {}
 
 
 def _archive(file: Path) -> Any:

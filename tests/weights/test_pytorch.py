@@ -459,7 +459,8 @@ def test_what_does_not_fit_is_one_whole_line(kind, tmp_path, monkeypatch, capsys
 
 def test_any_damage_is_noticed_or_harmless(tmp_path):
     """Cut, or a byte changed, in files of all three formats: an error of one line, or numbers of the right shapes."""
-    like = imported.shapes(Run(main.parse(["nin_jax", *words(tmp_path)]).config))
+    run = Run(main.parse(["nin_jax", *words(tmp_path)]).config)
+    like = imported.shapes(run.model, run.info.image_shape)
     files = [FILES[kind](tmp_path / f"{i}.pth") for i, kind in enumerate(("plain", "stream", "safetensors"))]
     rng, refusals, accepted = np.random.default_rng(0), 0, 0
     for file in files:

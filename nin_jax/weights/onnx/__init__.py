@@ -20,8 +20,8 @@ from typing import Any
 
 import jax
 
-import nin_jax
 from nin_jax.errors import UserError
+from nin_jax.runs.provenance import versions
 from nin_jax.weights.network import Network, tracing
 from nin_jax.weights.onnx.traced import trace
 
@@ -55,7 +55,7 @@ def to_model(network: Network, maps: Sequence[str] = ()) -> Any:
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", OPSET)]),
         producer_name="nin_jax",
-        producer_version=nin_jax.__version__,
+        producer_version=versions()["nin_jax"],
     )
     onnx.helper.set_model_props(
         model, {"class_names": json.dumps(list(network.class_names)), "preprocess": json.dumps(ops)}

@@ -1,47 +1,186 @@
-"""Network In Network (Lin, Chen, Yan 2013) in JAX/Flax: models, training, evaluation.
+"""Network In Network (Lin, Chen, Yan 2013) in JAX/Flax: models, trained networks, training, evaluation.
 
-list_models() -> names; create_model(name, num_classes=...) -> Flax module; load_run(DIR) -> a trained `Predictor`.
+>>> import nin_jax
+>>> from nin_jax.data.datasets import digits
+>>> images, labels = digits.load("test[:3]")  # uint8 [3, 8, 8, 1]
+>>> classifier = nin_jax.load("nin.digits")
+>>> [prediction.name for prediction in classifier.classify(images)]
+['5', '4', '0']
+>>> classifier.evidence(images[0], "5").shape
+(8, 8)
+
+Everything is imported when it is first used: `import nin_jax` and `list_models` do without JAX.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from flax import nnx
     from flax.linen import Module
 
-    from nin_jax.training.load import Predictor
+    from nin_jax.training.predict import Classifier, Picture
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "list_models", "load_run"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "create_transform",
+    "list_models",
+    "list_pretrained",
+    "load",
+    "load_run",
+    "resolve_model_data_config",
+    "samples",
+    "to_nnx",
+]
 
 
-def list_models() -> list[str]:
-    """Names of the models of the zoo."""
-    from nin_jax import registry
+def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
+    """Names of the models of the zoo that match a pattern; with `pretrained` of the trained networks, MODEL.TAG.
 
-    return registry.names("models")
-
-
-def create_model(name: str, num_classes: int, **arguments: Any) -> Module:
-    """A model by name: `Model(num_classes, **arguments)`, see its file for the arguments.
-
-    Raises `errors.UserError` for an unknown name, an unknown argument, or a value that an argument does not allow.
+    >>> list_models("*imagenet*")
+    ['nin_imagenet']
+    >>> list_models("*digits", pretrained=True)
+    ['nin.digits']
     """
+    import fnmatch
+
     from nin_jax import registry
+    from nin_jax.weights import pretrained as shipped
 
-    entry = registry.find("models", name)
-    others = {key: value for key, value in arguments.items() if key in registry.NOT_OF_A_CONFIG}
-    chosen = {key: value for key, value in arguments.items() if key not in others}
-    chosen = registry.check_arguments(f"model {name}", registry.legal_arguments("models", entry), chosen)
-    return entry.Model(num_classes, **chosen, **others)
+    return shipped.names(filter) if pretrained else fnmatch.filter(registry.names("models"), filter)
 
 
-def load_run(workdir: str, *, trust: bool = False) -> Predictor:
-    """The newest good checkpoint of a run directory, with its preprocessing. Raises `errors.UserError`.
+def list_pretrained() -> list[str]:
+    """Names of the trained networks that come with the package, as `load` and `create_model` take them."""
+    return list_models(pretrained=True)
 
-    `trust` allows a config.json that names modules outside the zoo, which loading then executes.
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool | str | Path = False,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    **arguments: Any,
+) -> tuple[Module, dict[str, Any]]:
+    """A Flax module and its variables: `logits, maps = model.apply(variables, image, train=False)`, see `nin_jax.models`.
+
+    >>> model, variables = create_model("nin.digits", pretrained=True, num_classes=3)  # the classes' layer starts anew
+    >>> variables["params"]["mlpconv2"]["cccp4"]["kernel"].shape
+    (1, 1, 64, 3)
+
+    Raises `UserError` for an unknown name, an unknown argument, or a value that an argument does not allow.
+
+    Args:
+      name: a model of `list_models()`, or a trained network of `list_pretrained()`, whose arguments the model then has.
+      pretrained: True: the weights of the trained network `name`. Or what `load` takes: a folder, a run directory,
+        "hf-hub:OWNER/NAME". False: random weights.
+      num_classes: number of logits; the layers of the classes start anew if the weights have another number. 0: the network
+        returns features `[B, D]` in place of logits. None: that of the weights, or of the paper.
+      in_chans: channels of the images. The first layer of trained weights is summed over the channels for one, else
+        repeated; its preprocessing is not changed.
+      features_only: whether the model returns a list of feature maps `[B, H, W, C]`, the last of each size, the largest
+        first. `model.levels` names them, with their channels and reductions.
+      out_indices: which of them; None: all.
+      image_size: height and width that it is made for, which matters to fully connected layers; None: that of the weights,
+        or of the paper.
+      seed: of random weights.
+      **arguments: those of the model, see its file.
     """
-    from nin_jax.training.load import Predictor
+    from nin_jax.weights import zoo
 
-    return Predictor(workdir, trust=trust)
+    return zoo.create_model(
+        name,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        features_only=features_only,
+        out_indices=out_indices,
+        image_size=image_size,
+        seed=seed,
+        **arguments,
+    )
+
+
+def load(name_or_dir: str | Path, *, trust: bool = False) -> Classifier:
+    """A trained network that takes pictures and gives names, probabilities, logits and maps: see `Classifier`.
+
+    Raises `UserError`, also for weights that are not those of their checksum.
+
+    Args:
+      name_or_dir: a name of `list_pretrained()`; a run directory, of which the newest good checkpoint is taken; a folder
+        made by `python -m nin_jax.weights.publish`; or such a folder on the Hugging Face Hub, "hf-hub:OWNER/NAME[@REVISION]".
+      trust: whether modules outside the zoo that its config names may be imported, and so executed. Nothing else in a
+        folder is executed or unpickled, so it may be a stranger's.
+    """
+    from nin_jax.weights import zoo
+
+    return zoo.load(name_or_dir, trust=trust)
+
+
+load_run = load
+
+
+def resolve_model_data_config(network: str | Path | Classifier) -> dict[str, Any]:
+    """How pictures become the input of a trained network: the arguments of `create_transform`.
+
+    >>> config = resolve_model_data_config("nin.digits")
+    >>> config["input_size"], config["preprocess"]
+    ((8, 8, 1), ('scale(divisor=255)',))
+
+    Args:
+      network: what `load` takes or returns.
+    """
+    from nin_jax.weights import zoo
+
+    return zoo.resolve_model_data_config(network)
+
+
+def create_transform(
+    input_size: tuple[int, int, int],
+    preprocess: Sequence[str] = (),
+    statistics: Sequence[dict[str, Any]] = (),
+    background: str = "white",
+) -> Callable[[Picture], np.ndarray]:
+    """A function from a picture (file name, PIL picture, uint8 array) to the float32 `[H, W, C]` that the network is given.
+
+    Args:
+      input_size: height, width and channels.
+      preprocess: calls of ops of `nin_jax.data.preprocess`.
+      statistics: what each of them has learned.
+      background: the colour that transparent pictures are laid on.
+    """
+    from nin_jax.weights import zoo
+
+    return zoo.create_transform(input_size, preprocess, statistics, background)
+
+
+def samples() -> dict[str, Path]:
+    """Pictures to try a network on, PNG files by class: a test image of each class of CIFAR-10 and of MNIST.
+
+    >>> str(samples()["cat"].relative_to(Path(__file__).parent))
+    'data/samples/cat.png'
+    """
+    return {file.stem: file for file in sorted((Path(__file__).parent / "data" / "samples").glob("*.png"))}
+
+
+def to_nnx(model: Module, variables: Mapping[str, Any], image: Any) -> nnx.Module:
+    """The network as a module of Flax NNX, `module(image, train=False)`, with the same variables and logits.
+
+    Args:
+      model, variables: of `create_model`.
+      image: any batch `[B, H, W, C]`, for the shapes.
+    """
+    from nin_jax.weights import zoo
+
+    return zoo.to_nnx(model, variables, image)

@@ -188,6 +188,18 @@ def calls(kind: str, texts: Iterable[str]) -> tuple[Call[Any], ...]:
     return tuple(call(kind, text) for text in texts)
 
 
+def create(name: str, num_classes: int, **arguments: Any) -> nn.Module:
+    """The module of a model: `Model(num_classes, **arguments)`, see its file for the arguments; nothing is computed.
+
+    Raises `UserError` for an unknown name, an unknown argument, or a value that an argument does not allow.
+    """
+    entry = find("models", name)
+    others = {key: value for key, value in arguments.items() if key in NOT_OF_A_CONFIG}
+    chosen = {key: value for key, value in arguments.items() if key not in others}
+    chosen = check_arguments(f"model {name}", legal_arguments("models", entry), chosen)
+    return entry.Model(num_classes, **chosen, **others)
+
+
 # What the data set, the precision and the devices decide.
 NOT_OF_A_CONFIG = {"num_classes", "dtype", "axis_name", "parent", "name", "bad_records"}
 

@@ -21,7 +21,8 @@ FLOORS = (
     {"runs"},
     {"training"},
     {"main"},
-    {"paper", "weights"},
+    {"paper"},
+    {"weights"},
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,8 +9,12 @@ Args:
   example: int32 `[B]`, index of each image in the global batch, which random numbers are keyed by. Default 0 to B - 1.
 
 Returns:
-  float32 logits `[B, num_classes]`, and a dict of every named map `[B, H', W', C']`, among them "class_maps" in networks with a
-  map for each class.
+  float32 logits `[B, num_classes]`, or with `num_classes=0` features `[B, D]`, the input of the classifier (the means of
+  feature maps); and a dict of every named map `[B, H', W', C']`, among them "class_maps" in networks with a map for each
+  class.
+
+`NUM_CLASSES` and `IMAGE_SHAPE` of a file are what `nin_jax.create_model` makes it for unless told otherwise; the defaults are
+10 and (32, 32, 3).
 
 A model with batch normalisation also has the attribute `axis_name`: the mapped axis whose replicas share the
 statistics. Whoever maps the model sets it.

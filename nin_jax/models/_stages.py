@@ -217,7 +217,7 @@ class Network(nn.Module):
     """Stages, one after the other, and a head. Layers have the names of `named`.
 
     Attributes:
-      num_classes: number of logits.
+      num_classes: number of logits; 0: features in their place, see `nin_jax.models`.
       head: what turns the class maps into logits. "gap": the mean of each map (paper section 3.2). "fc": a fully connected
         layer on the class maps (Table 5). "fc_dropout": the same after dropout of 0.5.
       relu_on_class_maps: the paper's equation 2 and both releases rectify the class maps too.
@@ -283,9 +283,12 @@ def classify(
 ) -> jax.Array:
     """float32 logits `[B, num_classes]` of the last maps by a head (see `Network`), inside a Flax module's `__call__`.
 
-    The weights of a fully connected layer start with `deviation`.
+    The weights of a fully connected layer start with `deviation`. Without classes the means of the maps are returned, or
+    the units `[B, D]` of the last hidden layer.
     """
-    if head == "gap":
+    if not num_classes and x.ndim == 2:
+        return x.astype(jnp.float32)
+    if head == "gap" or not num_classes:
         return layers.global_average_pool(x)
     x = x.reshape(x.shape[0], -1).astype(jnp.float32)
     if head == "fc_dropout":
@@ -316,7 +319,7 @@ class Stages(Network):
         if not self.layers:
             raise ValueError("layers must name at least one stage")
         stages = [parse(stage) for stage in self.layers]
-        if self.head != "gap" and self.hidden:
+        if not self.num_classes or (self.head != "gap" and self.hidden):
             return stages
         form = {"deviations": (self.class_deviation,), "bias": self.class_map_bias, "relu": self.relu_on_class_maps}
         return [*stages, ClassMaps((self.num_classes,), norm=False, **form)]
@@ -328,7 +331,7 @@ class Stages(Network):
         hidden: Sequence[int] = () if self.head == "gap" else self.hidden
         if hidden:
             x = x.reshape(x.shape[0], -1)
-        else:
+        elif self.num_classes:
             maps["class_maps"] = x
         start = {
             "kernel_init": gaussian(self.hidden_deviation),

@@ -20,7 +20,7 @@ class Model(nn.Module):
     maps of 16, 8 and 4; the unshared layer ("local") pads by 1 and keeps the 4, as no source says otherwise.
 
     Attributes:
-      num_classes: number of logits.
+      num_classes: number of logits; 0: features in their place.
       widths: number of maps of each convolution.
       pools: "max", "avg" or "avg_padded" after each convolution.
       local_maps: number of maps of the unshared layer; None: one for each class, as global average pooling needs.
@@ -44,7 +44,7 @@ class Model(nn.Module):
             raise ValueError(f"{len(self.widths)} widths want as many pools: {self.pools}")
         if min(1 if self.local_maps is None else self.local_maps, *self.widths) < 1:
             raise ValueError(f"widths and local_maps must be 1 or more: {self.widths}, {self.local_maps}")
-        if self.head == "gap" and self.local_maps not in (None, self.num_classes):
+        if self.head == "gap" and self.num_classes and self.local_maps not in (None, self.num_classes):
             raise ValueError(
                 f"local_maps={self.local_maps}: head 'gap' needs one map for each of {self.num_classes} classes"
             )
@@ -67,10 +67,12 @@ class Model(nn.Module):
             x = maps[f"pool{i}"] = POOLS[pool]()(x)
             if i <= 2:
                 x = maps[f"norm{i}"] = response_normalisation(x)
-        init = gaussian(deviations[len(self.widths)])
-        local = LocalConv(self.local_maps or self.num_classes, kernel_init=init, dtype=self.dtype, name="local")
-        x = maps["local"] = nn.relu(local(x))
-        if self.head == "gap":
+        of_classes = self.head == "gap" or self.local_maps is None  # the unshared layer has a map for each class
+        if self.num_classes or not of_classes:
+            init = gaussian(deviations[len(self.widths)])
+            local = LocalConv(self.local_maps or self.num_classes, kernel_init=init, dtype=self.dtype, name="local")
+            x = maps["local"] = nn.relu(local(x))
+        if self.head == "gap" and self.num_classes:
             maps["class_maps"] = x
         call: Any = {"train": train, "example": example, "dropout": "classic"}
         return classify(self.head, x, self.num_classes, deviations[-1], **call), maps

@@ -21,7 +21,7 @@ class Model(nn.Module):
     gives the sizes of the original: 33 to 16, 15 to 7 and 9 to 5 on CIFAR.
 
     Attributes:
-      num_classes: number of logits.
+      num_classes: number of logits; 0: features in their place.
       widths: number of maps of each convolutional layer, after the maximum.
       pieces: number of affine maps that each of them is the maximum of.
       kernels: side of each layer's kernel.
@@ -79,5 +79,7 @@ class Model(nn.Module):
             dense = nn.Dense(units, dtype=self.dtype, kernel_init=uniform(self.limit), name=f"h{depth}")
             x = maxout(dense(drop(x, depth)), self.dense_pieces)
             depth += 1
+        if not self.num_classes:
+            return x.astype(jnp.float32), maps
         y = nn.Dense(self.num_classes, kernel_init=uniform(self.limit), name="y")
         return y(drop(x, depth).astype(jnp.float32)), maps

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from nin_jax.models._stages import Head, MaxPool, MLPConv, ResponseNormalisation, Stage, Stages
 
+NUM_CLASSES, IMAGE_SHAPE = 1000, (224, 224, 3)
+
 
 class Model(Stages):
     """`zfnet` with cccp layers after each convolution, of the slides' numbers of maps: 65,630,024 parameters.

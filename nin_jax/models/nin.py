@@ -47,8 +47,11 @@ class Model(Network):
             raise ValueError(
                 f"{len(self.widths)} widths want as many kernels and one pool less: {self.kernels}, {self.pools}"
             )
-        widths = [*self.widths[:-1], (*self.widths[-1], self.num_classes)]
-        deviations = per_layer(self.deviations, sum(map(len, widths)))
+        deviations = per_layer(self.deviations, sum(map(len, self.widths)) + 1)
+        widths, top = list(self.widths), {}
+        if self.num_classes:
+            widths[-1] = *widths[-1], self.num_classes
+            top = {"bias": self.class_map_bias, "relu": self.relu_on_class_maps, "norm": False}
         stages: list[Stage] = []
         for size, width, pool in zip(self.kernels, widths, [*self.pools, None], strict=True):
             own, deviations = deviations[: len(width)], deviations[len(width) :]
@@ -56,7 +59,6 @@ class Model(Network):
                 stages += [MLPConv(width, size=size, deviations=own), POOLS[pool](start=self.pool_start)]
                 stages.append(Dropout(self.dropout, kind=self.dropout_kind))
             else:
-                top = {"bias": self.class_map_bias, "relu": self.relu_on_class_maps, "norm": False}
                 stages.append(MLPConv(width, size=size, deviations=own, **top))
         return stages
 
@@ -65,6 +67,7 @@ class Model(Network):
         """Logits and maps of images, see `nin_jax.models`."""
         call: Any = {"train": train, "example": example}
         x, maps = self.forward(image, **call)
-        maps["class_maps"] = x
+        if self.num_classes:
+            maps["class_maps"] = x
         deviation = self.deviations[-1]
         return classify(self.head, x, self.num_classes, deviation, **call, dropout=self.dropout_kind), maps

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from nin_jax.models._stages import Dropout, MaxPool, MLPConv, Stage, Stages
 
+NUM_CLASSES, IMAGE_SHAPE = 1000, (224, 224, 3)
+
 
 class Model(Stages):
     """Four mlpconv layers and global average pooling: maps of 54, 27, 13 and 6 for images of 224 x 224.

@@ -17,7 +17,7 @@ class Model(nn.Module):
     """5x5 convolutions with ReLU, each with a stochastic 3x3 pool of stride 2 and response normalisation; a softmax layer.
 
     Attributes:
-      num_classes: number of logits.
+      num_classes: number of logits; 0: features in their place.
       widths: number of maps of each convolution.
       deviations: initial standard deviation of the weights ("he": sqrt(2 / fan-in)): of each convolution and of the
         softmax layer, or one for all. Biases start at 0.

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from nin_jax.models._stages import Head, MaxPool, MLPConv, ResponseNormalisation, Stage, Stages
 
+NUM_CLASSES, IMAGE_SHAPE = 1000, (224, 224, 3)
+
 
 class Model(Stages):
     """Five convolutions of 96, 256, 512, 1024 and 512 maps and a head of 4096, 4096 units and the classes.

@@ -21,7 +21,7 @@ from nin_jax import config as config_lib
 from nin_jax.console import exiting, say
 from nin_jax.errors import UserError
 from nin_jax.training.build import Run
-from nin_jax.training.load import Predictor
+from nin_jax.training.load import load_run
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: safe for colour blindness
 TRUE = "#d55e00"
@@ -95,7 +95,7 @@ class Examples:
     """
 
     def __init__(self, workdir: Path):
-        predictor = Predictor(workdir)
+        predictor = load_run(workdir)
         run = Run(predictor.config, predictor.info)
         data = run.load(predictor.config.eval_split)
         if not isinstance(data, tuple):

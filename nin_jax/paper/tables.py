@@ -245,7 +245,7 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
             and config in recipes()
             and not re.search(r"train_split|model\.widths", overrides)
         ):
-            full.append([*cells, _paper(config, overrides), command(config, overrides)])
+            full.append([*cells, paper_value(config, overrides), command(config, overrides)])
         if overrides or config not in shown:
             reduced.append([*cells, command(config, overrides)])
     head = ["ours %", "what", "training error %", "epochs", "device", "training time", "command"]
@@ -269,7 +269,7 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
     return generated
 
 
-def _paper(config: str, overrides: str) -> str:
+def paper_value(config: str, overrides: str) -> str:
     """What the paper reports for the data of a recipe, with or without augmentation."""
     recipe = recipes()[config]
     method = "NIN + Dropout" + " + Data Augmentation" * bool(recipe["augment"])

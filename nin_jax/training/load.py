@@ -1,8 +1,7 @@
-"""The weights of another run as a start: all that fit are taken, what does not fit is named (`init_from`)."""
+"""Run directories as trained networks, and their weights as a start: all that fit are taken, the rest is named (`init_from`)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from nin_jax import config as config_lib
 from nin_jax.console import say
 from nin_jax.data.splits import Info
-from nin_jax.devices.mesh import host
-from nin_jax.errors import UserError, one_line
+from nin_jax.errors import UserError
 from nin_jax.training import evaluate
 from nin_jax.training.build import Run, make_model
+from nin_jax.training.predict import Classifier
 from nin_jax.training.state import init_variables
-from nin_jax.training.step import predict
 
 
 def run_of(workdir: Path, *, trust: bool = False) -> Run:
@@ -108,79 +106,18 @@ def merge(new: Mapping[str, Any], old: Mapping[str, Any]) -> tuple[dict[str, Any
     return {**new, **merged}, named(mine), named(theirs)
 
 
-class Predictor:
+def load_run(workdir: str | Path, *, trust: bool = False) -> Classifier:
     """The newest good checkpoint of a run directory, which may be a stranger's: nothing in it is executed.
 
     Args:
       workdir: the run directory.
       trust: whether modules outside the zoo that its config.json names by dotted path may be imported. Raises `UserError`
         for such a name without it.
-
-    Attributes:
-      config: the run's config.
-      info: facts of the data set that it was trained on.
-      class_names: by index of the logits; numbers where the data set has no names.
-      params: its parameters; their average where the recipe takes one.
-      step: the checkpoint's finished updates.
     """
-
-    def __init__(self, workdir: str | Path, *, trust: bool = False):
-        path = Path(workdir).expanduser()
-        with jax.enable_x64(False):  # states are of 32 bits
-            run = run_of(path, trust=trust)
-            recipe = run.recipe(1)
-            self.step, state = evaluate.restore(run, recipe, path)
-            self._variables, self._stats = state.variables, run.fitted(path, write=False)
-        self.config, self.info = run.config, run.info
-        self.class_names = self.info.class_names or tuple(map(str, range(self.info.classes)))
-        self.params = self._variables["params"]
-        self._predict = jax.jit(lambda variables, stats, image: predict(recipe, variables, stats, image))
-        self._sizes = {self.info.image_shape[:2]}
-        shape = ", ".join(map(str, self.info.image_shape))
-        self._wanted = f"wanted are whole numbers from 0 to 255 (uint8), of shape [B, {shape}]"
-
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits float32 `[B, K]` and every named map of images, preprocessed as in training.
-
-        Raises `UserError` for images that the network was not trained for.
-
-        Args:
-          images: uint8 `[B, H, W, C]`, 0 to 255, or whole numbers of another type in this range. H and W are those of
-            training; others are taken where neither the preprocessing nor the network depends on them.
-        """
-        with jax.enable_x64(False):
-            try:
-                images = np.asarray(images)
-            except ValueError as error:  # NumPy's, of pictures that do not make one array
-                raise UserError(f"images of several shapes: {self._wanted}") from error
-            images = self._checked(images)
-            return host(self._predict(self._variables, self._stats, images))
-
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        (height, width, channels), wanted = self.info.image_shape, self._wanted
-        given = f"images of {images.dtype} {list(images.shape)}"
-        if not np.issubdtype(images.dtype, np.integer):
-            raise UserError(f"{given}: {wanted}")
-        if images.ndim != 4 or images.shape[-1] != channels:
-            raise UserError(f"{given}: {wanted}; the channels come last, and one image is a batch of one")
-        if not images.size:
-            raise UserError(f"{given}: there is no image; {wanted}")
-        if images.min() < 0 or images.max() > 255:
-            raise UserError(f"{given} from {images.min()} to {images.max()}: {wanted}")
-        if images.shape[1:3] not in self._sizes:
-            self._check_size(f"{given}: {wanted}", images.shape)
-            say(f"{given}: the network was trained on {height} x {width}")
-            self._sizes.add(images.shape[1:3])
-        return images.astype(np.uint8)
-
-    def _check_size(self, what: str, shape: tuple[int, ...]) -> None:
-        """Raises `UserError` where an op or the network depends on the size of images."""
-        for op in self.config.preprocess:
-            if not getattr(op.entry, "ANY_SIZE", False):
-                raise UserError(f"{what}; {op} is for images of this size")
-        try:
-            _, maps = jax.eval_shape(self._predict, self._variables, self._stats, jax.ShapeDtypeStruct(shape, np.uint8))
-        except Exception as error:  # whatever a layer makes of the size
-            raise UserError(f"{what}; the network does not take this size: {one_line(error)[:200]}") from error
-        if empty := [name for name, m in maps.items() if not math.prod(m.shape)]:
-            raise UserError(f"{what}; of this size nothing is left at {empty[0]}")
+    path = Path(workdir).expanduser()
+    with jax.enable_x64(False):  # states are of 32 bits
+        run = run_of(path, trust=trust)
+        step, state = evaluate.restore(run, run.recipe(1), path)
+        stats = run.fitted(path, write=False)
+    model = run.model.clone(axis_name=None) if hasattr(run.model, "axis_name") else run.model
+    return Classifier(run.config, run.info, model, state.variables, stats, step=step)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-import nin_jax
 from nin_jax import registry
 from nin_jax.errors import UserError
 from nin_jax.models._stages import AvgPool, ClassMaps, Dropout, MaxPool, MLPConv, ResponseNormalisation, parse
@@ -103,7 +102,7 @@ def test_networks_equal_pytorch(name, head, side):
     In float64, so that no pool and no ReLU is decided by rounding, which would send a gradient another way on each side.
     """
     pytest.importorskip("torch", reason="PyTorch is the independent formula of the networks")
-    model = nin_jax.create_model(name, 10, **small(name, head))
+    model = registry.create(name, 10, **small(name, head))
     rng = np.random.default_rng(1)
     image = rng.standard_normal((2, side, side, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.float32(image), train=False))["params"]
@@ -140,7 +139,7 @@ def assert_close(actual, expected, what: str) -> None:
 
 
 def shapes(name, **arguments):
-    model = nin_jax.create_model(name, 1000, **arguments)
+    model = registry.create(name, 1000, **arguments)
 
     def run():
         variables = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)
@@ -182,7 +181,7 @@ def test_network_in_zfnet_has_the_channels_of_the_slides():
 
 
 def test_a_net_with_gap_takes_any_size_and_its_logits_are_the_mean_of_the_class_maps():
-    model = nin_jax.create_model("nin_imagenet", 10, **small("nin_imagenet"))
+    model = registry.create("nin_imagenet", 10, **small("nin_imagenet"))
     image = np.random.default_rng(0).standard_normal((1, 160, 256, 3)).astype(np.float32)
 
     @jax.jit
@@ -197,7 +196,7 @@ def test_a_net_with_gap_takes_any_size_and_its_logits_are_the_mean_of_the_class_
 def test_dropout_of_the_fc_heads_lies_between_the_fully_connected_layers():
     """Without hidden layers: on the class maps, so that half of the classifier's inputs are 0 in training."""
     arguments = {"layers": ("mlpconv(maps=(4,), size=3)",), "head": "fc_dropout", "class_deviation": "he"}
-    model = nin_jax.create_model("nin_imagenet", 2, **arguments)
+    model = registry.create("nin_imagenet", 2, **arguments)
     image = np.ones((4, 8, 8, 3), np.float32)
     variables = model.init({"params": jax.random.key(0)}, image, train=False)
     assert list(variables["params"]) == ["mlpconv1", "class_maps", "fc1"]
@@ -227,7 +226,7 @@ def test_stages_print_as_the_calls_that_are_read():
 
 @pytest.mark.parametrize("name", registry.names("models"))
 def test_the_stages_of_every_model_print_as_calls(name):
-    model = nin_jax.create_model(name, 10)
+    model = registry.create(name, 10)
     for stage in model.stages() if hasattr(model, "stages") else ():
         assert isinstance(stage, ClassMaps) or parse(str(stage)) == stage
 

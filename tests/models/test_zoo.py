@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-import nin_jax
+from nin_jax import registry
 from nin_jax.errors import UserError
 from nin_jax.layers import portable
 from tests.models.zoo import CASES, NAMES
@@ -44,8 +44,8 @@ def test_the_portable_form_is_exported_for_any_batch_and_every_platform(name):
 )
 def test_a_wrong_argument_is_named(arguments, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        nin_jax.create_model("nin", 10, **arguments)
-    assert nin_jax.create_model("nin", 10, dtype=jnp.bfloat16, axis_name="data").axis_name == "data"
+        registry.create("nin", 10, **arguments)
+    assert registry.create("nin", 10, dtype=jnp.bfloat16, axis_name="data").axis_name == "data"
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-import nin_jax
+from nin_jax import registry
 
 CLASSES = 4
 
@@ -24,7 +24,7 @@ class Case(NamedTuple):
 
     def create(self, **changes: Any) -> nn.Module:
         """The model with `CLASSES` classes."""
-        return nin_jax.create_model(self.model, CLASSES, **self.arguments | changes)
+        return registry.create(self.model, CLASSES, **self.arguments | changes)
 
     def variables(self, model: nn.Module, seed: int = 1) -> Any:
         """Variables drawn by NumPy, which compiles nothing: weights as "he", biases and statistics that are not 0."""

@@ -1,0 +1,70 @@
+"""The trained networks that come with the package, MODEL.TAG each: a folder here, its checksum in SHA256SUMS.
+
+`nin_jax.weights.publish` writes both; `sha256sum -c SHA256SUMS` checks them too.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+from nin_jax.errors import UserError, nearest
+
+FOLDER = Path(__file__).parent
+SUMS = "SHA256SUMS"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+HUB = "hf-hub:"
+
+
+class Source(NamedTuple):
+    """A folder with a network, and the SHA-256 of its weights where the package knows it."""
+
+    folder: Path
+    sha256: str | None
+
+
+def checksums(folder: Path = FOLDER) -> dict[str, str]:
+    """SHA-256 of each network's weights by name, as a folder of networks lists them."""
+    lines = (folder / SUMS).read_text().splitlines() if (folder / SUMS).exists() else []
+    return {path.split("/")[0]: digest for digest, path in (line.split() for line in lines)}
+
+
+def names(filter: str = "*") -> list[str]:
+    """Names of the networks that come with the package and match a pattern such as "nin.*", sorted."""
+    return sorted(fnmatch.filter(checksums(), filter))
+
+
+def find(name: str) -> Source | None:
+    """Where a network lies: by name, in a folder of the layout of `weights.safetensors`, or on the Hub; None where nowhere.
+
+    Args:
+      name: "nin.cifar10"; a folder; or "hf-hub:OWNER/NAME[@REVISION]", which is downloaded to huggingface_hub's cache.
+    """
+    if name in (known := checksums()):
+        return Source(FOLDER / name, known[name])
+    if name.startswith(HUB):
+        return Source(_downloaded(name), None)
+    folder = Path(name).expanduser()
+    return Source(folder, None) if (folder / WEIGHTS).is_file() else None
+
+
+def unknown(name: str) -> UserError:
+    """The error for a name that is none."""
+    return UserError(f"no trained network {name!r}, and no such folder: {nearest(name, names())}")
+
+
+def _downloaded(name: str) -> Path:
+    """The folder of a repository of the Hub. Raises `UserError`."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"{name} needs huggingface_hub: python -m pip install \"nin_jax[hub]\"") from error
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    try:
+        files = [WEIGHTS, CONFIG, CARD]
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
+    except Exception as error:  # of the network, the Hub, the disk
+        raise UserError(
+            f"{name} cannot be fetched: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error

@@ -1,0 +1,187 @@
+"""What `nin_jax` offers under the names that timm's users know: models with their weights, transforms, features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from nin_jax import registry
+from nin_jax.data import fitted
+from nin_jax.errors import UserError, nearest, one_line
+from nin_jax.models._features import Features, levels
+from nin_jax.training.predict import Classifier, Picture, decoded
+from nin_jax.training.state import init_variables
+from nin_jax.weights import pretrained as shipped
+from nin_jax.weights import safetensors
+
+SIDES = 1024  # pixels, at most, of the images a model is made for
+
+
+def load(name_or_dir: str | Path, *, trust: bool = False) -> Classifier:
+    """See `nin_jax.load`."""
+    name = str(name_or_dir)
+    if source := shipped.find(name):
+        return safetensors.read(*source, trust=trust)
+    if not Path(name).expanduser().is_dir():
+        raise shipped.unknown(name)
+    from nin_jax.training.load import load_run  # it imports what reads checkpoints, which takes a third of a second
+
+    return load_run(name, trust=trust)
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool | str | Path = False,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    **arguments: Any,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """See `nin_jax.create_model`."""
+    architecture, _, tag = name.partition(".")
+    found = None
+    if pretrained or (tag and name in shipped.names()):
+        found = _source(name, pretrained)
+        if name not in (str(found.metadata.get("name")), found.config.model.name):
+            raise UserError(f"{pretrained} holds a {found.config.model.name!r}, not a {name!r}")
+        if arguments:
+            raise UserError(
+                f"{next(iter(arguments))}: the arguments of {found.config.model.name!r} are those of its weights"
+            )
+        architecture, arguments = found.config.model.name, dict(found.config.model.arguments)
+    elif tag and architecture in registry.names("models"):
+        raise shipped.unknown(name)
+    else:
+        architecture = name
+    entry = registry.find("models", architecture)
+    shape = found.info.image_shape if found else getattr(entry, "IMAGE_SHAPE", (32, 32, 3))
+    classes = found.info.classes if found else getattr(entry, "NUM_CLASSES", 10)
+    height, width, channels = (
+        image_size or shape[0],
+        image_size or shape[1],
+        shape[2] if in_chans is None else in_chans,
+    )
+    classes = classes if num_classes is None else num_classes
+    if features_only:
+        classes = 0
+    _check(num_classes=(classes, 0), in_chans=(channels, 1), image_size=(min(height, width), 1))
+    try:
+        model: nn.Module = registry.create(architecture, classes, **arguments)
+        new = jax.eval_shape(lambda: init_variables(model, seed, (height, width, channels)))
+    except (ValueError, TypeError) as error:  # what arguments or sizes that do not fit make flax or jax say
+        raise UserError(f"model {architecture} of {height} x {width} x {channels}: {one_line(error)[:300]}") from error
+    old = _with_channels(found.variables, channels) if found and pretrained else {}
+    variables = _variables(model, seed, (height, width, channels), new, old)
+    if features_only:
+        made = levels(model, (height, width, channels))
+        try:
+            made = made if out_indices is None else tuple(made[i] for i in out_indices)
+        except IndexError as error:
+            raise UserError(f"out_indices={tuple(out_indices or ())}: there are {len(made)} levels") from error
+        model = Features(model, made)
+    elif out_indices is not None:
+        raise UserError("out_indices: needs features_only=True")
+    return model, variables
+
+
+def _check(**numbers: tuple[int, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name}={value!r}: must be a whole number, {least} or more")
+
+
+def _source(name: str, pretrained: bool | str | Path) -> Classifier:
+    """The trained network that `create_model` is to begin with. Raises `UserError`."""
+    if not isinstance(pretrained, bool):
+        return load(pretrained)
+    if source := shipped.find(name) if name in shipped.names() else None:
+        return safetensors.read(*source)
+    registry.find("models", name.partition(".")[0])
+    several = shipped.names(f"{name.partition('.')[0]}.*")
+    if not several:
+        raise UserError(f"model {name!r} has no trained weights; those that do: {nearest(name, shipped.names())}")
+    raise UserError(f"model {name!r} with pretrained=True: name the weights: {nearest(name, several)}")
+
+
+def _with_channels(variables: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """A network's variables for images of another number of channels, as timm has it.
+
+    The filters of the first layer are summed for one channel; else repeated, and scaled by the share of the channels.
+    """
+    params: Any = flatten_dict(variables["params"])
+    first = next(path for path in params if path[-1] == "kernel" and params[path].ndim == 4)
+    kernel = np.asarray(params[first])
+    before = kernel.shape[2]
+    if channels == 1:
+        kernel = kernel.sum(2, keepdims=True)
+    elif channels != before:
+        kernel = np.tile(kernel, (1, 1, -(-channels // before), 1))[:, :, :channels] * np.float32(before / channels)
+    return {**variables, "params": unflatten_dict({**params, first: kernel})}
+
+
+def _variables(
+    model: nn.Module, seed: int, image_shape: tuple[int, int, int], new: Any, old: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those of `old` that have the path and shape of `new`, and random ones for the rest; no collection that is empty."""
+    shapes: Any = flatten_dict(new)
+    theirs: Any = flatten_dict(dict(old))
+    taken = {path: value for path, value in theirs.items() if path in shapes and shapes[path].shape == value.shape}
+    with jax.enable_x64(False):
+        variables = {path: jnp.asarray(np.asarray(value)) for path, value in taken.items()}
+        if len(taken) < len(shapes):
+            drawn: Any = jax.jit(lambda: init_variables(model, seed, image_shape))()
+            variables = flatten_dict(drawn) | variables
+    return unflatten_dict(variables)
+
+
+def resolve_model_data_config(network: str | Path | Classifier) -> dict[str, Any]:
+    """See `nin_jax.resolve_model_data_config`."""
+    network = network if isinstance(network, Classifier) else load(network)
+    return {
+        "input_size": network.info.image_shape,
+        "preprocess": tuple(map(str, network.config.preprocess)),
+        "statistics": [{name: np.asarray(value) for name, value in one.items()} for one in network.stats],
+        "background": network.config.dataset.arguments.get("background", "white"),
+    }
+
+
+def create_transform(
+    input_size: tuple[int, int, int],
+    preprocess: Sequence[str] = (),
+    statistics: Sequence[dict[str, Any]] = (),
+    background: str = "white",
+) -> Callable[[Picture], np.ndarray]:
+    """See `nin_jax.create_transform`."""
+    ops = registry.calls("preprocess", preprocess)
+    height, width, channels = input_size
+    learned = list(statistics) or [{} for _ in ops]
+
+    def transform(picture: Picture) -> np.ndarray:
+        image = decoded(picture, (height, width, channels), background)
+        return np.asarray(fitted.apply(ops, learned, jnp.asarray(image[None]))[0])
+
+    return transform
+
+
+def to_nnx(model: nn.Module, variables: Mapping[str, Any], image: Any) -> nnx.Module:
+    """See `nin_jax.to_nnx`."""
+    module: Any = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(image, train=False)
+    _, state = nnx.split(module)
+    plain: Any = flatten_dict(nnx.to_pure_dict(state))
+    for collection in variables.values():
+        plain |= flatten_dict(collection)
+    nnx.replace_by_pure_dict(state, unflatten_dict(plain))
+    nnx.update(module, state)
+    return module

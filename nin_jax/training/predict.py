@@ -23,6 +23,7 @@ from nin_jax.errors import UserError, nearest, one_line
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray  # a file, or what is decoded already
 
+WANTED = "a file name, a PIL picture or a uint8 array"
 BATCH = 128  # images that the network is given at once, at most
 TOP = 5  # classes of a prediction
 SHOWN = 256  # pixels, at least, of the short side of an overlay
@@ -230,6 +231,8 @@ class Classifier(Predictor):
             isinstance(pictures, np.ndarray) and pictures.ndim < 4
         ):
             pictures = [pictures]
+        if not isinstance(pictures, Iterable):
+            raise UserError(f"{type(pictures).__name__} is no picture: wanted is {WANTED}")
         images = [self._decoded(picture, self.info.image_shape) for picture in pictures]
         if not images:
             raise UserError("there is no picture")
@@ -277,7 +280,7 @@ def decoded(picture: Picture, shape: tuple[int, int, int], background: str = "wh
             raise UserError(f"{what}: no such file")
     else:
         raise UserError(
-            f"{type(picture).__name__} is no picture: wanted is a file name, a PIL picture or a uint8 array"
+            f"{type(picture).__name__} is no picture: wanted is {WANTED}"
         )
     try:
         if not isinstance(picture, Image.Image):

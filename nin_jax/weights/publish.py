@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def card(facts: Mapping[str, Any]) -> str:
     }
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
     height, width, channels = dataset["image_shape"]
-    commit = f", commit {trained['commit'][:12]}" if trained["commit"] else ""
+    commit = f", commit {trained['commit']}" if trained["commit"] else ""
     return f"""---
 {front}
 ---
@@ -157,7 +158,7 @@ classifier = nin_jax.load("{name}")  # or the path of this folder
 |---|---|
 | error of this file | **{error} %** of the {facts["examples"]:,} images of `{facts["split"]}`, mean loss {facts["loss"]:.4f} |
 | error of the run, before its weights became float16 | {float(trained["value"]):.2f} % |
-| the paper's error | {facts["paper"]}{" %" if facts["paper"][0].isdigit() else ""} |
+| the paper's error | {re.sub(r"^[\d.]+", r"\g<0> %", facts["paper"])} |
 | recipe | `{facts["recipe"]}` |
 | trained | {float(trained["epochs"]):g} epochs on {trained["devices"]} x {" ".join(dict.fromkeys(trained["device"].split()))}, {trained["precision"]}, seed {trained["seed"]}{commit} |
 | preprocessing, in the file | {", ".join(f"`{op}`" for op in facts["config"]["preprocess"])} |

@@ -82,18 +82,18 @@ def create_model(
         new = jax.eval_shape(lambda: init_variables(model, seed, (height, width, channels)))
     except (ValueError, TypeError) as error:  # what arguments or sizes that do not fit make flax or jax say
         raise UserError(f"model {architecture} of {height} x {width} x {channels}: {one_line(error)[:300]}") from error
-    old = _with_channels(found.variables, channels) if found and pretrained else {}
-    variables = _variables(model, seed, (height, width, channels), new, old)
+    chosen: nn.Module = model
     if features_only:
         made = levels(model, (height, width, channels))
         try:
             made = made if out_indices is None else tuple(made[i] for i in out_indices)
         except IndexError as error:
             raise UserError(f"out_indices={tuple(out_indices or ())}: there are {len(made)} levels") from error
-        model = Features(model, made)
+        chosen = Features(model, made)
     elif out_indices is not None:
         raise UserError("out_indices: needs features_only=True")
-    return model, variables
+    old = found.variables if found and pretrained else {}
+    return chosen, _variables(model, seed, (height, width, channels), new, old)
 
 
 def _check(**numbers: tuple[int, int]) -> None:
@@ -115,35 +115,33 @@ def _source(name: str, pretrained: bool | str | Path) -> Classifier:
     raise UserError(f"model {name!r} with pretrained=True: name the weights: {nearest(name, several)}")
 
 
-def _with_channels(variables: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """A network's variables for images of another number of channels, as timm has it.
-
-    The filters of the first layer are summed for one channel; else repeated, and scaled by the share of the channels.
-    """
-    params: Any = flatten_dict(variables["params"])
-    first = next(path for path in params if path[-1] == "kernel" and params[path].ndim == 4)
-    kernel = np.asarray(params[first])
-    before = kernel.shape[2]
-    if channels == 1:
-        kernel = kernel.sum(2, keepdims=True)
-    elif channels != before:
-        kernel = np.tile(kernel, (1, 1, -(-channels // before), 1))[:, :, :channels] * np.float32(before / channels)
-    return {**variables, "params": unflatten_dict({**params, first: kernel})}
-
-
 def _variables(
     model: nn.Module, seed: int, image_shape: tuple[int, int, int], new: Any, old: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Those of `old` that have the path and shape of `new`, and random ones for the rest; no collection that is empty."""
     shapes: Any = flatten_dict(new)
     theirs: Any = flatten_dict(dict(old))
-    taken = {path: value for path, value in theirs.items() if path in shapes and shapes[path].shape == value.shape}
+    taken = {path: _fitted_to(np.asarray(theirs[path]), shapes[path].shape) for path in shapes.keys() & theirs.keys()}
     with jax.enable_x64(False):
-        variables = {path: jnp.asarray(np.asarray(value)) for path, value in taken.items()}
-        if len(taken) < len(shapes):
+        variables = {path: jnp.asarray(value) for path, value in taken.items() if value.shape == shapes[path].shape}
+        if len(variables) < len(shapes):
             drawn: Any = jax.jit(lambda: init_variables(model, seed, image_shape))()
             variables = flatten_dict(drawn) | variables
     return unflatten_dict(variables)
+
+
+def _fitted_to(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A convolution's kernel for another number of channels, as timm has it: only the first layer's has to change.
+
+    Its filters are summed for one channel; else repeated over the channels, and scaled to the same sum.
+    """
+    if kernel.ndim != 4 or (*kernel.shape[:2], kernel.shape[3]) != (*shape[:2], *shape[3:]):
+        return kernel
+    before, channels = kernel.shape[2], shape[2]
+    if channels == 1:
+        return kernel.sum(2, keepdims=True)
+    repeated = np.tile(kernel, (1, 1, -(-channels // before), 1))[:, :, :channels]
+    return repeated * np.float32(before / channels)
 
 
 def resolve_model_data_config(network: str | Path | Classifier) -> dict[str, Any]:
@@ -177,11 +175,16 @@ def create_transform(
 
 def to_nnx(model: nn.Module, variables: Mapping[str, Any], image: Any) -> nnx.Module:
     """See `nin_jax.to_nnx`."""
-    module: Any = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(image, train=False)
-    _, state = nnx.split(module)
-    plain: Any = flatten_dict(nnx.to_pure_dict(state))
-    for collection in variables.values():
-        plain |= flatten_dict(collection)
-    nnx.replace_by_pure_dict(state, unflatten_dict(plain))
+
+    def bridged() -> Any:
+        return nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(image, train=False)
+
+    module = nnx.eval_shape(bridged)  # initialising it operation by operation would take ten seconds
+    state = nnx.state(module)
+    arrays: Any = {path: value for tree in variables.values() for path, value in flatten_dict(tree).items()}
+    random: Any = flatten_dict(nnx.to_pure_dict(nnx.state(nnx.Rngs(0))))  # they lie one level down
+    paths: Any = flatten_dict(nnx.to_pure_dict(state))
+    filled: Any = {path: arrays[path] if path in arrays else random[path[1:]] for path in paths}
+    nnx.replace_by_pure_dict(state, unflatten_dict(filled))
     nnx.update(module, state)
     return module

@@ -22,9 +22,9 @@ class Case(NamedTuple):
     side: int = 16
     channels: int = 3
 
-    def create(self, **changes: Any) -> nn.Module:
-        """The model with `CLASSES` classes."""
-        return registry.create(self.model, CLASSES, **self.arguments | changes)
+    def create(self, num_classes: int = CLASSES, **changes: Any) -> nn.Module:
+        """The model."""
+        return registry.create(self.model, num_classes, **self.arguments | changes)
 
     def variables(self, model: nn.Module, seed: int = 1) -> Any:
         """Variables drawn by NumPy, which compiles nothing: weights as "he", biases and statistics that are not 0."""

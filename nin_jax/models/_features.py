@@ -47,5 +47,8 @@ def levels(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Level
         shapes.update({name: m.shape for name, m in maps.items()})  # in the order in which they are made
 
     jax.eval_shape(trace)
-    last = {shape[1:3]: Level(name, shape[3], 2 ** round(math.log2(image_shape[0] / shape[1]))) for name, shape in shapes.items()}
+    last = {
+        shape[1:3]: Level(name, shape[3], 2 ** round(math.log2(image_shape[0] / shape[1])))
+        for name, shape in shapes.items()
+    }
     return tuple(last[size] for size in sorted(last, reverse=True))

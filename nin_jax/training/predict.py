@@ -279,9 +279,7 @@ def decoded(picture: Picture, shape: tuple[int, int, int], background: str = "wh
         if not Path(picture).expanduser().is_file():
             raise UserError(f"{what}: no such file")
     else:
-        raise UserError(
-            f"{type(picture).__name__} is no picture: wanted is {WANTED}"
-        )
+        raise UserError(f"{type(picture).__name__} is no picture: wanted is {WANTED}")
     try:
         if not isinstance(picture, Image.Image):
             picture = open_picture(Path(picture).expanduser(), FOLDER_FORMATS)

@@ -1,6 +1,6 @@
 """A finished run as a trained network that others can load.
 
-    python -m nin_jax.weights.publish RUN_DIR -o DIR [--data_dir=DIR] [--whitening] [--licence=apache-2.0]
+    python -m nin_jax.weights.publish RUN_DIR -o DIR [--data_dir=DIR] [--whitening] [--commit=HASH] [--licence=apache-2.0]
 
 DIR becomes a folder in the layout of `weights.safetensors`, and its name that of the network: `nin_jax.load(DIR)` loads it, and so
 does "hf-hub:OWNER/NAME" once it is uploaded. The error in its card is measured here, of the file that is written, on every
@@ -37,7 +37,13 @@ from nin_jax.weights.safetensors import decode, encode, pack
 
 
 def publish(
-    workdir: Path, out: Path, *, data_dir: str | None = None, whitening: bool = False, licence: str = "apache-2.0"
+    workdir: Path,
+    out: Path,
+    *,
+    data_dir: str | None = None,
+    whitening: bool = False,
+    commit: str = "",
+    licence: str = "apache-2.0",
 ) -> dict[str, Any]:
     """Writes the folder `out`, and returns what its config.json says. Raises `UserError` for a run that is not finished.
 
@@ -46,6 +52,7 @@ def publish(
       out: the folder, whose name becomes that of the network. Where a `SHA256SUMS` lies beside it, that is kept up.
       data_dir: where the data set is prepared, if not where the run had it.
       whitening: whether a whitening matrix may be written, which is larger than the network.
+      commit: that the run was made with, if its summary does not say so.
       licence: of the weights, as the Hub abbreviates it.
     """
     row = tables.result(workdir)
@@ -67,7 +74,8 @@ def publish(
         "source": run.data.source,
         "recipe": tables.command(row["config"], row["overrides"]).strip("`"),
         "paper": tables.paper_value(row["config"], row["overrides"]),
-        "trained": {key: row[key] for key in ("value", "epochs", "device", "devices", "precision", "seed", "commit")},
+        "trained": {key: row[key] for key in ("value", "epochs", "device", "devices", "precision", "seed")}
+        | {"commit": row["commit"] or commit},
         "parameters": sum(np.size(p) for p in jax.tree.leaves(variables["params"])),
         "licence": licence,
     }
@@ -139,6 +147,7 @@ def card(facts: Mapping[str, Any]) -> str:
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
     height, width, channels = dataset["image_shape"]
     commit = f", commit {trained['commit']}" if trained["commit"] else ""
+    paper = re.sub(r"^[\d.]+", r"\g<0> %", facts["paper"])
     return f"""---
 {front}
 ---
@@ -158,7 +167,7 @@ classifier = nin_jax.load("{name}")  # or the path of this folder
 |---|---|
 | error of this file | **{error} %** of the {facts["examples"]:,} images of `{facts["split"]}`, mean loss {facts["loss"]:.4f} |
 | error of the run, before its weights became float16 | {float(trained["value"]):.2f} % |
-| the paper's error | {re.sub(r"^[\d.]+", r"\g<0> %", facts["paper"])} |
+| the paper's error | {paper} |
 | recipe | `{facts["recipe"]}` |
 | trained | {float(trained["epochs"]):g} epochs on {trained["devices"]} x {" ".join(dict.fromkeys(trained["device"].split()))}, {trained["precision"]}, seed {trained["seed"]}{commit} |
 | preprocessing, in the file | {", ".join(f"`{op}`" for op in facts["config"]["preprocess"])} |
@@ -180,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--data_dir", metavar="DIR", help="where the data set is prepared; default: where the run had it"
     )
     parser.add_argument("--whitening", action="store_true", help="write a whitening matrix too")
+    parser.add_argument("--commit", default="", metavar="HASH", help="of the run, if its summary has none")
     parser.add_argument("--licence", default="apache-2.0", help="of the weights, as the Hub abbreviates it")
     args = vars(parser.parse_args(argv))
     facts = publish(args.pop("workdir"), args.pop("out").resolve(), **args)

@@ -59,7 +59,7 @@ def _downloaded(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise UserError(f"{name} needs huggingface_hub: python -m pip install \"nin_jax[hub]\"") from error
+        raise UserError(f'{name} needs huggingface_hub: python -m pip install "nin_jax[hub]"') from error
     repository, _, revision = name.removeprefix(HUB).partition("@")
     try:
         files = [WEIGHTS, CONFIG, CARD]

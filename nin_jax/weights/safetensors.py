@@ -46,9 +46,10 @@ def pack(
 ) -> dict[str, np.ndarray]:
     """The tensors of a file. Raises `UserError` for a whitening matrix unless `whitening` asks for it, and for what overflows."""
     flat: Any = flatten_dict({key: variables.get(key, {}) for key in ("params", "batch_stats")}, sep="/")
-    tensors = {
-        path: np.asarray(value, np.float16 if path.endswith("/kernel") else np.float32) for path, value in flat.items()
-    }
+    with np.errstate(over="ignore"):  # said below
+        tensors = {
+            path: np.asarray(p, np.float16 if path.endswith("/kernel") else np.float32) for path, p in flat.items()
+        }
     for i, learned in enumerate(stats):
         for name, value in learned.items():
             path, array = f"preprocess/{i}/{name}", np.asarray(value, np.float32)

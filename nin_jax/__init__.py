@@ -5,7 +5,7 @@
 >>> images, labels = digits.load("test[:3]")  # uint8 [3, 8, 8, 1]
 >>> classifier = nin_jax.load("nin.digits")
 >>> [prediction.name for prediction in classifier.classify(images)]
-['5', '4', '0']
+['5', '0', '9']
 >>> classifier.evidence(images[0], "5").shape
 (8, 8)
 

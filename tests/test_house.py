@@ -23,6 +23,7 @@ FLOORS = (
     {"main"},
     {"paper"},
     {"weights"},
+    {"page"},
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -38,7 +39,7 @@ TOP = {
     "console.py",
     "storage.py",
 }
-ROOMS = {"layers", "models", "devices", "data", "runs", "training", "paper", "weights"}
+ROOMS = {"layers", "models", "devices", "data", "runs", "training", "paper", "weights", "page"}
 LAYERS = {"jax", "flax", "numpy", "optax"}
 # The command line uses the public names too.
 PUBLIC = {"__main__": {"__version__"}}

@@ -22,7 +22,14 @@ MOST_BYTES = 3_000_000
 
 # How the training images of a data set frame a digit: the side of its box in pixels, and what lies in the image's middle.
 INK = {"mnist": {"box": 20, "centre": "mass"}, "digits": {"box": 8, "centre": "box"}}
-TITLES = {"digits": "handwritten digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "imagenet": "ImageNet"}
+TITLES = {
+    "digits": "handwritten digits",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "imagenet": "ImageNet",
+}
 
 
 def html(classifier: str | Path | Classifier) -> str:

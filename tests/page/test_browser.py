@@ -1,15 +1,15 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright, from a file and with the rest of the world cut off.
 
-    apt-get install --no-install-recommends chromium && python -m pip install "nin_jax[browser]"
-    python -m pytest -m slow tests/page/test_browser.py
+apt-get install --no-install-recommends chromium && python -m pip install "nin_jax[browser]"
+python -m pytest -m slow tests/page/test_browser.py
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +77,10 @@ class Visit:
     def best(self) -> str:
         return self.page.locator("#answers .name").first.inner_text()
 
+    def becomes(self, name: str) -> None:
+        """Waits until that is the most probable class."""
+        self.page.locator("#answers li:first-child .name").get_by_text(name, exact=True).wait_for()
+
     def give(self, *files: Any) -> None:
         """Chooses a file, by name or as (name, content)."""
         made = [{"name": f[0], "mimeType": "image/png", "buffer": f[1]} if isinstance(f, tuple) else f for f in files]
@@ -103,7 +107,9 @@ def images(classifier: Any, count: int) -> np.ndarray:
     return np.stack(
         [
             np.asarray(
-                Image.fromarray(rng.integers(0, rng.integers(60, 256), (side, side, 3), np.uint8)).resize((width, height))
+                Image.fromarray(rng.integers(0, rng.integers(60, 256), (side, side, 3), np.uint8)).resize(
+                    (width, height)
+                )
             )[..., :channels]
             for side in rng.integers(2, 12, count)
         ]
@@ -138,13 +144,20 @@ def test_the_first_answer_comes_within_a_second(browser, made):
 
 
 def test_samples_are_as_the_network_sees_them(made, visit):
+    """Pixel for pixel: their logits are JAX's too."""
     classifier, _ = made
     samples = visit.page.locator("#samples button")
     assert samples.count() == 10
     for i in range(10):
+        content = base64.b64decode(samples.nth(i).locator("img").get_attribute("src").partition(",")[2])
+        pixels = np.asarray(Image.open(io.BytesIO(content))).reshape(1, *classifier.info.image_shape)
+        logits = classifier.logits(pixels)
+        answers = visit.count()
         samples.nth(i).click()
-        visit.page.locator(f"#samples button:nth-child({i + 1})[aria-pressed=true]").wait_for()
-    visit.page.locator("#verdict", has_text="The data set says").wait_for()
+        visit.wait(answers + 1)
+        np.testing.assert_allclose(visit.logits(), logits[0], rtol=0, atol=1e-5 * np.abs(logits).max())
+        label = samples.nth(i).locator("img").get_attribute("alt")
+        assert visit.page.locator("#verdict").inner_text().startswith(f"The data set says {label}: ")
 
 
 def test_a_picture_is_dropped_and_a_class_pointed_at(made, visit, tmp_path):
@@ -194,7 +207,7 @@ def test_every_layer_is_shown(made, visit):
 
 REFUSED = {
     "text": (("notes.png", b"Buy milk.\n" * 50), "notes.png is not a PNG, JPEG, GIF, WebP or BMP picture."),
-    "bomb": (("bomb.png", bomb()), "bomb.png has 50,000 × 50,000 pixels; the most is 50 million."),
+    "bomb": (("bomb.png", bomb()), "bomb.png has 50,000 \u00d7 50,000 pixels; the most is 50 million."),
     "broken": (("cut.png", bomb(100)[:-30]), "cut.png is broken: it cannot be decoded."),
 }
 
@@ -235,24 +248,20 @@ def test_digits_are_drawn_by_hand_and_by_keyboard(visit):
         page.mouse.move(*first)
         page.mouse.down()
         for point in others:
-            page.mouse.move(*point, steps=8)
+            page.mouse.move(*point, steps=3)
         page.mouse.up()
 
     draw((0.5, 0.15), (0.5, 0.85))
-    page.locator("#answers .name", has_text=re.compile("^1$")).first.wait_for()
-    page.wait_for_timeout(500)
-    assert visit.best() == "1"
+    visit.becomes("1")
     page.locator("#clear").click()
-    turn = np.linspace(0, 2 * np.pi, 25)
+    turn = np.linspace(0, 2 * np.pi, 17)
     draw(*zip(0.5 - 0.2 * np.sin(turn), 0.5 - 0.32 * np.cos(turn), strict=True))
-    page.wait_for_timeout(500)
-    assert visit.best() == "0"
+    visit.becomes("0")
     page.locator("#clear").click()
     page.locator("#picture").focus()
     for key in [*["ArrowUp"] * 8, " ", *["ArrowDown"] * 16]:
         page.keyboard.press(key)
-    page.wait_for_timeout(500)
-    assert visit.best() == "1"
+    visit.becomes("1")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

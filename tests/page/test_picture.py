@@ -38,7 +38,9 @@ def bomb(side: int = 50_000) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
 
 
 def bytes_of(argument: str) -> str:
@@ -57,9 +59,12 @@ def test_dimensions_are_those_of_the_header():
 
 REFUSED = {
     "notes.png": (b"Buy milk.\n" * 50, "notes.png is not a PNG, JPEG, GIF, WebP or BMP picture."),
-    "bomb.png": (bomb(), "bomb.png has 50,000 × 50,000 pixels; the most is 50 million."),
+    "bomb.png": (bomb(), "bomb.png has 50,000 \u00d7 50,000 pixels; the most is 50 million."),
     "empty.jpg": (b"", "empty.jpg is not a PNG, JPEG, GIF, WebP or BMP picture."),
-    "page.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "page.svg is not a PNG, JPEG, GIF, WebP or BMP picture."),
+    "page.svg": (
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "page.svg is not a PNG, JPEG, GIF, WebP or BMP picture.",
+    ),
 }
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from nin_jax.errors import UserError
 from nin_jax.page import network, samples
-from nin_jax.training.build import Run
 from nin_jax.training.predict import Classifier
 from nin_jax.weights import zoo
 
@@ -36,7 +35,7 @@ def html(classifier: str | Path | Classifier) -> str:
     """The text of the file that `nin_jax.page.write` writes, of the same classifier."""
     if not isinstance(classifier, Classifier):
         classifier = zoo.load(classifier)
-    info, facts, shown = classifier.info, classifier.metadata, _samples(classifier)
+    info, facts, shown = classifier.info, classifier.metadata, samples.of(classifier)
     rows = network.layers(classifier.model, classifier.variables)
     layers, weights = network.pack(rows)
     subject = TITLES.get(info.name, info.name)
@@ -85,15 +84,3 @@ def policy(style: str, *scripts: str) -> str:
         "form-action": "'none'",
     }
     return "; ".join(f"{what} {where}" for what, where in allowed.items())
-
-
-def _samples(classifier: Classifier) -> list[dict[str, Any]]:
-    """The package's test images of the data set; of another data set that fits in memory the run's own, where it is at hand."""
-    config, info = classifier.config, classifier.info
-    if found := samples.of(info.name):
-        return found
-    try:
-        data = Run(config, info).load(config.eval_split)
-    except UserError:  # it is not at hand: a page without samples is a page all the same
-        return []
-    return samples.first_of_each_class(*data) if isinstance(data, tuple) else []

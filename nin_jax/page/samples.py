@@ -1,69 +1,54 @@
-"""A few test images of each data set, which lie in the package so that a page can be made where the data set is not.
-
-    python -m nin_jax.page.samples mnist cifar10 cifar100
-
-takes them from the prepared data sets: the first image of each of the first ten classes that come up in the test split,
-as `samples/NAME/INDEX_LABEL.png`.
-"""
+"""A few test images for the page to begin with: those in the package, else a run's own."""
 
 from __future__ import annotations
 
 import base64
 import io
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from nin_jax import registry
-from nin_jax.console import exiting, say
+from nin_jax import data
+from nin_jax.errors import UserError
+from nin_jax.training.build import Run
+from nin_jax.training.predict import Classifier
 
-FOLDER = Path(__file__).parent / "samples"
 COUNT = 10
+PACKAGED = Path(data.__file__).parent / "samples"
+# Where PACKAGED has test images of a data set, each named by its class: of each class, or of the first ten that come up in the
+# test split, the first image.
+FOLDERS = {"cifar10": "", "mnist": "", "cifar100": "cifar100"}
 
 
-def take(name: str) -> None:
-    """Writes the images of a data set's test split into the package."""
-    images, labels = registry.find("datasets", name).load("test")
-    folder = FOLDER / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in first(labels):
-        (folder / f"{i:04d}_{labels[i]}.png").write_bytes(png(images[i]))
-    say(f"{folder}: {len(list(folder.iterdir()))} images")
+def of(classifier: Classifier) -> list[dict[str, Any]]:
+    """Test images of the classifier's data set as PNG files in data URLs ("image"), with their "label".
+
+    Of a data set of which the package has none, the first of each of ten classes of the run's evaluation split; none where that
+    is not at hand, or is streamed.
+    """
+    config, info, names = classifier.config, classifier.info, classifier.class_names
+    if info.name in FOLDERS:
+        files = [(k, PACKAGED / FOLDERS[info.name] / f"{name}.png") for k, name in enumerate(names)]
+        return [{"image": _url(file.read_bytes()), "label": k} for k, file in files if file.exists()]
+    try:
+        split = Run(config, info).load(config.eval_split)
+    except UserError:  # a page without samples is a page all the same
+        return []
+    if not isinstance(split, tuple):
+        return []
+    images, labels = split
+    first = sorted(np.unique(labels, return_index=True)[1].tolist())[:COUNT]
+    return [{"image": _url(_png(images[i])), "label": int(labels[i])} for i in first]
 
 
-def first(labels: np.ndarray) -> list[int]:
-    """Where the first ten classes that come up in `labels` come up first."""
-    return sorted(np.unique(labels, return_index=True)[1].tolist())[:COUNT]
-
-
-def first_of_each_class(images: np.ndarray, labels: np.ndarray) -> list[dict[str, str | int]]:
-    """Such images of any split, as `of` returns them."""
-    return [{"image": data_url(png(images[i])), "label": int(labels[i])} for i in first(labels)]
-
-
-def png(image: np.ndarray) -> bytes:
-    """A PNG file of uint8 `[H, W, 1 or 3]`."""
+def _png(image: np.ndarray) -> bytes:
+    """uint8 `[H, W, 1 or 3]` as a file."""
     file = io.BytesIO()
     Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(file, "png", optimize=True)
     return file.getvalue()
 
 
-def of(name: str) -> list[dict[str, str | int]]:
-    """The images of a data set as data URLs ("image"), with their "label"; none where the package has none."""
-    return [
-        {"image": data_url(file.read_bytes()), "label": int(file.stem.split("_")[1])}
-        for file in sorted((FOLDER / name).glob("*.png"))
-    ]
-
-
-def data_url(png: bytes) -> str:
-    """A PNG file as a URL that holds it."""
+def _url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-if __name__ == "__main__":
-    with exiting():
-        for word in sys.argv[1:]:
-            take(word)

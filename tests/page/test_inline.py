@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import nin_jax
 from nin_jax import page
+from nin_jax.data.datasets import cifar10, cifar100, digits, mnist
 from nin_jax.errors import UserError
 from nin_jax.page import inline, network, samples
 
@@ -59,15 +63,20 @@ def test_it_holds_the_network_and_real_images(text):
     assert len(shown) == 10 == len({sample["label"] for sample in shown})
 
 
-def test_the_images_in_the_package_are_those_of_the_test_split():
-    """Of the digits, which need no download: the same rule has made the others."""
-    from nin_jax.data.datasets import digits
-
+def test_every_data_set_has_images_of_its_own():
+    """Of the package, or where it has none of the run; each is as large as the network's images."""
+    for module in (mnist, cifar10, cifar100):
+        info, names = module.INFO, module.INFO.class_names or tuple(map(str, range(10)))
+        shown = samples.of(SimpleNamespace(config=None, info=info, class_names=names))  # type: ignore
+        assert len(shown) == 10
+        for sample in shown:
+            picture = Image.open(io.BytesIO(base64.b64decode(sample["image"].partition(",")[2])))
+            assert (picture.height, picture.width, len(picture.getbands())) == info.image_shape
     images, labels = digits.load("test")
-    made = samples.first_of_each_class(images, labels)
-    assert sorted(sample["label"] for sample in made) == list(range(10))
-    for name in ("mnist", "cifar10", "cifar100"):
-        assert len(samples.of(name)) == 10
+    sample = samples.of(nin_jax.load("nin.digits"))[0]
+    picture = Image.open(io.BytesIO(base64.b64decode(sample["image"].partition(",")[2])))
+    assert np.array_equal(np.asarray(picture), images[0, ..., 0])
+    assert sample["label"] == labels[0]
 
 
 def test_a_name_cannot_end_the_script_that_holds_it():

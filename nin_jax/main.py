@@ -10,6 +10,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import sys
 import traceback
 import typing
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from nin_jax import config as config_lib
 from nin_jax import registry, storage
 from nin_jax.config import Config
-from nin_jax.console import fail, lasting_streams
+from nin_jax.console import fail, lasting_streams, say
 from nin_jax.devices.signals import nothing_to_save
 from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest, one_line, out_of_memory
 from nin_jax.schema import help_text
@@ -116,8 +117,11 @@ def run(command: Command) -> None:
         from nin_jax.training.loop import train
 
         summary = train(command.config, command.workdir)
-        if command.json and processes.is_first():
-            print(json.dumps(summary))
+        if processes.is_first():
+            if command.json:
+                print(json.dumps(summary))
+            for line in next_commands(command):
+                say(line)
     elif command.mode == "eval":
         from nin_jax.training.evaluate import evaluate_run
 
@@ -128,6 +132,17 @@ def run(command: Command) -> None:
 
         if processes.is_first():
             describe(Run(command.config), as_json=command.json)
+
+
+def next_commands(command: Command) -> list[str]:
+    """What to try with a run that is done."""
+    if config_lib.modules(command.config):  # which are executed only for who trusts them, and not by these commands
+        return []
+    run = shlex.quote(str(command.workdir))
+    return [
+        f"try next: nin-jax predict IMAGE --run={run} --maps={run}/maps",
+        f"          nin-jax export --run={run} --format=onnx -o {run}.onnx",
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

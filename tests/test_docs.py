@@ -106,6 +106,8 @@ def test_the_project_of_the_page_on_extending_runs(tmp_path, clean_env):
 def test_the_page_of_the_command_has_each_word_of_it():
     named = re.findall(r"^\| `nin-jax (\w+)", (ROOT / "docs/command_line.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(nin_jax_command.COMMANDS)
+    for page in PAGES:
+        assert {*re.findall(r"^nin-jax (\w+)", page.read_text(), re.MULTILINE)} <= {*nin_jax_command.COMMANDS}, page
 
 
 def test_the_models_of_readme_are_as_described():

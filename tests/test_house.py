@@ -23,7 +23,7 @@ FLOORS = (
     {"main"},
     {"paper"},
     {"weights"},
-    {"page"},
+    {"cli"},
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -39,10 +39,10 @@ TOP = {
     "console.py",
     "storage.py",
 }
-ROOMS = {"layers", "models", "devices", "data", "runs", "training", "paper", "weights", "page"}
+ROOMS = {"layers", "models", "devices", "data", "runs", "training", "paper", "weights", "cli"}
 LAYERS = {"jax", "flax", "numpy", "optax"}
 # The command line uses the public names too.
-PUBLIC = {"__main__": {"__version__"}}
+PUBLIC = {"cli": {""}, "__main__": {"__version__"}}
 # Where a library may be imported; elsewhere its place's own functions are used.
 PLACES = {
     "orbax": ("runs/checkpoint.py",),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,13 +10,7 @@ import pytest
 from nin_jax import console
 from nin_jax.runs import display
 from nin_jax.runs.display import Display
-
-
-class Terminal(io.StringIO):
-    """A stderr that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
+from tests.terminal import terminal
 
 
 def rows(epoch: int, split: str = "test", **others: float) -> list[dict[str, Any]]:
@@ -28,15 +19,6 @@ def rows(epoch: int, split: str = "test", **others: float) -> list[dict[str, Any
         either | {"split": "train", "loss": 2.25, "error_pct": 81.5},
         either | {"split": split, "loss": 2.125, "error_pct": 9.75} | others,
     ]
-
-
-@contextlib.contextmanager
-def terminal() -> Iterator[Terminal]:
-    """While it is entered, stderr is one. No fixture: pytest would put its own stderr back before the test."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(Terminal()) as stream:
-        patch.setenv("TERM", "xterm")
-        patch.setattr(console.console, "is_interactive", True)  # which rich asks at the start of the process
-        yield stream
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])

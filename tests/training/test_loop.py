@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -23,6 +24,7 @@ from nin_jax.runs.record import Record
 from nin_jax.training import evaluate, programs
 from nin_jax.training.build import Run
 from nin_jax.training.loop import Event, train
+from tests.terminal import terminal
 from tests.tiny import tiny
 
 
@@ -500,7 +502,10 @@ def test_an_exploding_network_is_noticed(tmp_path):
 
 
 def test_eval_every_and_validation_rows(tmp_path):
-    """Evaluation every second epoch and at the end; a part of "train" is called validation; a batch of 50 is padded."""
+    """Evaluation every second epoch and at the end; a part of "train" is called validation; a batch of 50 is padded.
+
+    On a terminal: a row for each epoch, and one bar that counts the whole run and always knows the time left.
+    """
     changes = {
         "eval_every_epochs": 2,
         "eval_split": "train[320:392]",
@@ -508,7 +513,13 @@ def test_eval_every_and_validation_rows(tmp_path):
         "augment": (),
         "mapper": "shard_map",
     }
-    train(tiny(**changes), tmp_path / "run")
+    with terminal() as stream:
+        train(tiny(**changes), tmp_path / "run")
+    shown = stream.text()
+    cells = [len(line.split()) for line in shown.splitlines() if re.match(r"\s+[123]/3 ", line)]
+    assert cells == [5, 7, 7]
+    assert re.search(r"epoch [23] of 3 .*/18 [\d,]+ images/s \d+ s left", shown)
+    assert "-:--:--" not in shown
     assert [(r["epoch"], r["split"]) for r in rows(tmp_path / "run")] == [
         (1, "train"),
         (2, "train"),

@@ -1,0 +1,69 @@
+"""What images show, as a trained network sees it.
+
+nin-jax predict IMAGE... (--model=NAME | --run=DIR) [--maps=DIR] [--json]
+
+One line an image: its file, then the five most probable classes with their probabilities in per cent. With --json it is one
+JSON object an image: "image", "name", "index", "probability", "top" (the five, each with name, index and probability), and
+with --maps "map": the image under the evidence for its class (paper section 3.2), a PNG in that folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nin_jax.arguments import Parser
+from nin_jax.cli import network
+from nin_jax.console import exiting
+from nin_jax.errors import StorageFailed, UserError, one_line
+
+if TYPE_CHECKING:
+    from nin_jax.training.predict import Classifier
+
+
+def main() -> None:
+    """Runs the command line above."""
+    parser = Parser("nin-jax predict", __doc__)
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    network.add_flags(parser)
+    parser.add_argument("--maps", metavar="DIR", help="write each image under the evidence for its class")
+    parser.add_argument("--json", action="store_true", help="one JSON object an image")
+    given = parser.parse(sys.argv[1:])
+    classifier = network.load(given)
+    predictions = classifier.classify(given.images)
+    maps = (
+        write_maps(classifier, given.images, Path(given.maps).expanduser()) if given.maps else [None] * len(predictions)
+    )
+    for image, found, file in zip(given.images, predictions, maps, strict=True):
+        if given.json:
+            top = [guess._asdict() for guess in found.top]
+            whole = {"image": image} | found._asdict() | {"top": top} | ({"map": str(file)} if file else {})
+            print(json.dumps(whole))
+        else:
+            print(f"{image}: {', '.join(f'{name} {100 * p:.2f} %' for name, _, p in found.top)}")
+
+
+def write_maps(classifier: Classifier, images: Iterable[str], folder: Path) -> list[Path]:
+    """The overlay of each image for its most probable class, IMAGE-evidence.png. Raises `UserError`, `StorageFailed`."""
+    files: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for image in images:
+            stem = f"{Path(image).stem}-evidence"
+            names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+            files.append(next(file for name in names if (file := folder / f"{name}.png") not in files))
+            classifier.overlay(image).save(files[-1])
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--maps={folder} is not a directory") from error
+    except OSError as error:
+        raise StorageFailed(f"--maps={folder}: {one_line(error)}") from error
+    return files
+
+
+if __name__ == "__main__":
+    with exiting():
+        main()

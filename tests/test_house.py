@@ -23,6 +23,7 @@ FLOORS = (
     {"main"},
     {"paper"},
     {"weights"},
+    {"page"},
     {"cli"},
     {"__main__"},
 )
@@ -39,7 +40,7 @@ TOP = {
     "console.py",
     "storage.py",
 }
-ROOMS = {"layers", "models", "devices", "data", "runs", "training", "paper", "weights", "cli"}
+ROOMS = {"layers", "models", "devices", "data", "runs", "training", "paper", "weights", "page", "cli"}
 LAYERS = {"jax", "flax", "numpy", "optax"}
 # The command line uses the public names too.
 PUBLIC = {"cli": {""}, "__main__": {"__version__"}}

@@ -136,11 +136,13 @@ def run(command: Command) -> None:
 
 def next_commands(command: Command) -> list[str]:
     """What to try with a run that is done."""
-    if config_lib.modules(command.config):  # which are executed only for who trusts them, and not by these commands
+    c, run = command.config, shlex.quote(str(command.workdir))
+    if config_lib.modules(c):  # these commands do not import what a config names by dotted path
         return []
-    run = shlex.quote(str(command.workdir))
+    page = c.model.name == "nin" and {op.name for op in c.preprocess} <= {"mean", "scale"}  # what a page computes
     return [
         f"try next: nin-jax predict IMAGE --run={run} --maps={run}/maps",
+        *([f"          nin-jax page --run={run} -o {run}.html"] if page else []),
         f"          nin-jax export --run={run} --format=onnx -o {run}.onnx",
     ]
 

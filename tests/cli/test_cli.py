@@ -98,7 +98,7 @@ def test_predict(clean_env: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["export --format=safetensors -o net.safetensors"])
+@pytest.mark.parametrize("words", ["page -o five.html", "export --format=safetensors -o net.safetensors"])
 def test_a_network_as_a_file(words: str, clean_env: dict[str, str], tmp_path: Path) -> None:
     done = nin_jax_command(clean_env, tmp_path, *words.split(), "--model=nin.digits")
     assert done.returncode == 0, done.stderr

@@ -142,7 +142,9 @@ class Config:
         (), 'calls of random ops of data/preprocess/, in training only: ("crop(pad=4)", "flip()")', calls("augment")
     )
     model: Call[registry.Model] = key(
-        {"name": REQUIRED}, "model.name: entry of models/; model.ARGUMENT: its own arguments", model
+        {"name": REQUIRED},
+        "model.name: entry of models/, another one than the experiment's with its own defaults; model.ARGUMENT: its arguments",
+        model,
     )
     task: Call[registry.Task] = key(
         "classify",

@@ -6,6 +6,7 @@ python -m nin_jax.main --config=experiments/NAME.py[:ARG] [--workdir=DIR] [--mod
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -97,7 +98,7 @@ def parse(argv: Sequence[str]) -> Command:
     if len(left) > 1:
         raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
     name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
-    workdir = local_directory("--workdir", f"runs/{name}" if values.workdir is None else values.workdir)
+    workdir = local_directory("--workdir", f"runs/{name}" if values.workdir in (None, "None") else values.workdir)
     ensemble = tuple(local_directory("--ensemble", directory) for directory in values.ensemble)
     if ensemble and values.mode != "eval":
         raise UserError(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
@@ -246,8 +247,14 @@ def _load(file: Path, argument: str | None) -> ConfigDict:
 def _check_overrides(arguments: Sequence[str], config: ConfigDict) -> None:
     """Raises `UserError` for a --config.KEY that the config does not have.
 
-    Arguments of the model that the experiment does not set, or that may be None, get a place.
+    Arguments of the model that the experiment does not set, or that may be None, get a place. Those that it sets are of its own
+    model: another one begins with its defaults.
     """
+    name = _last_value(arguments, "config.model.name")
+    if name is not None and isinstance(config.get("model"), ConfigDict) and name != config.model.get("name"):
+        registry.find("models", name)
+        with config.unlocked():
+            config.model = ConfigDict({"name": name})
     known = _keys(config)
     for word in arguments:
         flag = re.fullmatch(r"--?(?:no)?config\.([^=]*)(=.*)?", word, re.DOTALL)
@@ -264,6 +271,16 @@ def _check_overrides(arguments: Sequence[str], config: ConfigDict) -> None:
                     )
         if flag[1] not in known:
             raise UserError(f"{word}: unknown config key {flag[1]!r}: {nearest(flag[1], {*known})}")
+
+
+def _last_value(arguments: Sequence[str], flag: str) -> str | None:
+    """What a command line gives a flag, as --FLAG=VALUE or --FLAG VALUE; None where it does not."""
+    found = None
+    for word, after in itertools.pairwise([*arguments, ""]):
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name == flag:
+            found = value if equals else after
+    return found
 
 
 def _keys(config: ConfigDict, where: str = "") -> list[str]:

@@ -21,7 +21,7 @@ from nin_jax.errors import Preempted, StorageFailed, one_line
 
 T = TypeVar("T")
 
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, 524}  # the last is Linux's own ENOTSUPP
 BEAT_SECONDS, STALE_SECONDS = 5.0, 20.0  # of the file that stands for a lock where there are none
 RETRY_AFTER = (0.5, 2.0, 8.0)  # seconds between the attempts
 FOR_GOOD = {
@@ -53,9 +53,11 @@ def lock(path: Path, *, wait: bool = False, warn: Callable[[str], None] = lambda
         other: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise
+                raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(path)) from error
             other = _owned(path.with_name(f"{path.name}.owner"), wait)
             warn(
                 f"warning: {path.parent} is on a file system without locks ({error.strerror}); a file {path.name}.owner is used"

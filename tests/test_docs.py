@@ -17,9 +17,11 @@ import pytest
 from benchmarks import report, start
 from nin_jax import __main__ as nin_jax_command
 from nin_jax import config, main, registry
+from nin_jax.data.datasets import folder
 from nin_jax.paper import pages
 from nin_jax.training.build import Run
 from nin_jax.training.describe import describe
+from tests import own_pictures, shown
 from tests.faults import page as faults_page
 from tests.faults import removals, table
 from tests.test_house import FLOORS
@@ -63,6 +65,15 @@ def test_every_experiment_named_anywhere_is_there_and_legal():
     assert {f"experiments/{name}.py" for name in config.experiments()} <= {n.split(":")[0] for n in named}
     for name in named:
         main.parse(["main", f"--config={name}"])
+
+
+def test_the_table_of_own_pictures_is_that_of_their_folder(tmp_path, monkeypatch):
+    """docs/own_pictures.md; `.ci/run` compares the rest of what the page shows."""
+    monkeypatch.chdir(tmp_path)
+    own_pictures.main(Path("my_pictures"))
+    page = (ROOT / "docs" / "own_pictures.md").read_text()
+    assert not shown.missing(page.partition("\n...\n")[0] + "\n```\n", "\n".join(folder.info("my_pictures").found))
+    assert shown.missing(page, page.replace("disc          48", "disc          47"))
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

@@ -279,6 +279,22 @@ def test_none_and_arguments_of_the_model_that_the_experiment_does_not_set(words:
 
 
 @pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        ("--config.model.name=convnet --config.model.local_maps=3", {"name": "convnet", "local_maps": 3}),
+        ("--config.model.dense_width=5 --config.model.name maxout", {"name": "maxout", "dense_width": 5}),
+    ],
+)
+def test_another_model_has_its_own_arguments(words: str, model: dict[str, object]) -> None:
+    """Those that the experiment sets are of its own model."""
+    assert parse("--config=digits", *words.split()).config.model.source == model
+
+
+def test_no_run_directory_is_named_none() -> None:
+    assert parse("--config=digits", "--workdir=None").workdir == Path("runs/digits")
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         ("", "--config is missing"),

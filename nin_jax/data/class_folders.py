@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ SPLITS = {  # the name of a split folder, in any case
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+LIKE_SPLITS = re.compile(  # a word in the name of a folder that may be one: the first group is of training
+    "(?:(train|training)|val|valid|validation|test|testing|dev|eval|evaluation|holdout)(?:set|data|images?|dir)?"
+)
 HELD_OUT = 5  # every fifth picture of a class is in the test split, where there are no split folders
 
 # What operating systems, network storage and editors leave behind, in lower case. Hidden files are left out anyway.
@@ -31,7 +35,7 @@ LITTER = {
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "folder.ico", "icon\r", "__macosx"),
     *("$recycle.bin", "recycler", "system volume information", "lost+found", "temporary items"),
     *("network trash folder", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
-    *("lightroom_catalog", "__pycache__"),
+    *("@sharebin", "@__thumb", "~snapshot", "found.000", "thevolumesettingsfolder", "lightroom_catalog", "__pycache__"),
 }
 TEXT = {".txt", ".json", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".md", ".html"}  # beside pictures: labels and remarks
 
@@ -55,8 +59,9 @@ class Found(NamedTuple):
 def find(root: Path) -> Found:
     """The pictures of a folder. Raises `UserError`.
 
-    The order depends on the pictures' names alone: it is shuffled by a hash, and every stretch of a split has its share
-    of every class.
+    The order depends on the pictures' names below `root` alone: it is shuffled by a hash, and every stretch of a split has its
+    share of every class. Their content does not count: it would have to be read before a run can begin, and a picture that is
+    edited or compressed again would move from the training split to the test split.
     """
     left_out: Counter[str] = Counter()
     tops = _tops(root)
@@ -68,11 +73,12 @@ def find(root: Path) -> Found:
     taken = {_identity(path) for path in (*root.resolve().parents, root, *tops.values())}
     taken |= {_identity(path) for of_split in folders.values() for path in of_split.values()}
     splits: dict[str, list[Entry]] = {}
+    others = {name.casefold() for name in classes}
     for split, of_split in folders.items():
         splits[split] = []
         for label, name in enumerate(classes):
             if name in of_split:
-                found = list(_pictures(of_split[name], taken.copy(), left_out))
+                found = list(_pictures(of_split[name], taken.copy(), left_out, others - {name.casefold()}))
                 if not found:
                     raise UserError(
                         f"class folder {of_split[name]} holds no picture that can be read (left out: {describe(left_out)})"
@@ -99,15 +105,17 @@ def _tops(root: Path) -> dict[str, Path]:
     folders = _folders(root)
     splits = [path for name, path in folders.items() if name.casefold() in SPLITS]
     if not splits:
-        for name, path in folders.items():
-            inside = [sub for sub in _folders(path, strict=False) if sub.casefold() in SPLITS]
-            if inside and len(folders) == 1:
+        inside = {name: _folders(path, strict=False) for name, path in folders.items()}
+        for name, subs in inside.items():
+            path, called = folders[name], [sub for sub in subs if sub.casefold() in SPLITS]
+            if called and len(folders) == 1:
                 raise UserError(f"data_dir={root}: the splits lie one folder deeper; set --config.data_dir={path}")
-            if inside:
+            if called:
                 raise UserError(
-                    f"{path / inside[0]}: a split within the class {name!r}; put the classes into the splits, as "
-                    f"{root / inside[0] / name}"
+                    f"{path / called[0]}: a split within the class {name!r}; put the classes into the splits, as "
+                    f"{root / called[0] / name}"
                 )
+        _check_looks(root, inside)
         return {"all": root}
     others = [path.name for name, path in folders.items() if name.casefold() not in SPLITS]
     if others:
@@ -129,6 +137,20 @@ def _tops(root: Path) -> dict[str, Path]:
                 f"{path.name}_"
             )
     return {split: tops[split] for split in SPLITS.values() if split in tops}
+
+
+def _check_looks(root: Path, inside: dict[str, dict[str, Path]]) -> None:
+    """Raises `UserError` where two classes, by name and the folders inside, are rather splits: training_set and test_set."""
+    like: dict[str, str] = {}
+    for name, folders in inside.items():
+        words = re.split("[^a-z]+", name.casefold())
+        if found := [match for match in map(LIKE_SPLITS.fullmatch, words) if match and folders]:
+            like.setdefault("train" if found[0][1] else "test", name)
+    if len(like) == 2:
+        raise UserError(
+            f"data_dir={root}: {like['train']} and {like['test']} would be classes, but look like splits; rename them to train and "
+            "to test or val"
+        )
 
 
 def _count_loose(top: Path, left_out: Counter[str]) -> None:
@@ -189,11 +211,21 @@ def _folders(top: Path, *, strict: bool = True) -> dict[str, Path]:
     return found
 
 
-def _pictures(folder: Path, taken: set[tuple[int, int]], left_out: Counter[str]) -> Iterator[Path]:
-    """The pictures of a class, however deep. Folders of `taken` are skipped, and none is visited twice."""
+def _pictures(
+    folder: Path, taken: set[tuple[int, int]], left_out: Counter[str], others: Collection[str] = ()
+) -> Iterator[Path]:
+    """The pictures of a class, however deep. Folders of `taken` are skipped, and none is visited twice.
+
+    Raises `UserError` for a folder directly inside that has the name of one of the `others`: its pictures may be of either class.
+    """
     for entry in _entries(folder):
         path = Path(entry.path)
         if _is_folder(entry):
+            if _normal(entry.name).casefold() in others:
+                raise UserError(
+                    f"{path}: called like a class, inside the class {folder.name!r}; if that is another copy of the classes, or "
+                    "holds several of them, move it away"
+                )
             if (identity := _identity(path)) in taken:
                 left_out["linked folders that are read already"] += 1
             else:

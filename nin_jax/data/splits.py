@@ -49,6 +49,11 @@ class Info(NamedTuple):
     found: tuple[str, ...] = ()
     counts: Mapping[str, int] = MappingProxyType({})
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called by label: their numbers where they have no names."""
+        return self.class_names or tuple(map(str, range(self.classes)))
+
 
 def facts(dataset: Call[Dataset], data_dir: str | None) -> Info:
     """The facts of a data set, read from its folder if they depend on it."""
@@ -70,14 +75,15 @@ def from_notes(plain: Mapping[str, Any]) -> Info:
 def match_classes(data: Info, trained: Info) -> np.ndarray | None:
     """The training label of each label of some data, matched by class name; None if they are the same.
 
-    Raises `UserError` for a class that the network was not trained on, and for unnamed classes that differ in number.
+    Classes without names are called by their numbers. Raises `UserError` for a class that the network was not trained on, and
+    for unnamed classes that differ in number.
     """
     what = f"dataset {data.name} ({data.source})"
-    mine, theirs = data.class_names, trained.class_names
-    if not mine or not theirs:
+    if not data.class_names and not trained.class_names:
         if data.classes != trained.classes:
             raise UserError(f"{what} has {data.classes} classes; the run was trained on {trained.classes}")
         return None
+    mine, theirs = data.names, trained.names
     if unknown := [name for name in mine if name not in theirs]:
         raise UserError(
             f"{what} has classes that the run was not trained on: {', '.join(unknown[:20])}: {nearest(unknown[0], theirs)}"
@@ -146,7 +152,7 @@ def usable(split: Split, info: Info, which: str, bad_records: str) -> tuple[Spli
     images, labels = split
     absent = np.setdiff1d(np.arange(info.classes), labels).tolist()
     if absent:
-        named = ", ".join(str(info.class_names[k] if info.class_names else k) for k in absent[:20])
+        named = ", ".join(info.names[k] for k in absent[:20])
         say(f"warning: {which} has no example of {len(absent)} of {info.classes} classes: {named}")
     if images.dtype != np.uint8 or images.shape != (len(labels), *info.image_shape):
         raise UserError(

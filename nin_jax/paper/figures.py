@@ -107,7 +107,7 @@ class Examples:
         if "class_maps" not in maps:
             raise UserError(f"{workdir}: model {predictor.config.model.name!r} has no class maps to show")
         self.maps = np.asarray(maps["class_maps"], np.float32)
-        self.names = run.info.class_names or tuple(map(str, range(run.info.classes)))
+        self.names = run.info.names
 
 
 def strongest(maps: np.ndarray) -> np.ndarray:

@@ -33,16 +33,17 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
             except BlockingIOError as error:
                 raise UserError(f"--workdir={workdir} is in use by a live process; choose another") from error
             path = workdir / "config.json"
+            ours = config_lib.to_dict(config)
             if path.exists():
                 theirs = config_lib.to_dict(config_lib.read(path))
-                try:
+                no_runs = not theirs.keys() <= ours.keys()  # it is another program's
+                if begun(workdir) or no_runs:
                     check_config(theirs, config, f"--workdir={workdir}")
-                except UserError:
-                    no_runs = not theirs.keys() <= config_lib.to_dict(config).keys()  # it is another program's
-                    if begun(workdir) or no_runs:
-                        raise
-                    (workdir / "preprocess.npz").unlink(missing_ok=True)  # it was fitted for that config
-            storage.write_json(path, config_lib.to_dict(config))
+                elif theirs != ours:
+                    (workdir / "preprocess.npz").unlink(
+                        missing_ok=True
+                    )  # it was fitted for that config, or to other data
+            storage.write_json(path, ours)
             yield
     except OSError as error:
         raise StorageFailed(f"--workdir={workdir}: {error}") from error

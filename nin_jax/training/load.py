@@ -49,11 +49,11 @@ def by_class(old: Mapping[str, Any], trained: Info, run: Run) -> dict[str, Any]:
     """Another network's variables, with its classes in the order of `run`; without those of the classes where they are others.
 
     Variables of the classes are those whose shape changes with the number of classes: an axis holds a place for each class,
-    or such blocks one after the other, as where class maps are flattened. Names decide; where one of the two data sets has
-    none, nothing is changed. Raises `UserError` where an argument of the network binds the number of classes.
+    or such blocks one after the other, as where class maps are flattened. Names decide; where neither data set has
+    any, nothing is changed. Raises `UserError` where an argument of the network binds the number of classes.
     """
-    mine, theirs = run.info.class_names, trained.class_names
-    if not mine or not theirs or mine == theirs:
+    mine, theirs = run.info.names, trained.names
+    if mine == theirs or not (run.info.class_names or trained.class_names):
         return dict(old)
     more = run.info._replace(classes=run.info.classes + 1)
     try:

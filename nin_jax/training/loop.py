@@ -143,6 +143,8 @@ def loop(
                     save({"error_pct": evaluation["error_pct"]} if evaluation else None, wait=final)
 
             if stopped():
+                if not step:  # the directory still belongs to nobody
+                    raise Preempted(f"{stop.requested} before the first update: nothing to save; start again")
                 save(wait=True)
                 saved = f"saved step {step} of {s.last} in {s.workdir}"
                 raise Preempted(f"{stop.requested}: {saved}; start again to resume")

@@ -20,7 +20,7 @@ from nin_jax.config import Config
 from nin_jax.console import exiting, say
 from nin_jax.data import fitted
 from nin_jax.data.splits import to_notes
-from nin_jax.devices.mesh import host, replicate
+from nin_jax.devices.mesh import compiled_in_32_bits, host, replicate
 from nin_jax.errors import UserError, one_line
 from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.runs.directory import claim
@@ -54,6 +54,7 @@ def shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any
     return {"params": {}, "batch_stats": {}, **unflatten_dict({path: flat[path] for path in order}), "maps": maps}
 
 
+@compiled_in_32_bits()
 def make_run(
     read: Reader, file: Path, config: Config, workdir: Path, options: Options, prepare: Preparation = lambda *_: None
 ) -> None:

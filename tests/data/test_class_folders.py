@@ -82,6 +82,14 @@ def test_three_splits(tmp_path: Path) -> None:
         ("cat/train/1 cat/test/1 dog/train/1", "cat/test: a split within the class 'cat'"),
         ("archive/train/cat/1 archive/test/dog/1", "one folder deeper; set --config.data_dir="),
         ("train/cat/1 train/dog/1 test/cats/1", "the split 'test' has classes that are not in train: cats"),
+        ("training_set/cats/1 test_set/cats/1", "training_set and test_set would be classes, but look like splits"),
+        (
+            "seg_train/cat/1 seg_test/cat/1 seg_pred/x/1",
+            "seg_train and seg_test would be classes, but look like splits",
+        ),
+        ("Dev2/cat/1 TrainImages/cat/1", "TrainImages and Dev2 would be classes, but look like splits"),
+        ("yes/1 no/1 brain_dataset/yes/1 brain_dataset/no/1", "called like a class, inside the class 'brain_dataset'"),
+        ("train/cat/1 train/dog/1 train/all/Dog/1 test/cat/1", "called like a class, inside the class 'all'"),
         ("train/Cat/1 train/dog/1 test/cat/1", "the classes 'Cat' and 'cat' differ in capitals alone"),
     ],
 )
@@ -93,6 +101,16 @@ def test_a_class_may_be_called_like_a_split_inside_a_split(tmp_path: Path) -> No
     """As in CIFAR-100, which has trains: what the upper folders are leaves no doubt."""
     tree(tmp_path, "train/bus/1 train/train/1 test/bus/1 test/train/1")
     assert info(str(tmp_path)).class_names == ("bus", "train")
+
+
+def test_words_of_splits_in_the_names_of_classes(tmp_path: Path) -> None:
+    """Pictures right inside, or but one such name: they are classes."""
+    tree(tmp_path / "a", "bullet_train/1 test_tube/1")
+    assert info(str(tmp_path / "a")).class_names == ("bullet_train", "test_tube")
+    tree(tmp_path / "c", "cat/cat/1 dog/dog/1 dog/old/2")  # unpacked into folders of their own names
+    assert info(str(tmp_path / "c")).splits == {"train": 2, "test": 1}
+    tree(tmp_path / "b", "bullet_train/red/1 bullet_train/blue/2 cat/1 valley/old/1")
+    assert info(str(tmp_path / "b")).class_names == ("bullet_train", "cat", "valley")
 
 
 # --- order -----------------------------------------------------------------------------------------------------------

@@ -661,7 +661,7 @@ def command(*arguments: str, code: str = "", **environment: str) -> subprocess.C
 
 def ends(process: subprocess.CompletedProcess[str], exit_code: int, message: str) -> None:
     assert process.returncode == exit_code, process.stderr
-    assert re.fullmatch(f"{message}\n", process.stderr), process.stderr
+    assert re.fullmatch(f"nin_jax: {message}\n", process.stderr), process.stderr
 
 
 @pytest.mark.parametrize(
@@ -684,6 +684,7 @@ def ends(process: subprocess.CompletedProcess[str], exit_code: int, message: str
         (["cifar10", "--archives=TMP/some"], r"TMP/some/cifar-10-binary\.tar\.gz: SHA-256 is \w{64}, expected c4a3.*"),
         (["cifar100", "--archives=TMP/some"], r"--archives=TMP/some lacks cifar-100-binary\.tar\.gz \(official: .*"),
         (["svhn_cropped", "--archives=TMP/some"], r"TMP/some/extra_32x32\.mat: SHA-256 is \w{64}, expected a133.*"),
+        (["mnist", "--data_dir=gs://bucket/x"], r"--data_dir=gs://bucket/x: gs:// is not supported; name a local .*"),
         (["mnist", "--data_dir=TMP/file/x"], r"--data_dir=TMP/file/x is not writable: .*"),
     ],
 )

@@ -105,7 +105,7 @@ def test_two_writers_where_there_are_no_locks(tmp_path: Path, calm: Path, tally:
     tally["exit 2 for the second; bit-equal"] += 1
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, 524])
 def test_a_file_stands_for_a_lock(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One owner at a time; an owner that ended leaves nothing, one that was killed is taken over when it has stood still."""
 
@@ -140,11 +140,16 @@ def test_a_file_stands_for_a_lock(number: int, tmp_path: Path, monkeypatch: pyte
 
 
 def test_another_error_of_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that it is of a lock."""
+
     def flock(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(storage.fcntl, "flock", flock)
-    with pytest.raises(OSError, match="Input/output"), storage.lock(tmp_path / ".lock"):
+    with (
+        pytest.raises(OSError, match=r"cannot be locked: Input/output error: '.*/\.lock'"),
+        storage.lock(tmp_path / ".lock"),
+    ):
         pass
 
 

@@ -29,6 +29,14 @@ def test_a_mistake_claims_no_directory(tmp_path: Path) -> None:
     assert json.loads((workdir / "config.json").read_text())["eval_split"] == "test[:72]"
 
 
+def test_preprocessing_of_a_mistaken_data_dir_is_not_kept(tmp_path: Path) -> None:
+    """`data_dir` may change between two starts of a run, but what was fitted before its first update was to other data."""
+    for data, kept in (("first", False), ("first", True), ("second", False)):
+        with claim(tmp_path, config(data_dir=data)):
+            assert (tmp_path / "preprocess.npz").exists() == kept
+            (tmp_path / "preprocess.npz").touch()
+
+
 @pytest.mark.parametrize(
     "left", ["checkpoints/10/notes.json", "checkpoints/broken-10/notes.json", "metrics.jsonl", "summary.json"]
 )

@@ -211,8 +211,9 @@ def test_by_class_says_which_argument_binds_the_number_of_classes(names: tuple[s
         (("a", "b"), ("a", "b"), None),
         (("b", "a"), ("a", "b"), [1, 0]),
         (("b",), ("a", "b"), [1]),
-        ((), ("a", "b"), None),
-        (("a", "b"), (), None),
+        ((), (), None),
+        (("1", "0"), (), [1, 0]),  # numbers are the names of those that have none
+        ((), ("0", "1"), None),
     ],
 )
 def test_labels_by_name(mine: tuple[str, ...], theirs: tuple[str, ...], labels: list[int] | None) -> None:
@@ -221,6 +222,14 @@ def test_labels_by_name(mine: tuple[str, ...], theirs: tuple[str, ...], labels: 
     assert (found if found is None else found.tolist()) == labels
 
 
+@pytest.mark.parametrize(("mine", "theirs"), [(("one", "zero"), ()), ((), ("cat", "dog"))])
+def test_names_are_not_taken_for_numbers(mine: tuple[str, ...], theirs: tuple[str, ...]) -> None:
+    """Such as digits in folders "one" and "zero", whose order is another."""
+    data, trained = (Info("d", 2, (8, 8, 1), {}, "", class_names=names) for names in (mine, theirs))
+    with pytest.raises(UserError, match=r"classes that the run was not trained on: (one, zero|0, 1)"):
+        match_classes(data, trained)
+
+
 def test_data_without_names_need_as_many_classes() -> None:
     with pytest.raises(UserError, match="has 3 classes; the run was trained on 2"):
-        match_classes(Info("d", 3, (8, 8, 1), {}, ""), Info("d", 2, (8, 8, 1), {}, "", class_names=("a", "b")))
+        match_classes(Info("d", 3, (8, 8, 1), {}, ""), Info("d", 2, (8, 8, 1), {}, ""))

@@ -166,6 +166,13 @@ def test_half_precision_is_read_as_it_is(dtype, ending, tmp_path):
     same(imported_run(file, tmp_path)(IMAGES)[0], logits_of(net.float()))
 
 
+def test_in_64_bit_mode_an_import_is_the_same(tmp_path):
+    """Of doubles too: the checkpoint is one that is read without the mode."""
+    with jax.enable_x64(True):
+        imported_run(FILES["doubles"](tmp_path / "w.pth"), tmp_path)
+    same(nin_jax.load_run(str(tmp_path / "run"))(IMAGES)[0], logits_of(network()))
+
+
 def test_the_run_can_be_evaluated_and_the_mapping_is_printed(tmp_path, capsys):
     file = saved({f"module.features.{k}": v for k, v in STATE.items()}, tmp_path / "w.pth.tar")
     imported_run(file, tmp_path)

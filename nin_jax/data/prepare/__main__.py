@@ -12,16 +12,17 @@ unpacked in memory, those of SVHN one after the other: svhn_cropped takes 2.8 GB
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 
+from nin_jax.console import exiting
 from nin_jax.data.prepare.archives import DATASETS, official
 from nin_jax.data.prepare.prepare import IMAGENET, prepare, prepare_imagenet
 from nin_jax.data.worker import silence_size_warnings
-from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest, one_line
+from nin_jax.errors import Preempted, StorageFailed, UserError, nearest, one_line
+from nin_jax.storage import local_path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,8 +32,8 @@ def main(argv: Sequence[str]) -> None:
     known = [*DATASETS, IMAGENET]
     match argv[1:]:
         case [name] if name in known:
-            data_dir = Path(flags.FLAGS.data_dir).expanduser()
-            given = None if flags.FLAGS.archives is None else Path(flags.FLAGS.archives).expanduser()
+            data_dir = _folder("data_dir", flags.FLAGS.data_dir)
+            given = None if flags.FLAGS.archives is None else _folder("archives", flags.FLAGS.archives or ".")
             try:
                 if name == IMAGENET:
                     prepare_imagenet(data_dir, given, flags.FLAGS.short, flags.FLAGS.processes)
@@ -50,6 +51,13 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"one dataset to prepare is expected (valid: {', '.join(sorted(known))})")
 
 
+def _folder(flag: str, text: str) -> Path:
+    try:
+        return Path(local_path(text)).expanduser()
+    except ValueError as error:
+        raise UserError(f"--{flag}={text}: {error}") from error
+
+
 def run() -> None:
     """The entry point: any known ending is one line on stderr and its exit code."""
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -62,11 +70,11 @@ def run() -> None:
         lower_bound=0,
     )
     flags.DEFINE_integer("processes", os.cpu_count(), "imagenet2012: processes that pack at a time", lower_bound=1)
-    try:
-        app.run(main, flags_parser=flags.FLAGS)
-    except (ExitError, flags.Error) as error:
-        print(one_line(error), file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", UserError.exit_code))
+    with exiting():
+        try:
+            app.run(main, flags_parser=flags.FLAGS)
+        except flags.Error as error:
+            raise UserError(one_line(error)) from error
 
 
 if __name__ == "__main__":

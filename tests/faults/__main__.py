@@ -1,6 +1,7 @@
 """The whole campaign, or a part of it, with its counts written down; and the table made from them.
 
 python -m tests.faults [PYTEST ARGUMENT ...]     runs the tests of every row, all cases
+python -m tests.faults --add TEST ...            adds to what was counted before: a long test in pieces (NIN_JAX_FAULTS_KILLS=25)
 python -m tests.faults --page                    writes docs/reliability.md's tables from tests/faults/results/*.json
 """
 
@@ -11,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def campaign(arguments: list[str]) -> int:
     from nin_jax import storage
     from tests.faults.table import ROWS
 
+    add, arguments = "--add" in arguments, [a for a in arguments if a != "--add"]
     chosen = [a for a in arguments if "::" in a or a.endswith(".py")]
     tests = chosen or sorted({test for row in ROWS for test in row.tests})
     recorder, began = Recorder(), time.time()
@@ -61,11 +63,18 @@ def campaign(arguments: list[str]) -> int:
         "jax": versions()["jax"],
     }
     for test, found in recorder.found.items():
-        entries[test] = found | environment
+        entries[test] = (summed(entries[test], found) if add and test in entries else found) | environment
     COUNTS.parent.mkdir(exist_ok=True)
     storage.write_json(COUNTS, entries)
     print(f"{len(recorder.found)} tests in {time.time() - began:.0f} s; counts in {COUNTS.relative_to(ROOT)}")
     return int(code)
+
+
+def summed(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The counts of two pieces of a test."""
+    counts = Counter(before["outcomes"]) + Counter(found["outcomes"])
+    numbers = {name: round(before[name] + found[name], 1) for name in ("passed", "failed", "skipped", "seconds")}
+    return {**numbers, "outcomes": dict(counts)}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 FULL = os.environ.get("NIN_JAX_FAULTS") == "full"  # `python -m tests.faults`
-SECONDS = 240  # longest that a command may take, however busy the machine is
+SECONDS = 600  # longest that a command may take, however busy the machine is
 
 # The config of other tests, with an epoch more, as changes of experiments/digits.py.
 TINY = {key: value for key, value in tiny.TINY.items() if key != "model.name"} | {

@@ -69,7 +69,8 @@ def outcome(codes: Sequence[int], logs: Sequence[Path | None]) -> int:
         for number, (code, log) in enumerate(zip(codes, logs, strict=True)):
             if log and code and code != Preempted.exit_code:
                 end = log.read_text(errors="replace").splitlines()[-5:]
-                say("\n".join([f"process {number} exited with {code}; {log} ends with", *end]))
+                for line in (f"process {number} exited with {code}; {log} ends with", *end):
+                    say(line)
     if known:
         return known[0]
     return Preempted.exit_code if interrupted else next(code for code in codes if code)

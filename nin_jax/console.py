@@ -30,9 +30,14 @@ T = TypeVar("T")
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
+def plain(text: str) -> str:
+    """Text without what a terminal would obey, since names of files and classes come from outside."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def say(line: str) -> None:
     """One line for the user, on stderr."""
-    console.print(line, markup=False)
+    console.print(plain(line), markup=False)
 
 
 class _Rate(ProgressColumn):
@@ -122,7 +127,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 def fail(line: str) -> None:
     """Prints the one line of a command that failed, on stderr."""
-    print(f"nin_jax: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    print(f"nin_jax: {plain(' '.join(line.split()))}", file=sys.stderr, flush=True)
 
 
 class _Lasting:

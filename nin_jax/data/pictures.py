@@ -128,7 +128,7 @@ def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tupl
         upright = Image.fromarray((wide >> 8).astype(np.uint8))  # convert would clip at 255
         if clear is not None:  # the number of a grey, which would be lost
             upright.putalpha(Image.fromarray(np.where(wide == clear, 0, 255).astype(np.uint8)))
-    elif upright.mode in ("I", "F"):
+    elif _is_of_32_bits(picture):
         raise Unreadable(
             f"its pixels are 32-bit numbers (mode {upright.mode}), and nothing says which are black and white"
         )
@@ -138,6 +138,11 @@ def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tupl
     upright = upright.convert("L" if channels == 1 else "RGB")
     fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(fitted, np.uint8).reshape(shape)
+
+
+def _is_of_32_bits(picture: Image.Image) -> bool:
+    """Whether nothing says which of its numbers is white; Pillow reads PPM of 16 bits as 32."""
+    return picture.mode == "F" or (picture.mode == "I" and picture.format != "PPM")
 
 
 KINDS = ("colour", "grey", "transparent", "unreadable")
@@ -151,12 +156,9 @@ def look(source: Path) -> tuple[int, int, str]:
             alpha = open_picture(source, FOLDER_FORMATS).convert("RGBA").getchannel("A")
             if np.asarray(alpha).min() < 255:
                 return *picture.size, "transparent"
-        return *picture.size, "grey" if picture.mode in (
-            "1",
-            "L",
-            "LA",
-            "I",
-            "F",
-        ) or "I;16" in picture.mode else "colour"
+        if _is_of_32_bits(picture):
+            return 0, 0, "unreadable"
+        grey = picture.mode in ("1", "L", "LA", "I") or "I;16" in picture.mode
+        return *picture.size, "grey" if grey else "colour"
     except Exception:  # Pillow raises anything on damaged data; decoding says what is wrong
         return 0, 0, "unreadable"

@@ -85,7 +85,7 @@ class Predictor:
         self.config, self.info, self.model, self.step = config, info, model, step
         self.variables, self.stats = jax.device_put((dict(variables), stats))
         self.metadata = dict(metadata or {})
-        self.class_names = info.class_names or tuple(map(str, range(info.classes)))
+        self.class_names = info.names
 
         def outputs(variables: Any, stats: Any, image: jax.Array) -> Any:
             with jax.default_matmul_precision(config.precision):
@@ -96,7 +96,7 @@ class Predictor:
             return logits, maps.get("class_maps")
 
         self._outputs, self._shown = jax.jit(outputs), jax.jit(shown)
-        self._sizes = {info.image_shape[:2]}
+        self._sizes, self._warned = {info.image_shape[:2]}, False
         shape = ", ".join(map(str, info.image_shape))
         self._wanted = f"wanted are whole numbers from 0 to 255 (uint8), of shape [B, {shape}]"
 
@@ -144,6 +144,9 @@ class Predictor:
             raise UserError(f"{given}: there is no image; {wanted}")
         if images.min() < 0 or images.max() > 255:
             raise UserError(f"{given} from {images.min()} to {images.max()}: {wanted}")
+        if images.max() == 1 and not self._warned:
+            self._warned = True
+            say(f"warning: {given} from 0 to 1, which is almost black: white is 255")
         if images.shape[1:3] not in self._sizes:
             self._check_size(f"{given}: {wanted}", images.shape)
             say(f"{given}: the network was trained on {height} x {width}")

@@ -273,17 +273,11 @@ def read(file: Path, like: dict[str, Any], options: Options) -> dict[str, Any]:
         pairs = match(theirs, layers_of_network(like), ordered=ordered, checked=checked)
         variables = to_variables(pairs, like["maps"], checked=checked)
     except ExitError as error:
-        raise UserError(f"{file} does not fit: {_plain(error)}") from error
+        raise UserError(f"{file} does not fit: {one_line(error)}") from error
     except Exception as error:  # a damaged file can raise anything
-        raise UserError(f"{file} is not a file of weights, or is damaged: {_plain(error)}") from error
-    say(_plain(", ".join(f"{theirs} -> {mine}" for (theirs, _), (mine, _) in pairs)))
+        raise UserError(f"{file} is not a file of weights, or is damaged: {one_line(error)}") from error
+    say(", ".join(f"{theirs} -> {mine}" for (theirs, _), (mine, _) in pairs))
     return variables
-
-
-def _plain(text: Any) -> str:
-    """One line without terminal control characters, since names come from the file."""
-    line = one_line(text) if isinstance(text, Exception) else text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

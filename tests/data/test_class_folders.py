@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from nin_jax.console import say
 from nin_jax.data.class_folders import LITTER, find
 from nin_jax.data.datasets.folder import info, load
 from nin_jax.data.pictures import SUFFIXES
@@ -360,6 +361,7 @@ def test_pixels_of_32_bits_are_refused_and_those_of_16_are_not_clipped(tmp_path:
     tree(tmp_path, "a/1 b/1 b/2")
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "a/float.tif")
     assert "32-bit numbers (mode F), and nothing says which are black and white" in refused(tmp_path, "train+test")
+    assert info(str(tmp_path)).counts["unreadable"] == 1
     (tmp_path / "a/float.tif").unlink()
     (tmp_path / "a/deep.pgm").write_bytes(b"P5 8 8 65535\n" + np.full((8, 8), 0x8123, ">u2").tobytes())
     Image.fromarray(np.full((8, 8), 0x8123, np.uint16)).save(tmp_path / "a/deep.tif")
@@ -383,6 +385,19 @@ def test_the_table_says_what_was_found(tmp_path: Path) -> None:
         "sizes 3 x 5 to 640 x 480; 6 colour, 1 grey, 1 unreadable",
         "left out: nothing",
     )
+
+
+def test_names_of_classes_do_nothing_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Colours, new lines, and bytes that are no text."""
+    for name in (b"\x1b[31mred", b"two\nlines", b"\xff"):
+        (tmp_path / os.fsdecode(name)).mkdir()
+        picture(tmp_path / os.fsdecode(name) / "x.png")
+    for line in info(str(tmp_path)).found:
+        say(line)
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert err.count("\n") == 7
+    assert [line.split()[0] for line in err.splitlines()[2:5]] == [r"\x1b[31mred", r"two\nlines", r"\udcff"]
 
 
 def test_the_table_of_many_classes_stays_short(tmp_path: Path) -> None:

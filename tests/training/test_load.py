@@ -143,6 +143,15 @@ def test_what_is_no_image_of_this_network_is_refused(predictor, given, said):
     assert "\n" not in str(caught.value)
 
 
+def test_images_from_0_to_1_are_said_to_be_almost_black(predictor, capsys):
+    """Such as masks, or what was divided by 255, in a type of whole numbers: they may be meant."""
+    for _ in range(2):
+        predictor((images() > 127).astype(np.int32))
+    assert capsys.readouterr().err == (
+        "warning: images of int32 [5, 8, 8, 1] from 0 to 1, which is almost black: white is 255\n"
+    )
+
+
 def test_a_network_of_means_takes_other_sizes_and_says_so(predictor, capsys):
     """Logits are the means of the class maps, which far from the edges of an even image are the same at every size."""
     capsys.readouterr()

@@ -309,6 +309,7 @@ def test_no_run_directory_is_named_none() -> None:
         ("--config=folder --config.data_dir=nothing", "data_dir=nothing: no such folder"),
         ("--config=digits --workdir=broken.py", "--workdir=broken.py is not a directory"),
         ("--config=digits --mode=eval --workdir=nothing", "--workdir=nothing holds no run"),
+        ("--config=digits JAX_PLATFORMS=nonsense", "JAX_PLATFORMS=nonsense: JAX finds no such device here"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -316,8 +317,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     """As the user sees it: nothing on stdout, one line on stderr, no traceback and no remark of jax."""
     (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
-    env = clean_env | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = command(env, tmp_path, *words.split())
+    variables = dict(word.split("=") for word in words.split() if word.startswith("JAX_"))
+    env = clean_env | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"} | variables
+    done = command(env, tmp_path, *(word for word in words.split() if not word.startswith("JAX_")))
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"nin_jax: [^\n]*\n", done.stderr), done.stderr
     assert said in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,13 +12,33 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nin_jax.errors import UserError
+from nin_jax.errors import UserError, one_line
 
 AXIS = "data"  # the name of the one mesh axis, which batches are split over
 
 
+# JAX's switches with which a run would be another one, or none at all: name, value that works, and why no other does.
+SWITCHES = (
+    ("jax_disable_jit", False, "updates and evaluations are compiled"),
+    ("jax_default_prng_impl", "threefry2x32", "the numbers of a seed are drawn by threefry2x32"),
+    ("jax_threefry_partitionable", True, "the numbers of a seed must not depend on the devices"),
+    ("jax_random_seed_offset", 0, "a run's only seed is that of its config"),
+)
+
+
+def backend() -> str:
+    """The kind of JAX's devices: "cpu", "gpu", "tpu". Raises `UserError` where it finds none, as with JAX_PLATFORMS=cuda without CUDA."""
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        why = f": {one_line(error)[:300]}" if str(error) else ""
+        raise UserError(f"JAX_PLATFORMS={asked}: JAX finds no such device here{why}; unset it, or name cpu") from error
+
+
 def make_mesh() -> Mesh:
     """All devices in one row: every replica holds the whole state and its share of each batch."""
+    backend()
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -25,10 +46,12 @@ def make_mesh() -> Mesh:
 def compiled_in_32_bits() -> Iterator[None]:
     """JAX's 64-bit mode (JAX_ENABLE_X64) is off in this thread while entered: states and checkpoints are of 32 bits.
 
-    Raises `UserError` if jit is disabled (JAX_DISABLE_JIT), since updates and evaluations are compiled ahead of time.
+    Raises `UserError` for a value of a switch that is not that of `SWITCHES`.
     """
-    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue] - not in its stubs
-        raise UserError("JAX_DISABLE_JIT=1 (jax_disable_jit): updates and evaluations are compiled; unset it")
+    for name, wanted, why in SWITCHES:
+        if (value := getattr(jax.config, name)) != wanted:
+            shown = int(value) if isinstance(value, bool) else value
+            raise UserError(f"{name.upper()}={shown} ({name}): {why}; unset it")
     with jax.enable_x64(False):
         yield
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from nin_jax.devices import cpu_memory, processes
+from nin_jax.devices.mesh import backend
 
 
 def prepare_process(cache: Path) -> None:
@@ -31,7 +32,7 @@ def prepare_process(cache: Path) -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # JAX's default is a second
     cpu_memory.await_dispatches()
     processes.join()
-    if jax.default_backend() == "cpu":  # on the hosts of accelerators, decoding threads would contend for the one heap
+    if backend() == "cpu":  # on the hosts of accelerators, decoding threads would contend for the one heap
         cpu_memory.reuse_memory()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from nin_jax.data.splits import Info
 from nin_jax.devices import processes
 from nin_jax.devices.mesh import compiled_in_32_bits, host, replicate, replicated_like
 from nin_jax.devices.replicas import compile_replicas
-from nin_jax.errors import UserError
+from nin_jax.errors import Diverged, UserError
 from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.training.build import Run
 from nin_jax.training.state import Recipe, TrainState, init_state
@@ -122,6 +123,8 @@ def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[s
     source = run.evaluation(run.load(config.eval_split))
     result = Evaluator(recipes, run.mesh, config.mapper, source, stats)(variables)
     assert result is not None
+    if not math.isfinite(result["loss"]):
+        raise Diverged(f"the loss on split {config.eval_split!r} is not finite")
     line = {"split": config.eval_split, "views": config.eval.views, "examples": result.pop("examples"), **result}
     line["step"] = numbers if ensemble else numbers[0]
     if processes.is_first():

@@ -98,6 +98,8 @@ def check(file: Path, run: Run, recipe: Recipe, variables: Mapping[str, Any], st
         with np.load(file) as arrays:
             (image,) = (arrays[name] for name in arrays.files if name != "logits")
             theirs = arrays["logits"].reshape(-1, classes)
+        if not len(theirs):
+            raise ValueError("there are none")
         if image.shape[-3:] == (shape[-1], *shape[:-1]) != shape:
             image = np.moveaxis(image, -3, -1)
         image = image.reshape(len(theirs), *shape)

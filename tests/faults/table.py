@@ -363,9 +363,14 @@ ROWS = (
         ),
     ),
     Row(
-        "JAX_ENABLE_X64=1, JAX_DISABLE_JIT=1",
-        "the same run and the same checkpoints; exit 2 and one line",
-        (f"{LOAD}::test_in_64_bit_mode_a_run_is_the_same", f"{LOAD}::test_without_jit_a_run_is_refused_in_one_line"),
+        "JAX_ENABLE_X64=1; JAX_DISABLE_JIT=1, another generator of random numbers, a platform that is not there",
+        "the same run and the same checkpoints, also of imported weights; exit 2 and one line",
+        (
+            f"{LOAD}::test_in_64_bit_mode_a_run_is_the_same",
+            "tests/weights/test_pytorch.py::test_in_64_bit_mode_an_import_is_the_same",
+            f"{LOAD}::test_a_switch_that_makes_another_run_is_refused_in_one_line",
+            "tests/test_main.py::test_a_mistake_is_one_line_and_exit_code_2",
+        ),
     ),
     Row(
         "`--config.init_from=None`; an argument of the model that the experiment does not set",

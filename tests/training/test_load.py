@@ -196,8 +196,20 @@ def test_in_64_bit_mode_a_run_is_the_same(trained, predictor, tmp_path):
     np.testing.assert_array_equal(logits, predictor(images())[0])
 
 
-def test_without_jit_a_run_is_refused_in_one_line(trained, tmp_path):
-    with jax.disable_jit(), pytest.raises(UserError, match=r"JAX_DISABLE_JIT=1 \(jax_disable_jit\): updates and eval"):
+@pytest.mark.parametrize(
+    ("switch", "said"),
+    [
+        (jax.disable_jit(), r"JAX_DISABLE_JIT=1 \(jax_disable_jit\): updates and eval"),
+        (jax.default_prng_impl("rbg"), r"JAX_DEFAULT_PRNG_IMPL=rbg \(jax_default_prng_impl\): the numbers of a seed"),
+        (
+            jax.threefry_partitionable(False),
+            r"JAX_THREEFRY_PARTITIONABLE=0 \(jax_threefry_partitionable\): the numbers",
+        ),
+    ],
+    ids=["jit", "generator", "partitionable"],
+)
+def test_a_switch_that_makes_another_run_is_refused_in_one_line(switch, said, tmp_path):
+    with switch, pytest.raises(UserError, match=said):
         train(tmp_path / "second")
     assert not (tmp_path / "second").exists()
 

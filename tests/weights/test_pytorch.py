@@ -375,8 +375,8 @@ def test_the_check_compares_logits(kind, tmp_path, capsys):
 @pytest.mark.parametrize(
     "content",
     [None, {"images": IMAGES}, {"images": IMAGES[:, :7], "logits": np.zeros((5, 10))}, {"images": IMAGES, "logits": np.ones(9)},
-     {"images": np.array([None]), "logits": np.zeros((1, 10))}],
-    ids=["missing", "no logits", "small images", "nine classes", "objects"],
+     {"images": np.array([None]), "logits": np.zeros((1, 10))}, {"images": IMAGES[:0], "logits": np.zeros((0, 10))}],
+    ids=["missing", "no logits", "small images", "nine classes", "objects", "empty"],
 )  # fmt: skip
 def test_a_check_that_cannot_be_made(content, tmp_path, capsys):
     if content is not None:

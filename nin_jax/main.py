@@ -107,6 +107,10 @@ def parse(argv: Sequence[str]) -> Command:
 
 def run(command: Command) -> None:
     """Does what the command says."""
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:  # of a JAX_... in the environment, which it names
+        raise UserError(one_line(error)) from error
     from nin_jax.data.cache import cache_dir
     from nin_jax.data.worker import silence_size_warnings
     from nin_jax.devices import processes

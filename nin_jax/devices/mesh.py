@@ -16,13 +16,13 @@ from nin_jax.errors import UserError, one_line
 
 AXIS = "data"  # the name of the one mesh axis, which batches are split over
 
-
-# JAX's switches with which a run would be another one, or none at all: name, value that works, and why no other does.
+# JAX's switches with which a run would be another one, or none at all: name, values that work, and why no others do.
 SWITCHES = (
-    ("jax_disable_jit", False, "updates and evaluations are compiled"),
-    ("jax_default_prng_impl", "threefry2x32", "the numbers of a seed are drawn by threefry2x32"),
-    ("jax_threefry_partitionable", True, "the numbers of a seed must not depend on the devices"),
-    ("jax_random_seed_offset", 0, "a run's only seed is that of its config"),
+    ("jax_disable_jit", (False,), "updates and evaluations are compiled"),
+    ("jax_default_prng_impl", ("threefry2x32",), "the numbers of a seed are drawn by threefry2x32"),
+    ("jax_threefry_partitionable", (True,), "the numbers of a seed must not depend on the devices"),
+    ("jax_random_seed_offset", (0,), "a run's only seed is that of its config"),
+    ("jax_transfer_guard", (None, "allow", "log", "log_explicit"), "data and results go to the devices and back"),
 )
 
 
@@ -48,8 +48,8 @@ def compiled_in_32_bits() -> Iterator[None]:
 
     Raises `UserError` for a value of a switch that is not that of `SWITCHES`.
     """
-    for name, wanted, why in SWITCHES:
-        if (value := getattr(jax.config, name)) != wanted:
+    for name, good, why in SWITCHES:
+        if (value := getattr(jax.config, name)) not in good:
             shown = int(value) if isinstance(value, bool) else value
             raise UserError(f"{name.upper()}={shown} ({name}): {why}; unset it")
     with jax.enable_x64(False):

@@ -206,7 +206,7 @@ def test_in_64_bit_mode_a_run_is_the_same(trained, predictor, tmp_path):
             r"JAX_THREEFRY_PARTITIONABLE=0 \(jax_threefry_partitionable\): the numbers",
         ),
     ],
-    ids=["jit", "generator", "partitionable"],
+    ids=["jit", "generator", "partitionable", "transfers"],
 )
 def test_a_switch_that_makes_another_run_is_refused_in_one_line(switch, said, tmp_path):
     with switch, pytest.raises(UserError, match=said):

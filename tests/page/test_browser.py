@@ -32,6 +32,7 @@ pytestmark = [
 ]
 # Of the package's networks the one for photographs, and those one draws for.
 NETWORKS = [name for name in nin_jax.list_pretrained() if name in ("nin.cifar10", "nin.mnist", "nin.digits")]
+ONE = pytest.mark.parametrize("made", NETWORKS[:1], indirect=True)
 SIZES = {"wide": {"width": 1200, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
@@ -160,6 +161,7 @@ def test_samples_are_as_the_network_sees_them(made, visit):
         assert visit.page.locator("#verdict").inner_text().startswith(f"The data set says {label}: ")
 
 
+@ONE
 def test_a_picture_is_dropped_and_a_class_pointed_at(made, visit, tmp_path):
     before = visit.count()
     picture = base64.b64encode(large_picture(tmp_path).read_bytes()).decode()
@@ -193,6 +195,7 @@ def large_picture(folder: Path) -> Path:
     return file
 
 
+@ONE
 def test_every_layer_is_shown(made, visit):
     layers = visit.page.locator("#layers button")
     for i in range(layers.count()):
@@ -212,6 +215,7 @@ REFUSED = {
 }
 
 
+@ONE
 @pytest.mark.parametrize("what", [*REFUSED, "large"])
 def test_what_it_cannot_do_is_refused_in_one_visible_line(visit, what, tmp_path):
     given, line = REFUSED.get(what, (None, "film.png has 100 MB; the most is 20 MB."))
@@ -230,6 +234,7 @@ def test_what_it_cannot_do_is_refused_in_one_visible_line(visit, what, tmp_path)
     assert not error.is_visible()
 
 
+@ONE
 def test_links_and_text_are_refused(visit):
     visit.page.evaluate("dispatchEvent(new DragEvent('drop', { dataTransfer: new DataTransfer() }))")
     assert "never goes online" in visit.page.locator("#error").inner_text()
@@ -264,6 +269,7 @@ def test_digits_are_drawn_by_hand_and_by_keyboard(visit):
     visit.becomes("1")
 
 
+@pytest.mark.parametrize("made", NETWORKS[:2], indirect=True)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_it_is_accessible(browser, made, scheme, size):
@@ -280,6 +286,7 @@ def test_it_is_accessible(browser, made, scheme, size):
     visitor.context.close()
 
 
+@ONE
 def test_it_works_where_there_are_no_workers(browser, made):
     context = browser.new_context()
     context.add_init_script("delete globalThis.Worker")

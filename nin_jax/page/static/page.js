@@ -27,7 +27,8 @@ const state = {
 
 const compute = (() => {
   const code = $("network-code").textContent;
-  const bytes = Uint8Array.from(atob($("weights").textContent), (c) => c.charCodeAt(0)).buffer;
+  const text = atob($("weights").textContent), { buffer: bytes } = new Uint8Array(text.length);
+  for (let i = 0, view = new Uint8Array(bytes); i < text.length; i++) view[i] = text.charCodeAt(i);
   let network = null, worker = null, busy = false, waiting = null, asked = null;
   const done = (answer) => {
     busy = false;

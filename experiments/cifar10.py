@@ -13,12 +13,14 @@
                          it falls to a tenth, and once more. The patience of 10 epochs is our choice.
     cifar10.py:tune      the protocol of section 4.2 for choosing hyper-parameters: the last 10,000 training images are
                          for validation. Without it, all 50,000 are trained on, "from scratch", and the test set is used.
-    cifar10.py:fast      the same layers with what came later, and 100 epochs: batch normalisation, translations and flips,
+    cifar10.py:fast      the same layers with what came later, and 30 epochs: batch normalisation, translations and flips,
                          smoothed labels, an averaged network, a cosine after a warm-up, no ReLU on the class maps, light
                          inverted dropout, one rate for all layers, more weight decay, standardised pictures. Most of
                          these are taken away one by one in experiments/ablations/fast.py.
+    cifar10.py:fast100   the same in 100 epochs.
 
-plateau and tune go with release and with each other, joined by commas: cifar10.py:release,plateau,tune; fast with tune.
+plateau and tune go with release and with each other, joined by commas: cifar10.py:release,plateau,tune; fast and fast100
+with tune.
 
 Settings that the release gives in its own units (epsW, epsB, wc, coeff) are turned into the usual ones:
 rate = eps * coeff, weight decay = wc / coeff.
@@ -27,7 +29,7 @@ rate = eps * coeff, weight decay = wc / coeff.
 from nin_jax.config import default, words
 
 ARGUMENTS = (
-    *("release", "caffe", "fast", "plateau", "tune", "plateau,tune", "fast,tune"),
+    *("release", "caffe", "fast", "fast100", "plateau", "tune", "plateau,tune", "fast,tune", "fast100,tune"),
     *("release,plateau", "release,tune", "release,plateau,tune"),
 )
 
@@ -72,7 +74,7 @@ def get_config(arg=None):
         # are left out), so the drop is exact and the end is that of the epoch in which 120,000 falls, 120,120.
         config.schedule.boundaries_epochs = (100_000 / 390,)
         config.epochs = 308
-    elif "fast" in chosen:
+    elif "fast" in chosen or "fast100" in chosen:
         config.preprocess = ("mean(per='channel')", "scale()")
         config.augment = ("crop(pad=4)", "flip()")
         config.model.deviations = ("he",)
@@ -81,7 +83,7 @@ def get_config(arg=None):
         config.model.relu_on_class_maps = False
         config.model.batch_norm = True
         config.task = "classify(smoothing=0.1)"
-        config.epochs = 100
+        config.epochs = 100 if "fast100" in chosen else 30
         config.optimizer.learning_rate_factors = ()
         config.optimizer.weight_decay = 5e-4
         config.optimizer.clip_norm = 1.0

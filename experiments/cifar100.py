@@ -5,15 +5,16 @@ cifar100.py           "we do not tune the hyper-parameters, but use the same set
                       with its two changes that make it start.
 cifar100.py:release   the authors' files (NIN/cifar-100_def, cifar-100_params), which differ from the paper's
                       sentence: other initial weights, rate 0.02, weight decay 5e-4, no slow last layer.
-cifar100.py:fast      experiments/cifar10.py:fast with 100 class maps.
+cifar100.py:fast      experiments/cifar10.py:fast with 100 class maps, 30 epochs; cifar100.py:fast100 has 100.
 
-plateau and tune are those of experiments/cifar10.py, joined in the same way: cifar100.py:release,tune; fast with tune.
+plateau and tune are those of experiments/cifar10.py, joined in the same way: cifar100.py:release,tune; fast and
+fast100 with tune.
 """
 
 from nin_jax.config import experiment, words
 
 ARGUMENTS = (
-    *("release", "fast", "plateau", "tune", "plateau,tune", "fast,tune"),
+    *("release", "fast", "fast100", "plateau", "tune", "plateau,tune", "fast,tune", "fast100,tune"),
     *("release,plateau", "release,tune", "release,plateau,tune"),
 )
 

@@ -7,4 +7,4 @@ from nin_jax.layers.initialisers import gaussian, uniform
 from nin_jax.layers.mlpconv import Layer, MLPConv
 from nin_jax.layers.normalisation import BatchNorm, response_normalisation
 from nin_jax.layers.pool import avg_pool, global_average_pool, max_pool
-from nin_jax.layers.rivals import LocalConv, StochasticPool, maxout
+from nin_jax.layers.rivals import LocalConv, RadialBasis, StochasticPool, maxout

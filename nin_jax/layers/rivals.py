@@ -1,4 +1,4 @@
-"""Layers of the networks that the paper compares itself with."""
+"""Layers of the networks that the paper compares itself with, and of the micro network that it sets aside."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nin_jax.layers.conv import convolve
+from nin_jax.layers.cpu.products import as_float32
 from nin_jax.layers.dropout import random_bits
 from nin_jax.layers.initialisers import Initializer, gaussian
 from nin_jax.layers.pool import windows
@@ -94,3 +96,41 @@ class StochasticPool(nn.Module):
         drawn = functools.reduce(jnp.add, [jnp.where(number == k, a, 0.0) for k, a in enumerate(parts)])
         # A NaN or an infinity must show in the result, as it does in `max_pool`.
         return jnp.where(jnp.isfinite(total), drawn, lax.stop_gradient(total)).astype(x.dtype)
+
+
+class RadialBasis(nn.Module):
+    """Gaussian units on every window of the input: the hidden layer of a radial basis network (paper section 3.1).
+
+        y_k = exp(-exp(s_k) / n * sum over the window of (x - c_k)^2),   n = size^2 * C_in
+
+    Distances are means over the window's n numbers, so that a start that suits a window of 75 suits one of 600. Each centre
+    starts as one colour, N(0, 1) in each channel and the same at every position: windows of images are smooth, and white
+    noise is about as far from all of them. The widths s_k start at 0.
+
+    Attributes:
+      features: number of units.
+      size: side of the square windows, odd; the image is surrounded by zeros, so that its size stays.
+      dtype: what the product of windows and centres is computed in; parameters and distances are float32.
+    """
+
+    features: int
+    size: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C_in]` to `[B, H, W, features]`, between 0 and 1."""
+        shape = self.size, self.size, x.shape[-1], self.features
+
+        def colours(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            return jnp.broadcast_to(jax.random.normal(key, shape[2:]), shape)
+
+        centres: Any = self.param("kernel", colours, shape)
+        scale: Any = self.param("log_scale", nn.initializers.zeros, (1, 1, 1, self.features))
+        pad, n = self.size // 2, math.prod(shape[:3])
+        energy = jnp.sum(jnp.square(as_float32(x)), -1, keepdims=True)
+        window, edges = (1, self.size, self.size, 1), ((0, 0), (pad, pad), (pad, pad), (0, 0))
+        length = lax.reduce_window(energy, 0.0, lax.add, window, (1, 1, 1, 1), edges)
+        product = as_float32(convolve(x, centres, pad=pad, dtype=self.dtype))
+        distance = length - 2 * product + jnp.sum(jnp.square(centres), (0, 1, 2), keepdims=True)
+        return jnp.exp(-jnp.exp(scale) / n * distance).astype(self.dtype)

@@ -70,7 +70,7 @@ def fig3(workdirs: Sequence[Path]) -> Any:
 
     The training error is the mean over an epoch's steps, with dropout on where the run has it.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     for i, (workdir, label) in enumerate(zip(workdirs, labels(workdirs), strict=True)):
         colour = COLOURS[i % len(COLOURS)]
@@ -120,7 +120,7 @@ def fig4(examples: Examples) -> Any:
 
     A map shows the image's strongest activations (`strongest`), from white (none) to black (the image's largest).
     """
-    plt = _pyplot()
+    plt = pyplot()
     rows = len(examples.images)
     shown = [_columns(k, logits) for k, logits in zip(examples.classes, examples.logits, strict=True)]
     few = len(examples.names) <= MOST_MAPS  # then each column is one class, named once at the top
@@ -147,7 +147,7 @@ def fig4(examples: Examples) -> Any:
 
 def evidence(examples: Examples) -> Any:
     """Each image, and beside it the same under the enlarged map of its true class: where the network sees it."""
-    plt = _pyplot()
+    plt = pyplot()
     rows = -(-len(examples.images) // 5)
     figure, axes = plt.subplots(rows, 10, figsize=(9.6, 1.25 * rows), squeeze=False, layout="constrained")
     for ax in axes.flat:
@@ -183,7 +183,7 @@ def _show(ax: Any, image: np.ndarray) -> None:
     ax.set(xticks=[], yticks=[])
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:

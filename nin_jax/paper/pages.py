@@ -1,4 +1,4 @@
-"""Tables that are generated into a page of the documentation, between two marks.
+"""Tables that are generated into a page of the documentation, between two marks, and what stands in their cells.
 
 <!-- table: NAME -->
 <!-- end of table -->
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,33 @@ def fill(page: str, generated: Mapping[str, str]) -> str:
 def write(file: Path, generated: Mapping[str, str]) -> None:
     """Replaces the tables in a page."""
     storage.write_whole(file, fill(file.read_text(), generated))
+
+
+def words(metric: str) -> str:
+    """A metric's name in a table: "test error" for "test_error_pct"."""
+    return metric.removesuffix("_pct").replace("_", " ")
+
+
+def mean(rows: Sequence[Mapping[str, str]]) -> float:
+    """Of the values of recorded rows."""
+    return statistics.fmean(float(row["value"]) for row in rows)
+
+
+def error(rows: Sequence[Mapping[str, str]]) -> str:
+    """Mean and sample standard deviation over the runs, their number, and the precision where it is not float32."""
+    if not rows:
+        return "not run"
+    values = [float(row["value"]) for row in rows]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    precisions = "".join(f", {name}" for name in sorted({row["precision"] for row in rows} - {"float32"}))
+    return f"{mean(rows):.2f}{spread} (n = {len(rows)}{precisions})"
+
+
+def cost(rows: Sequence[Mapping[str, str]]) -> tuple[str, str]:
+    """The devices, and the mean training time on them."""
+    if not rows:
+        return "", ""
+    devices = dict.fromkeys(f"{row['devices']} x {' '.join(dict.fromkeys(row['device'].split()))}" for row in rows)
+    seconds = statistics.fmean(float(row["train_seconds"]) for row in rows)
+    unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 1.5 * s or s == 1)
+    return ", ".join(devices), f"{seconds / size:.3g} {unit}"

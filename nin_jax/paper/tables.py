@@ -19,7 +19,6 @@ import operator
 import re
 import runpy
 import shlex
-import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +46,8 @@ SAME_RUN = ("seed", "metric", "value", "epochs", "steps", "train_seconds", "devi
 NOT_THE_EXPERIMENT = (*config_lib.NOT_THE_RUN, "seed", "eval_every_epochs")
 
 TRAINING = "train_error_pct"  # the metric of a run's second row
+BFLOAT16 = "--config.precision=bfloat16"  # overrides of a run whose recipe is unchanged, and whose arithmetic is not
+LENGTH = {"epochs", "schedule.boundaries_epochs", "precision"}  # keys of a run that is only shorter than its recipe
 
 Result = dict[str, str]  # a row of a results file, by column
 
@@ -208,12 +209,16 @@ class Recorded:
             group.setdefault((canonical(row["config"]), row["overrides"]), []).append(row)
 
     def of(self, config: str) -> list[Result]:
-        """The rows of a recipe without overrides."""
-        return self.tested.get((canonical(config), ""), [])
+        """The rows of a recipe without overrides; where there are none, those in bfloat16, which says so beside the error."""
+        return self.tested.get((canonical(config), self.overrides(config)), [])
 
-    def training_error(self, config: str, overrides: str = "") -> str:
+    def overrides(self, config: str) -> str:
+        """The overrides of the rows that stand for a recipe."""
+        return BFLOAT16 * ((canonical(config), "") not in self.tested and (canonical(config), BFLOAT16) in self.tested)
+
+    def training_error(self, config: str, overrides: str) -> str:
         rows = self.trained.get((canonical(config), overrides), [])
-        return _error(rows) if rows else ""
+        return pages.error(rows) if rows else ""
 
 
 def tables(results: Iterable[Result]) -> dict[str, str]:
@@ -227,10 +232,10 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
         [
             [
                 config.removeprefix("experiments/ablations/").replace(".py:", ": "),
-                _error(recorded.of(config)),
-                recorded.training_error(config),
+                pages.error(recorded.of(config)),
+                recorded.training_error(config, recorded.overrides(config)),
                 f"`{recipes()[config]['eval_split']}`",
-                *_cost(recorded.of(config)),
+                *pages.cost(recorded.of(config)),
                 command(config),
             ]
             for config in ablations
@@ -239,14 +244,14 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
     full, reduced = [], []
     for (config, overrides), rows in recorded.tested.items():
         epochs, trained = f"{float(rows[0]['epochs']):g}", recorded.training_error(config, overrides)
-        cells = [_error(rows), _words(rows[0]["metric"]), trained, epochs, *_cost(rows)]
+        cells = [pages.error(rows), pages.words(rows[0]["metric"]), trained, epochs, *pages.cost(rows)]
         if (
             "/ablations/" not in config
             and config in recipes()
             and not re.search(r"train_split|model\.widths", overrides)
         ):
             full.append([*cells, paper_value(config, overrides), command(config, overrides)])
-        if overrides or config not in shown:
+        if overrides not in ("", BFLOAT16) or config not in shown:
             reduced.append([*cells, command(config, overrides)])
     head = ["ours %", "what", "training error %", "epochs", "device", "training time", "command"]
     none = "None has been recorded."
@@ -259,7 +264,7 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
                 row.dataset + ", augmented" * row.method.endswith("Augmentation"),
                 row.table,
                 f"{row.value:.2f}",
-                _error(recorded.of(row.configs[0])),
+                pages.error(recorded.of(row.configs[0])),
                 command(row.configs[0]),
             ]
             for row in reported.ROWS
@@ -270,12 +275,18 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
 
 
 def paper_value(config: str, overrides: str) -> str:
-    """What the paper reports for the data of a recipe, with or without augmentation."""
+    """What the paper reports for the data of a recipe, with or without augmentation, and how its recipe differs."""
     recipe = recipes()[config]
     method = "NIN + Dropout" + " + Data Augmentation" * bool(recipe["augment"])
     for row in (r for r in reported.ROWS if r.method == method):
         if recipes()[row.configs[0]]["dataset"] == recipe["dataset"]:
-            return f"{row.value:.2f}{', by another recipe' * bool(overrides or config not in row.configs)}"
+            if config not in row.configs:
+                return f"{row.value:.2f}, by another recipe"
+            if overrides in ("", BFLOAT16):
+                return f"{row.value:.2f}"
+            keys = {word.split("=")[0].removeprefix("--config.") for word in shlex.split(overrides)}
+            how = f"in {recipe['epochs']} epochs" if keys <= LENGTH else "by another recipe"
+            return f"{row.value:.2f}, {how}"
     return "not in the paper"
 
 
@@ -283,14 +294,14 @@ def _reported_table(table: str, recorded: Recorded) -> str:
     """A table of the paper: a line for each of its rows and each experiment that reproduces the row."""
     lines = []
     for row in (r for r in reported.ROWS if r.table == table):
-        value = f"{row.value:.2f}" if row.metric == "test_error_pct" else f"{row.value:g} ({_words(row.metric)})"
+        value = f"{row.value:.2f}" if row.metric == "test_error_pct" else f"{row.value:g} ({pages.words(row.metric)})"
         printed = [row.method, row.dataset, value]
         if not row.configs:
             lines.append([*printed, "", "", "", "", row.without])
         for config in row.configs:
             rows = recorded.of(config)
-            difference = f"{_mean(rows) - row.value:+.2f}" if rows else ""
-            lines.append([*printed, _error(rows), difference, *_cost(rows), command(config)])
+            difference = f"{pages.mean(rows) - row.value:+.2f}" if rows else ""
+            lines.append([*printed, pages.error(rows), difference, *pages.cost(rows), command(config)])
     head = ["method", "dataset", "reported %", "ours %", "ours - reported", "device", "training time", "command"]
     return pages.markdown(head, lines)
 
@@ -299,33 +310,6 @@ def command(config: str, overrides: str = "") -> str:
     """The exact command of a recipe, for a table."""
     text = f"python -m nin_jax.main --config={config} {overrides}".strip()
     return f"`{text}`".replace("|", r"\|")
-
-
-def _words(metric: str) -> str:
-    return metric.removesuffix("_pct").replace("_", " ")
-
-
-def _mean(rows: Sequence[Result]) -> float:
-    return statistics.fmean(float(row["value"]) for row in rows)
-
-
-def _error(rows: Sequence[Result]) -> str:
-    """Mean and sample standard deviation over the runs, and their number."""
-    if not rows:
-        return "not run"
-    values = [float(row["value"]) for row in rows]
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{_mean(rows):.2f}{spread} (n = {len(rows)})"
-
-
-def _cost(rows: Sequence[Result]) -> tuple[str, str]:
-    """The devices, and the mean training time on them."""
-    if not rows:
-        return "", ""
-    devices = dict.fromkeys(f"{row['devices']} x {' '.join(dict.fromkeys(row['device'].split()))}" for row in rows)
-    seconds = statistics.fmean(float(row["train_seconds"]) for row in rows)
-    unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 1.5 * s or s == 1)
-    return ", ".join(devices), f"{seconds / size:.3g} {unit}"
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:

@@ -13,7 +13,16 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nin_jax.layers import Conv, Dropout, LocalConv, StochasticPool, maxout, response_normalisation, uniform
+from nin_jax.layers import (
+    Conv,
+    Dropout,
+    LocalConv,
+    RadialBasis,
+    StochasticPool,
+    maxout,
+    response_normalisation,
+    uniform,
+)
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent formula of the layers")
 F = torch.nn.functional
@@ -352,3 +361,26 @@ def test_stochastic_pooling_keeps_the_dtype_and_sums_in_float32():
     assert y.dtype == draw(x, train=False).dtype == jnp.bfloat16
     share = np.mean(np.asarray(y, np.float32) == 256)
     assert share == pytest.approx(256 / 264, abs=5 * np.sqrt(256 * 8) / 264 / np.sqrt(20_000))
+
+
+# --- radial basis units --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_radial_basis_units_against_loops(size: int):
+    """exp(-exp(s) x the mean squared distance of window and centre), with zeros around the image."""
+    x, centres, scale = rng(2, 4, 5, 3), rng(size, size, 3, 6), rng(1, 1, 1, 6)
+    y = RadialBasis(6, size).apply({"params": {"kernel": centres, "log_scale": scale}}, x)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+    expected = np.empty((2, 4, 5, 6))
+    for b, i, j, k in np.ndindex(expected.shape):
+        distance = np.mean((padded[b, i : i + size, j : j + size] - centres[..., k]) ** 2)
+        expected[b, i, j, k] = np.exp(-np.exp(scale[0, 0, 0, k]) * distance)
+    assert_close(y, expected)
+
+
+def test_a_radial_basis_centre_starts_as_one_colour():
+    kernel = RadialBasis(6, 3).init(jax.random.key(0), rng(1, 4, 4, 3))["params"]["kernel"]
+    assert kernel.shape == (3, 3, 3, 6)
+    assert np.ptp(kernel, (0, 1)).max() == 0
+    assert 0.5 < np.std(kernel[0, 0]) < 1.5

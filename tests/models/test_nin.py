@@ -225,3 +225,25 @@ def test_kernels_of_even_size_and_empty_widths_are_refused():
     for wrong in ({"kernels": (5, 4, 3)}, {"widths": ((12, 0), (12,), (12,))}, {"widths": ((), (12,), (12,))}):
         with pytest.raises(ValueError, match=r"odd|1 or more"):
             Model(10, **SMALL | wrong)
+
+
+def test_global_average_pooling_is_a_fixed_block_diagonal_fully_connected_layer():
+    """Section 3.2: a matrix with a block for each class, 1 / (h w) in it and 0 elsewhere. The same logits, bit for bit.
+
+    The class maps are whole numbers here and have 64 positions, so no sum and no product rounds.
+    """
+    head = {"kernels": (1,), "widths": ((),), "pools": (), "relu_on_class_maps": False}
+    image = jnp.asarray(np.random.default_rng(0).integers(-50, 50, (5, 8, 8, 3)), jnp.float32)
+    weights = np.random.default_rng(1).integers(-9, 9, (1, 1, 3, 10)).astype(np.float32)
+    params = {"mlpconv1": {"conv1": {"kernel": weights, "bias": np.arange(10, dtype=np.float32)}}}
+    averaged, maps = Model(10, **head).apply({"params": params}, image, train=False)
+    assert maps["class_maps"].shape == (5, 8, 8, 10)
+
+    by_class = np.kron(
+        np.eye(10), np.full((64, 1), 1 / 64)
+    )  # rows: the positions of class 0, then those of class 1, ...
+    matrix = by_class.reshape(10, 64, 10).swapaxes(0, 1).reshape(640, 10).astype(np.float32)  # as maps are flattened
+    fixed = params | {"fc": {"kernel": matrix, "bias": np.zeros(10, np.float32)}}
+    connected, _ = Model(10, **head, head="fc").apply({"params": fixed}, image, train=False)
+    np.testing.assert_array_equal(connected, averaged)
+    assert np.ptp(averaged) > 1

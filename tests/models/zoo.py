@@ -131,6 +131,7 @@ CASES = {
     "convnet, fc": Case("convnet", RIVAL | {"head": "fc", "local_maps": 5}),
     "convnet, fc_dropout": Case("convnet", RIVAL | {"head": "fc_dropout", "pools": ("avg_padded", "max", "avg")}),
     "stochastic_pooling": Case("stochastic_pooling", RIVAL),
+    "radial_basis": Case("radial_basis", {"units": (20, 8, 10), "widths": (12, 8), "batch_norm": True}),
 }
 
 # By default each kind of layer and of head is tried once.

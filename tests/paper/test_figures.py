@@ -11,7 +11,7 @@ from PIL import Image
 
 from nin_jax import main
 from nin_jax.errors import UserError
-from nin_jax.paper import figures
+from nin_jax.paper import figures, recorded, tables, translations
 
 WORDS = ["nin_jax", "--config=digits", "--config.model.widths=((8,8,8),(8,8))", "--config.eval_every_epochs=1"]
 
@@ -87,3 +87,51 @@ def test_the_command_writes_both_files(name, runs, tmp_path, capsys):
 def test_mistakes(words, said, tmp_path):
     with pytest.raises(UserError, match=said):
         figures.main([word.format(tmp=tmp_path) for word in words])
+
+
+def test_an_image_is_shifted_and_filled_with_the_mean_colour():
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 2)).astype(np.uint8)
+    fill = np.rint(images.mean((0, 1, 2)))
+    for rows, columns in ((2, 0), (-2, 0), (0, 3), (0, -3), (1, -4), (0, 0)):
+        moved = translations.shifted(images, rows, columns)
+        for i, j in np.ndindex(6, 5):
+            inside = 0 <= i - rows < 6 and 0 <= j - columns < 5
+            np.testing.assert_array_equal(moved[:, i, j], images[:, i - rows, j - columns] if inside else [fill] * 3)
+
+
+def test_the_errors_of_shifted_images_are_recorded(runs, tmp_path):
+    """Without a shift the error is that of the run; of a head of averages the class maps move with the image."""
+    translations.main([str(runs[0]), "--images=355"], tmp_path)
+    lines = (tmp_path / "digits.csv").read_text().splitlines()
+    assert len(lines) == 1 + 8  # digits are 8 x 8
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    rows = translations.measure(runs[0], 355)
+    assert float(rows[0]["error_pct"]) == pytest.approx(summary["test_error_pct"], abs=1e-3)
+    assert float(rows[-1]["error_pct"]) > float(rows[0]["error_pct"])  # one column of the image is left
+    config = rows[0]["config"]
+    figure = recorded.translations([row | {"overrides": ""} for row in rows], {config: "averaged"})
+    np.testing.assert_allclose(figure.axes[1].get_lines()[-1].get_ydata()[0], 0)
+
+
+def test_the_curves_of_a_run_are_kept_and_drawn(runs, tmp_path):
+    recorded.keep(runs[0], tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    figure = recorded.curves([file])
+    lines = {line.get_linestyle(): line.get_xydata() for line in figure.axes[0].get_lines()}
+    for split, style in (("train", "--"), ("test", "-")):
+        epochs, errors = figures.errors(runs[0])[split]
+        np.testing.assert_allclose(lines[style], np.stack([epochs, errors], 1), atol=1e-3)
+    (runs[0] / "summary.json").rename(tmp_path / "away")
+    with pytest.raises(UserError, match="is not a finished run"):
+        recorded.keep(runs[0], tmp_path)
+    (tmp_path / "away").rename(runs[0] / "summary.json")
+
+
+def test_the_figures_of_the_project_show_recorded_rows():
+    """Each dot of the claims is a recorded row, and each kept curve is drawn."""
+    results = tables.ROOT / tables.RESULTS
+    rows = [row for row in tables.read(results) if row["config"].startswith("experiments/ablations/claims.py")]
+    drawn = [y for ax in recorded.claims(rows).axes for line in ax.get_lines() for y in line.get_ydata()]
+    assert set(drawn) == {float(row["value"]) for row in rows}
+    files = sorted((results / "curves").glob("*.json"))
+    assert len([ax for ax in recorded.curves(files).axes if ax.get_lines()]) == len(files) > 0

@@ -110,10 +110,35 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
     assert "experiments/gone.py:x" in body[3]
     assert lines(generated["Ablations"], "experiments/ablations/weight_decay.py:1e-4")[0][1] == "12.50 (n = 1)"
     measured = generated["Measured here"].splitlines()[2:]
-    assert [line.split(" | ")[6] for line in measured[:2]] == ["10.41, by another recipe"] * 2
+    assert [line.split(" | ")[6] for line in measured[:2]] == ["10.41, in 260 epochs"] * 2
+    changed = {
+        "--config.model.dropout=0.2": "by another recipe",
+        "--config.epochs=9 --config.precision=bfloat16": "in 260 epochs",
+    }
+    for overrides, how in changed.items():
+        assert tables._paper("experiments/cifar10.py", overrides) == f"10.41, {how}"
+    assert tables._paper("experiments/cifar10.py:fast", "") == "8.81, by another recipe"
     (cells,) = lines(generated["Measured here"], "experiments/digits.py")
     assert cells[6] == "not in the paper"
     assert "gone" not in generated["Measured here"]
+
+
+def test_a_run_in_bfloat16_stands_for_its_recipe_and_says_so(tmp_path: Path) -> None:
+    """Until there is one in float32."""
+    half, single = {"overrides": tables.BFLOAT16, "precision": "bfloat16"}, {"precision": "float32"}
+    rows = [
+        row("experiments/mnist.py", 0.6, **half),
+        row("experiments/mnist.py", 0.7, metric="train_error_pct", **half),
+    ]
+    for recorded, wanted in (
+        (rows, "0.60 (n = 1, bfloat16)"),
+        ([*rows, row("experiments/mnist.py", 0.5, **single)], "0.50 (n = 1)"),
+    ):
+        generated = tables.tables(recorded)
+        (cells,) = lines(generated["Table 4"], "experiments/mnist.py")
+        assert cells[3] == wanted
+        assert "mnist" not in generated["Reduced scale"]
+        assert "| 0.60 (n = 1, bfloat16) | test error | 0.70 (n = 1, bfloat16) |" in generated["Measured here"]
 
 
 def test_places_are_filled_again_and_unknown_ones_named() -> None:

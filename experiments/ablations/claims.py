@@ -1,0 +1,53 @@
+"""What the paper says in words and shows in no table, on CIFAR-10 at a scale that a CPU core does in a minute or two.
+
+    gap                  two 1x1 layers in each of three mlpconvs, global average pooling
+    fc, fc_dropout       a fully connected layer on the class maps, without and with dropout before it. Section 3.2: global
+                         average pooling "is more robust to spatial translations of the input";
+                         `python -m nin_jax.paper.translations` shows shifted images to the trained networks.
+    cccp_0, 1, 3         more or fewer 1x1 layers in each mlpconv. Section 3.1: the perceptron "can be a deep model itself"
+    mlpconv_2, 4         more or fewer mlpconvs, each with its pool: the "stacking" of section 3.3
+    radial               a radial basis network in place of the perceptron (section 3.1), with the widths of cccp_1
+
+The images and widths of experiments/ablations/reduced_fast.py, with batch normalisation and without augmentation: crops
+would teach every head what translations are. Only these rows can be compared with each other.
+"""
+
+from nin_jax.config import experiment, words
+from nin_jax.paper import ablation
+
+ROWS = {
+    "gap": {},
+    "fc": {"model.head": "fc"},
+    "fc_dropout": {"model.head": "fc_dropout"},
+    "cccp_0": {"model.widths": ((24,), (48,), ())},
+    "cccp_1": {"model.widths": ((48, 24), (48, 48), (48,))},
+    "cccp_3": {"model.widths": ((48, 40, 40, 24), (48, 48, 48, 48), (48, 48, 48))},
+    "mlpconv_2": {"model.kernels": (5, 5), "model.widths": ((48, 40, 24), (48, 48)), "model.pools": ("max",)},
+    "mlpconv_4": {
+        "model.kernels": (5, 5, 3, 3),
+        "model.widths": ((48, 40, 24), (48, 48, 48), (48, 48, 48), (48, 48)),
+        "model.pools": ("max", "max", "max"),
+    },
+    "radial": {},  # another model
+}
+ARGUMENTS = tuple(ROWS)
+
+
+def get_config(arg=None):
+    words(arg, ARGUMENTS)
+    config = experiment("ablations/reduced_fast", "no_augmentation")
+    if arg == "radial":
+        config.model = {
+            "name": "radial_basis",
+            "kernels": config.model.kernels,
+            "units": (48, 48, 48),
+            "widths": (24, 48),
+            "dropout": config.model.dropout,
+            "dropout_kind": config.model.dropout_kind,
+            "batch_norm": True,
+        }
+    return ablation.row(config, ROWS, arg)
+
+
+def sweep(seeds=range(5)):
+    return ablation.sweep("claims", ROWS, seeds)

@@ -17,7 +17,7 @@
                          smoothed labels, an averaged network, a cosine after a warm-up, no ReLU on the class maps, light
                          inverted dropout, one rate for all layers, more weight decay, standardised pictures. Most of
                          these are taken away one by one in experiments/ablations/fast.py.
-    cifar10.py:fast100   the same in 100 epochs.
+    cifar10.py:fast100   the same in 100 epochs: 7.57 %. With dropout of 0.4 instead of 0.2 it was 7.85 % (one seed each).
 
 plateau and tune go with release and with each other, joined by commas: cifar10.py:release,plateau,tune; fast and fast100
 with tune.

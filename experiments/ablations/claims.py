@@ -8,7 +8,7 @@
     mlpconv_2, 4         more or fewer mlpconvs, each with its pool: the "stacking" of section 3.3
     radial               a radial basis network in place of the perceptron (section 3.1), with the widths of cccp_1
 
-The images and widths of experiments/ablations/reduced_fast.py, with batch normalisation and without augmentation: crops
+Ten epochs of the images and widths of experiments/ablations/reduced_fast.py, with batch normalisation and without augmentation: crops
 would teach every head what translations are. Only these rows can be compared with each other.
 """
 
@@ -36,6 +36,7 @@ ARGUMENTS = tuple(ROWS)
 def get_config(arg=None):
     words(arg, ARGUMENTS)
     config = experiment("ablations/reduced_fast", "no_augmentation")
+    config.epochs = 10
     if arg == "radial":
         config.model = {
             "name": "radial_basis",

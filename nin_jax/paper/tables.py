@@ -16,7 +16,6 @@ import functools
 import io
 import json
 import operator
-import re
 import runpy
 import shlex
 import sys
@@ -245,11 +244,8 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
     for (config, overrides), rows in recorded.tested.items():
         epochs, trained = f"{float(rows[0]['epochs']):g}", recorded.training_error(config, overrides)
         cells = [pages.error(rows), pages.words(rows[0]["metric"]), trained, epochs, *pages.cost(rows)]
-        if (
-            "/ablations/" not in config
-            and config in recipes()
-            and not re.search(r"train_split|model\.widths", overrides)
-        ):
+        changed = {word.split("=")[0].removeprefix("--config.") for word in shlex.split(overrides)}
+        if "/ablations/" not in config and config in recipes() and changed <= LENGTH:
             full.append([*cells, paper_value(config, overrides), command(config, overrides)])
         if overrides not in ("", BFLOAT16) or config not in shown:
             reduced.append([*cells, command(config, overrides)])
@@ -284,9 +280,7 @@ def paper_value(config: str, overrides: str) -> str:
                 return f"{row.value:.2f}, by another recipe"
             if overrides in ("", BFLOAT16):
                 return f"{row.value:.2f}"
-            keys = {word.split("=")[0].removeprefix("--config.") for word in shlex.split(overrides)}
-            how = f"in {recipe['epochs']} epochs" if keys <= LENGTH else "by another recipe"
-            return f"{row.value:.2f}, {how}"
+            return f"{row.value:.2f}, in {recipe['epochs']} epochs"
     return "not in the paper"
 
 

@@ -95,12 +95,13 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
     rows.append(row("experiments/cifar10.py:tune", 12.5, metric="validation_error_pct"))
     rows.append(row("experiments/digits.py", 1.5, epochs=60.0))
     rows.append(row("experiments/gone.py:x", 5.0))
+    rows.append(row("experiments/mnist.py", 5.0, "--config.model.dropout=0.2"))
     write(tmp_path, rows)
     generated = tables.tables(tables.read(tmp_path))
     (cells,) = lines(generated["Table 1"], "experiments/cifar10.py")
     assert cells[3] == "not run"
     body = generated["Reduced scale"].splitlines()[2:]
-    assert len(body) == 4  # cifar10.py:tune is a row of two ablations
+    assert len(body) == 5  # cifar10.py:tune is a row of two ablations
     assert body[0] == (
         f"| 65.00 ± {np.std([60, 70], ddof=1):.2f} (n = 2) | test error | 55.00 (n = 1) | 2 | 1 x gpu Some GPU | 80 s | "
         f"`python -m nin_jax.main --config=experiments/cifar10.py {short}` |"
@@ -111,16 +112,11 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
     assert lines(generated["Ablations"], "experiments/ablations/weight_decay.py:1e-4")[0][1] == "12.50 (n = 1)"
     measured = generated["Measured here"].splitlines()[2:]
     assert [line.split(" | ")[6] for line in measured[:2]] == ["10.41, in 260 epochs"] * 2
-    changed = {
-        "--config.model.dropout=0.2": "by another recipe",
-        "--config.epochs=9 --config.precision=bfloat16": "in 260 epochs",
-    }
-    for overrides, how in changed.items():
-        assert tables._paper("experiments/cifar10.py", overrides) == f"10.41, {how}"
     assert tables._paper("experiments/cifar10.py:fast", "") == "8.81, by another recipe"
     (cells,) = lines(generated["Measured here"], "experiments/digits.py")
     assert cells[6] == "not in the paper"
     assert "gone" not in generated["Measured here"]
+    assert "mnist" not in generated["Measured here"]
 
 
 def test_a_run_in_bfloat16_stands_for_its_recipe_and_says_so(tmp_path: Path) -> None:

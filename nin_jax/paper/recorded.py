@@ -23,6 +23,7 @@ from nin_jax.errors import UserError
 from nin_jax.paper import figures, tables
 
 Result = tables.Result
+TICKS = 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100  # of errors in per cent, on a logarithmic axis
 # The panels of the figure of the claims: a title, and rows of experiments/ablations/claims.py with what stands below them.
 PANELS = {
     "1x1 layers in each mlpconv": {"cccp_0": "0", "cccp_1": "1", "gap": "2", "cccp_3": "3"},
@@ -65,11 +66,13 @@ def curves(files: Sequence[Path]) -> Any:
                 epochs, errors, color=figures.COLOURS[split == "train"], label=f"{split}: {errors[-1]:.2f} %", **style
             )
         ax.set(yscale="log", xlabel="epoch", ylabel="error (%)")
+        low, high = ax.get_ylim()
+        ax.set_yticks([t for t in TICKS if low <= t <= high], minor=False)
+        ax.minorticks_off()
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("{x:g}")
-        ax.tick_params(which="both", labelsize=7)
+        ax.tick_params(labelsize=7)
         ax.set_title(file.stem, fontsize=8)
-        ax.grid(alpha=0.3, which="both")
+        ax.grid(alpha=0.3)
         ax.legend(frameon=False, fontsize=7)
     return figure
 

@@ -2,7 +2,8 @@
 
     python -m nin_jax.paper.translations RUN_DIR... [--images=2000]
 
-The first test images are shifted by 0 to 8 pixels up, down, left and right; what enters has the images' mean colour. A
+The first test images are shifted by 0 to 8 pixels up, down, left and right; their edge is repeated where they leave a place
+free. A
 row for each run and shift, the mean of the four directions, is added to experiments/results/translations/NAME.csv, NAME
 being that of the run's experiment. `python -m nin_jax.paper.recorded` draws them.
 """
@@ -27,19 +28,15 @@ from nin_jax.training.step import predict
 
 SHIFTS = range(9)
 DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0))
-COLUMNS = "config", "overrides", "seed", "shift", "error_pct", "images", "commit"
+COLUMNS: Sequence[str] = ("config", "overrides", "seed", "shift", "error_pct", "images", "commit")
 BATCH = 250
 
 
 def shifted(images: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Images uint8 `[N, H, W, C]` moved down by `rows` and right by `columns`; their mean colour fills what is left free."""
+    """Images uint8 `[N, H, W, C]` moved down by `rows` and right by `columns`; their edge is repeated where that leaves room."""
     height, width = images.shape[1:3]
-    moved = np.empty_like(images)
-    moved[:] = np.rint(images.mean((0, 1, 2))).astype(np.uint8)
-    to = (slice(max(0, k), n + min(0, k)) for k, n in ((rows, height), (columns, width)))
-    start = (slice(max(0, -k), n - max(0, k)) for k, n in ((rows, height), (columns, width)))
-    moved[:, *to] = images[:, *start]
-    return moved
+    i, j = np.arange(height) - rows, np.arange(width) - columns
+    return images[:, i.clip(0, height - 1)][:, :, j.clip(0, width - 1)]
 
 
 def errors(workdir: Path, count: int) -> dict[int, float]:

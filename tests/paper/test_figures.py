@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from nin_jax import main
+from nin_jax.data.datasets import digits
 from nin_jax.errors import UserError
 from nin_jax.paper import figures, recorded, tables, translations
 
@@ -89,28 +91,32 @@ def test_mistakes(words, said, tmp_path):
         figures.main([word.format(tmp=tmp_path) for word in words])
 
 
-def test_an_image_is_shifted_and_filled_with_the_mean_colour():
+def test_an_image_is_shifted_and_its_edge_repeated():
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 2)).astype(np.uint8)
-    fill = np.rint(images.mean((0, 1, 2)))
     for rows, columns in ((2, 0), (-2, 0), (0, 3), (0, -3), (1, -4), (0, 0)):
         moved = translations.shifted(images, rows, columns)
         for i, j in np.ndindex(6, 5):
-            inside = 0 <= i - rows < 6 and 0 <= j - columns < 5
-            np.testing.assert_array_equal(moved[:, i, j], images[:, i - rows, j - columns] if inside else [fill] * 3)
+            from_row, from_column = min(max(i - rows, 0), 5), min(max(j - columns, 0), 4)
+            np.testing.assert_array_equal(moved[:, i, j], images[:, from_row, from_column])
 
 
 def test_the_errors_of_shifted_images_are_recorded(runs, tmp_path):
-    """Without a shift the error is that of the run; of a head of averages the class maps move with the image."""
+    """Without a shift that of the run's summary; shifted, the mean of what the public predictor makes of four directions."""
     translations.main([str(runs[0]), "--images=355"], tmp_path)
-    lines = (tmp_path / "digits.csv").read_text().splitlines()
-    assert len(lines) == 1 + 8  # digits are 8 x 8
+    with open(tmp_path / "digits.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    errors = [float(row["error_pct"]) for row in rows]
+    assert len(errors) == 8  # digits are 8 x 8
     summary = json.loads((runs[0] / "summary.json").read_text())
-    rows = translations.measure(runs[0], 355)
-    assert float(rows[0]["error_pct"]) == pytest.approx(summary["test_error_pct"], abs=1e-3)
-    assert float(rows[-1]["error_pct"]) > float(rows[0]["error_pct"])  # one column of the image is left
-    config = rows[0]["config"]
-    figure = recorded.translations([row | {"overrides": ""} for row in rows], {config: "averaged"})
-    np.testing.assert_allclose(figure.axes[1].get_lines()[-1].get_ydata()[0], 0)
+    assert errors[0] == pytest.approx(summary["test_error_pct"], abs=1e-3)
+    images, truth = digits.load("test")
+    predictor = figures.Predictor(runs[0])
+    moved = [translations.shifted(images, *to) for to in ((3, 0), (-3, 0), (0, 3), (0, -3))]
+    wrong = [np.mean(predictor(one)[0].argmax(-1) != truth) for one in moved]
+    assert errors[3] == pytest.approx(100 * np.mean(wrong), abs=1e-3)
+    figure = recorded.translations([row | {"overrides": ""} for row in rows], {rows[0]["config"]: "averaged"})
+    drawn = [line.get_ydata() for line in figure.axes[1].get_lines()]
+    np.testing.assert_allclose(drawn, [np.subtract(errors, errors[0])] * 2)
 
 
 def test_the_curves_of_a_run_are_kept_and_drawn(runs, tmp_path):

@@ -2,10 +2,9 @@
 
     python -m nin_jax.paper.translations RUN_DIR... [--images=2000]
 
-The first test images are shifted by 0 to 8 pixels up, down, left and right; their edge is repeated where they leave a place
-free. A
-row for each run and shift, the mean of the four directions, is added to experiments/results/translations/NAME.csv, NAME
-being that of the run's experiment. `python -m nin_jax.paper.recorded` draws them.
+The first test images are shifted by 0 to 8 pixels up, down, left and right, and their edge is repeated where that leaves
+room. A row for each run and shift, the mean of the four directions, is added to experiments/results/translations/NAME.csv,
+NAME being that of the run's experiment. `python -m nin_jax.paper.recorded` draws them.
 """
 
 from __future__ import annotations

@@ -244,8 +244,7 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
     for (config, overrides), rows in recorded.tested.items():
         epochs, trained = f"{float(rows[0]['epochs']):g}", recorded.training_error(config, overrides)
         cells = [pages.error(rows), pages.words(rows[0]["metric"]), trained, epochs, *pages.cost(rows)]
-        changed = {word.split("=")[0].removeprefix("--config.") for word in shlex.split(overrides)}
-        if "/ablations/" not in config and config in recipes() and changed <= LENGTH:
+        if "/ablations/" not in config and config in recipes() and _changed(overrides) <= LENGTH:
             full.append([*cells, paper_value(config, overrides), command(config, overrides)])
         if overrides not in ("", BFLOAT16) or config not in shown:
             reduced.append([*cells, command(config, overrides)])
@@ -270,17 +269,22 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
     return generated
 
 
+def _changed(overrides: str) -> set[str]:
+    """The keys of overrides."""
+    return {word.split("=")[0].removeprefix("--config.") for word in shlex.split(overrides)}
+
+
 def paper_value(config: str, overrides: str) -> str:
     """What the paper reports for the data of a recipe, with or without augmentation, and how its recipe differs."""
     recipe = recipes()[config]
     method = "NIN + Dropout" + " + Data Augmentation" * bool(recipe["augment"])
     for row in (r for r in reported.ROWS if r.method == method):
         if recipes()[row.configs[0]]["dataset"] == recipe["dataset"]:
-            if config not in row.configs:
-                return f"{row.value:.2f}, by another recipe"
-            if overrides in ("", BFLOAT16):
+            if overrides in ("", BFLOAT16) and config in row.configs:
                 return f"{row.value:.2f}"
-            return f"{row.value:.2f}, in {recipe['epochs']} epochs"
+            shorter = config in row.configs and _changed(overrides) <= LENGTH
+            how = f"in {recipe['epochs']} epochs" if shorter else "by another recipe"
+            return f"{row.value:.2f}, {how}"
     return "not in the paper"
 
 

@@ -112,7 +112,9 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
     assert lines(generated["Ablations"], "experiments/ablations/weight_decay.py:1e-4")[0][1] == "12.50 (n = 1)"
     measured = generated["Measured here"].splitlines()[2:]
     assert [line.split(" | ")[6] for line in measured[:2]] == ["10.41, in 260 epochs"] * 2
-    assert tables._paper("experiments/cifar10.py:fast", "") == "8.81, by another recipe"
+    assert tables.paper_value("experiments/cifar10.py:fast", "") == "8.81, by another recipe"
+    assert tables.paper_value("experiments/cifar10.py", "--config.model.dropout=0.2") == "10.41, by another recipe"
+    assert tables.paper_value("experiments/cifar10.py", tables.BFLOAT16) == "10.41"
     (cells,) = lines(generated["Measured here"], "experiments/digits.py")
     assert cells[6] == "not in the paper"
     assert "gone" not in generated["Measured here"]

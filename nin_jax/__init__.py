@@ -41,7 +41,7 @@ __all__ = [
 
 
 def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
-    """Names of the models of the zoo that match a pattern; with `pretrained` of the trained networks, MODEL.TAG.
+    """Names of the models of the zoo that match a pattern; with `pretrained`, of the trained networks, MODEL.TAG.
 
     >>> list_models("*imagenet*")
     ['nin_imagenet']
@@ -75,7 +75,7 @@ def create_model(
 ) -> tuple[Module, dict[str, Any]]:
     """A Flax module and its variables: `logits, maps = model.apply(variables, image, train=False)`, see `nin_jax.models`.
 
-    >>> model, variables = create_model("nin.digits", pretrained=True, num_classes=3)  # the classes' layer starts anew
+    >>> model, variables = create_model("nin.digits", pretrained=True, num_classes=3)  # a new layer of the classes
     >>> variables["params"]["mlpconv2"]["cccp4"]["kernel"].shape
     (1, 1, 64, 3)
 
@@ -85,15 +85,15 @@ def create_model(
       name: a model of `list_models()`, or a trained network of `list_pretrained()`, whose arguments the model then has.
       pretrained: True: the weights of the trained network `name`. Or what `load` takes: a folder, a run directory,
         "hf-hub:OWNER/NAME". False: random weights.
-      num_classes: number of logits; the layers of the classes start anew if the weights have another number. 0: the network
-        returns features `[B, D]` in place of logits. None: that of the weights, or of the paper.
-      in_chans: channels of the images. The first layer of trained weights is summed over the channels for one, else
-        repeated; its preprocessing is not changed.
+      num_classes: number of logits. If the weights have another number, the layer of the classes starts from random
+        weights. 0: the network returns features `[B, D]` instead of logits. None: that of the weights, or of the paper.
+      in_chans: channels of the images. The first layer of trained weights is summed over its channels for one channel,
+        and repeated for more; the preprocessing is not changed.
       features_only: whether the model returns a list of feature maps `[B, H, W, C]`, the last of each size, the largest
         first. `model.levels` names them, with their channels and reductions.
-      out_indices: which of them; None: all.
-      image_size: height and width that it is made for, which matters to fully connected layers; None: that of the weights,
-        or of the paper.
+      out_indices: which levels; None: all.
+      image_size: height and width of the images, which fully connected layers depend on; None: that of the weights, or
+        of the paper.
       seed: of random weights.
       **arguments: those of the model, see its file.
     """
@@ -113,9 +113,9 @@ def create_model(
 
 
 def load(name_or_dir: str | Path, *, trust: bool = False) -> Classifier:
-    """A trained network that takes pictures and gives names, probabilities, logits and maps: see `Classifier`.
+    """A trained network that takes pictures and returns names, probabilities, logits and maps: see `Classifier`.
 
-    Raises `UserError`, also for weights that are not those of their checksum.
+    Raises `UserError`, also for weights that do not match their checksum.
 
     Args:
       name_or_dir: a name of `list_pretrained()`; a run directory, of which the newest good checkpoint is taken; a folder
@@ -132,7 +132,7 @@ load_run = load
 
 
 def resolve_model_data_config(network: str | Path | Classifier) -> dict[str, Any]:
-    """How pictures become the input of a trained network: the arguments of `create_transform`.
+    """How pictures become the input of a trained network, as arguments of `create_transform`.
 
     >>> config = resolve_model_data_config("nin.digits")
     >>> config["input_size"], config["preprocess"]
@@ -152,12 +152,12 @@ def create_transform(
     statistics: Sequence[dict[str, Any]] = (),
     background: str = "white",
 ) -> Callable[[Picture], np.ndarray]:
-    """A function from a picture (file name, PIL picture, uint8 array) to the float32 `[H, W, C]` that the network is given.
+    """A function from a picture (file name, PIL picture, uint8 array) to the float32 `[H, W, C]` input of the network.
 
     Args:
       input_size: height, width and channels.
       preprocess: calls of ops of `nin_jax.data.preprocess`.
-      statistics: what each of them has learned.
+      statistics: what was fitted for each op.
       background: the colour that transparent pictures are laid on.
     """
     from nin_jax.weights import zoo

@@ -79,7 +79,8 @@ def by_class(old: Mapping[str, Any], trained: Info, run: Run) -> dict[str, Any]:
             places = (np.arange(n).reshape(b, -1)[:, order].ravel() if b else np.arange(n) for n, b in axes)
             kept[path] = np.asarray(value)[np.ix_(*places)]
     if order is None:
-        say(f"the classes of that run are others ({', '.join(theirs[:20])}): the layer of the classes starts anew")
+        others = ", ".join(theirs[:20])
+        say(f"that run has other classes ({others}): the layer of the classes starts from random weights")
     return {**{key: {} for key in old}, **unflatten_dict(kept)}
 
 

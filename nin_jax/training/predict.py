@@ -1,4 +1,4 @@
-"""A trained network in use: pictures in, names and probabilities out, and where the evidence for a class lies."""
+"""Using a trained network: pictures in; names, probabilities and evidence maps out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nin_jax.errors import UserError, nearest, one_line
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray  # a file, or what is decoded already
 
 WANTED = "a file name, a PIL picture or a uint8 array"
-BATCH = 128  # images that the network is given at once, at most
+BATCH = 128  # most images per call of the network
 TOP = 5  # classes of a prediction
 SHOWN = 256  # pixels, at least, of the short side of an overlay
 OPACITY = 0.65  # of the strongest evidence over a picture
@@ -39,7 +39,7 @@ class Guess(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a network takes a picture for.
+    """The network's answer for a picture.
 
     Attributes:
       name, index, probability: of the most probable class.
@@ -55,14 +55,14 @@ class Prediction(NamedTuple):
 class Predictor:
     """A trained network as a function of uint8 images, with its preprocessing.
 
-    Compiled once for each size of image and each power of two images; batches are filled up to the next one.
+    Compiled once for each image size and each batch size that is a power of two; batches are padded to the next one.
 
     Args:
       config: of its training; `preprocess`, `precision` and `dataset` are used.
       info: facts of the data set that it was trained on.
       model: the network.
       variables: its "params" and "batch_stats".
-      stats: what each op of `config.preprocess` has learned.
+      stats: what was fitted for each op of `config.preprocess`.
       step: finished updates of its training.
       metadata: what its file says about it, see `weights.safetensors`; empty for a run directory.
 
@@ -98,7 +98,7 @@ class Predictor:
         self._outputs, self._shown = jax.jit(outputs), jax.jit(shown)
         self._sizes, self._warned = {info.image_shape[:2]}, False
         shape = ", ".join(map(str, info.image_shape))
-        self._wanted = f"wanted are whole numbers from 0 to 255 (uint8), of shape [B, {shape}]"
+        self._wanted = f"expected whole numbers from 0 to 255 (uint8), of shape [B, {shape}]"
 
     @property
     def params(self) -> Any:
@@ -111,7 +111,7 @@ class Predictor:
 
         Args:
           images: uint8 `[B, H, W, C]`, 0 to 255, or whole numbers of another type in this range. H and W are those of
-            training; others are taken where neither the preprocessing nor the network depends on them.
+            training; others are accepted if neither the preprocessing nor the network depends on them.
         """
         with jax.enable_x64(False):
             return host(self._outputs(self.variables, self.stats, self._checked(images)))
@@ -121,7 +121,7 @@ class Predictor:
         return np.concatenate([np.asarray(logits)[:count] for logits, _, count in self._batches(self._checked(images))])
 
     def _batches(self, images: np.ndarray) -> Iterator[tuple[jax.Array, Any, int]]:
-        """Logits and class maps of batches of a power of two images, and how many of each are asked for."""
+        """Logits and class maps of padded batches, and the number of images in each."""
         with jax.enable_x64(False):
             for start in range(0, len(images), BATCH):
                 batch = images[start : start + BATCH]
@@ -154,7 +154,7 @@ class Predictor:
         return images.astype(np.uint8)
 
     def _check_size(self, what: str, shape: tuple[int, ...]) -> None:
-        """Raises `UserError` where an op or the network depends on the size of images."""
+        """Raises `UserError` if an op or the network depends on the size of the images."""
         for op in self.config.preprocess:
             if not getattr(op.entry, "ANY_SIZE", False):
                 raise UserError(f"{what}; {op} is for images of this size")
@@ -170,10 +170,10 @@ class Classifier(Predictor):
     """A trained network that takes pictures and knows the names of its classes. `nin_jax.load` makes one."""
 
     def classify(self, pictures: Picture | Iterable[Picture]) -> list[Prediction]:
-        """What each picture is taken for, in their order; one picture gives a list of one.
+        """The answer for each picture, in order; one picture gives a list of one.
 
-        A picture of another size than the network's is scaled until it covers that size, and cut to the centre; it is made
-        grey or coloured as the network's images are. Raises `UserError` for one that cannot be read.
+        A picture of another size is scaled until it covers the network's size and cropped to the centre, and made grey
+        or coloured as the network's images are. Raises `UserError` for a picture that cannot be read.
 
         Args:
           pictures: names of files, PIL pictures, or uint8 arrays `[H, W]` or `[H, W, C]`, one or many; or an array
@@ -189,16 +189,16 @@ class Classifier(Predictor):
         return Prediction(*top[0], top)
 
     def evidence(self, picture: Picture, name_or_index: str | int) -> np.ndarray:
-        """Where in a picture the evidence for a class lies, float32 `[H, W]` of the network's image, 0 to 1.
+        """Where the evidence for a class is in a picture: float32 `[H, W]` over the network's image, 0 to 1.
 
-        The class map (paper section 3.2), enlarged (bilinear), without what is below 0. 1 is the strongest evidence for any
-        class in this picture, so that the maps of two classes can be compared. Raises `UserError` for an unknown class, and
-        for a network without class maps.
+        The class map (paper section 3.2), enlarged (bilinear), with negative values set to 0. 1 is the strongest
+        evidence for any class in this picture, so the maps of two classes can be compared. Raises `UserError` for an
+        unknown class, and for a network without class maps.
         """
         index = self._index(name_or_index)
         image = self.read(picture)
         if len(image) != 1:
-            raise UserError(f"evidence is that of one picture; {len(image)} are given")
+            raise UserError(f"evidence takes one picture; {len(image)} are given")
         ((_, class_maps, _),) = self._batches(self._checked(image))
         if class_maps is None:
             raise UserError(f"model {self.config.model.name!r} has no class maps to show")
@@ -209,7 +209,8 @@ class Classifier(Predictor):
         return np.clip(np.asarray(enlarged, np.float32), 0, 1)
 
     def overlay(self, picture: Picture, name_or_index: str | int | None = None) -> Image.Image:
-        """A picture, cut as the network sees it, under the evidence for a class: from dark over red and yellow to white.
+        """A picture, cropped as the network sees it, under the evidence for a class, in colours from red over yellow to
+        white.
 
         Args:
           picture: one picture.
@@ -227,7 +228,7 @@ class Classifier(Predictor):
         return Image.fromarray(np.round(below + OPACITY * heat * (colours - below)).astype(np.uint8))
 
     def read(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
-        """Pictures, as for `classify`, as the network is shown them: uint8 `[B, H, W, C]`."""
+        """Pictures, as for `classify`, as the network sees them: uint8 `[B, H, W, C]`."""
         if isinstance(pictures, np.ndarray) and pictures.ndim == 4 and pictures.shape[1:] == self.info.image_shape:
             return self._checked(pictures)
         if isinstance(pictures, (str, os.PathLike, Image.Image)) or (
@@ -235,7 +236,7 @@ class Classifier(Predictor):
         ):
             pictures = [pictures]
         if not isinstance(pictures, Iterable):
-            raise UserError(f"{type(pictures).__name__} is no picture: wanted is {WANTED}")
+            raise UserError(f"{type(pictures).__name__} is no picture: expected {WANTED}")
         images = [self._decoded(picture, self.info.image_shape) for picture in pictures]
         if not images:
             raise UserError("there is no picture")
@@ -270,7 +271,7 @@ def decoded(picture: Picture, shape: tuple[int, int, int], background: str = "wh
         plain = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
         if picture.dtype != np.uint8 or not (plain.ndim == 2 or (plain.ndim == 3 and plain.shape[-1] in (3, 4))):
             raise UserError(
-                f"{what}: wanted is uint8 of shape [H, W] or [H, W, C], with 1, 3 or 4 channels, which come last"
+                f"{what}: expected uint8 of shape [H, W] or [H, W, C], with 1, 3 or 4 channels, which come last"
             )
         if not plain.size:
             raise UserError(f"{what}: it has no pixels")
@@ -282,7 +283,7 @@ def decoded(picture: Picture, shape: tuple[int, int, int], background: str = "wh
         if not Path(picture).expanduser().is_file():
             raise UserError(f"{what}: no such file")
     else:
-        raise UserError(f"{type(picture).__name__} is no picture: wanted is {WANTED}")
+        raise UserError(f"{type(picture).__name__} is no picture: expected {WANTED}")
     try:
         if not isinstance(picture, Image.Image):
             picture = open_picture(Path(picture).expanduser(), FOLDER_FORMATS)

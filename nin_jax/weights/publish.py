@@ -49,10 +49,10 @@ def publish(
 
     Args:
       workdir: the run directory.
-      out: the folder, whose name becomes that of the network. Where a `SHA256SUMS` lies beside it, that is kept up.
-      data_dir: where the data set is prepared, if not where the run had it.
+      out: the folder, whose name becomes that of the network. A `SHA256SUMS` beside it is updated.
+      data_dir: where the data set is prepared, if elsewhere than for the run.
       whitening: whether a whitening matrix may be written, which is larger than the network.
-      commit: that the run was made with, if its summary does not say so.
+      commit: of the run, if its summary does not have it.
       licence: of the weights, as the Hub abbreviates it.
     """
     row = tables.result(workdir)
@@ -96,7 +96,7 @@ def publish(
 
 
 def _trained(workdir: Path, data_dir: str | None) -> tuple[Run, Mapping[str, Any], list[dict[str, Any]]]:
-    """A run with its data set at hand, the variables that it was evaluated with, and its fitted preprocessing."""
+    """A run with its data set, the variables that it was evaluated with, and its fitted preprocessing."""
     config = config_lib.read(workdir / "config.json")
     config.data_dir = data_dir or config.data_dir
     if outside := config_lib.modules(config):

@@ -1,14 +1,14 @@
-"""Trained networks as folders, in the layout of Hugging Face's Hub: one file of weights that says all about itself, and its card.
+"""Trained networks as folders in the layout of the Hugging Face Hub: one self-describing file of weights, and its card.
 
     DIR/model.safetensors   weights, preprocessing, and metadata
     DIR/config.json         the metadata again, and the SHA-256 of that file, without which it is not loaded
     DIR/README.md           the model card
 
 Tensors are named by their path: "params/mlpconv1/conv1/kernel" (HWIO), "batch_stats/mlpconv1/conv1_norm/mean", and
-"preprocess/0/mean" for what the first op of `config.preprocess` has learned. Kernels are float16, all else is float32; of a
-whitening matrix, which is symmetric, "preprocess/1/matrix:upper" holds the upper triangle, row by row, in float16.
+"preprocess/0/mean", fitted for the first op of `config.preprocess`. Kernels are float16, all else is float32.
+A whitening matrix is symmetric: "preprocess/1/matrix:upper" holds its upper triangle, row by row, in float16.
 
-The header's `__metadata__` has under "nin_jax" one JSON object (`FACTS`). Nothing in a folder is executed or unpickled.
+The header's `__metadata__` has one JSON object (`FACTS`) under "nin_jax". Nothing in a folder is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from nin_jax.weights.pretrained import CONFIG, WEIGHTS
 UPPER = ":upper"
 LARGE = 1_000_000  # bytes; only a whitening matrix is larger
 
-# What every file says: the network's name; its config; what `data.splits.to_notes` says of its data set; and what was measured
-# of this very file: error in per cent and mean loss over all examples of a split.
+# What every file says: the network's name; its config; the notes of `data.splits.to_notes` on its data set; and what
+# was measured of this very file: error in per cent and mean loss over all examples of a split.
 FACTS = ("name", "config", "dataset", "error_pct", "loss", "examples", "split")
 
 
@@ -69,7 +69,10 @@ def pack(
 
 
 def unpack(tensors: Mapping[str, np.ndarray], ops: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Variables and learned preprocessing, float32, of the tensors of a file. Raises ValueError for what is neither."""
+    """Variables and fitted preprocessing, float32, from the tensors of a file.
+
+    Raises ValueError for any other tensor.
+    """
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     stats: list[dict[str, Any]] = [{} for _ in range(ops)]
     flat: dict[tuple[str, ...], np.ndarray] = {}
@@ -142,7 +145,7 @@ def decode(content: bytes, what: str, *, trust: bool = False) -> Classifier:
 
 
 def read(folder: Path, sha256: str | None = None, *, trust: bool = False) -> Classifier:
-    """The network in a folder. Raises `UserError`, also where the weights have not the SHA-256 that is known of them.
+    """The network in a folder. Raises `UserError`, also if the SHA-256 of the weights is not the expected one.
 
     Args:
       folder: with `WEIGHTS` and `CONFIG`.

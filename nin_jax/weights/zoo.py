@@ -1,4 +1,4 @@
-"""What `nin_jax` offers under the names that timm's users know: models with their weights, transforms, features."""
+"""The functions of `nin_jax` that timm's users know: models with their weights, transforms, features."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load(name_or_dir: str | Path, *, trust: bool = False) -> Classifier:
         return safetensors.read(*source, trust=trust)
     if not Path(name).expanduser().is_dir():
         raise shipped.unknown(name)
-    from nin_jax.training.load import load_run  # it imports what reads checkpoints, which takes a third of a second
+    from nin_jax.training.load import load_run  # it imports orbax, which takes a third of a second
 
     return load_run(name, trust=trust)
 
@@ -80,7 +80,7 @@ def create_model(
     try:
         model: nn.Module = registry.create(architecture, classes, **arguments)
         new = jax.eval_shape(lambda: init_variables(model, seed, (height, width, channels)))
-    except (ValueError, TypeError) as error:  # what arguments or sizes that do not fit make flax or jax say
+    except (ValueError, TypeError) as error:  # whatever flax or jax raises for wrong arguments or sizes
         raise UserError(f"model {architecture} of {height} x {width} x {channels}: {one_line(error)[:300]}") from error
     chosen: nn.Module = model
     if features_only:
@@ -103,7 +103,7 @@ def _check(**numbers: tuple[int, int]) -> None:
 
 
 def _source(name: str, pretrained: bool | str | Path) -> Classifier:
-    """The trained network that `create_model` is to begin with. Raises `UserError`."""
+    """The trained network that `create_model` starts from. Raises `UserError`."""
     if not isinstance(pretrained, bool):
         return load(pretrained)
     if source := shipped.find(name) if name in shipped.names() else None:
@@ -118,7 +118,7 @@ def _source(name: str, pretrained: bool | str | Path) -> Classifier:
 def _variables(
     model: nn.Module, seed: int, image_shape: tuple[int, int, int], new: Any, old: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Those of `old` that have the path and shape of `new`, and random ones for the rest; no collection that is empty."""
+    """The variables of `old` with a path and shape of `new`, and random ones for the rest; no empty collection."""
     shapes: Any = flatten_dict(new)
     theirs: Any = flatten_dict(dict(old))
     taken = {path: _fitted_to(np.asarray(theirs[path]), shapes[path].shape) for path in shapes.keys() & theirs.keys()}
@@ -131,9 +131,9 @@ def _variables(
 
 
 def _fitted_to(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A convolution's kernel for another number of channels, as timm has it: only the first layer's has to change.
+    """A convolution's kernel for another number of channels, as in timm; only that of the first layer has to change.
 
-    Its filters are summed for one channel; else repeated over the channels, and scaled to the same sum.
+    For one channel its filters are summed; for others they are repeated, and scaled to the same sum.
     """
     if kernel.ndim != 4 or (*kernel.shape[:2], kernel.shape[3]) != (*shape[:2], *shape[3:]):
         return kernel

@@ -138,7 +138,7 @@ def test_fine_tuning_on_other_classes_starts_their_layer_anew(
     words = (f"--config.init_from={trained}", "--config.optimizer.learning_rate=0.0")
     run(tmp_path / "tuned", data, *words, epochs=1)
     said = capsys.readouterr().err
-    assert "the classes of that run are others (cat, dog, horse): the layer of the classes starts anew" in said
+    assert "that run has other classes (cat, dog, horse): the layer of the classes starts from random weights" in said
     old, new = nin_jax.load_run(str(trained)), nin_jax.load_run(str(tmp_path / "tuned"))
     assert new.class_names == ("a", "dog", "z")
     for block, layer, same in (("mlpconv1", "conv1", True), ("mlpconv2", "conv2", True), ("mlpconv2", "cccp1", False)):

@@ -121,12 +121,12 @@ def test_whole_numbers_of_any_type_are_images(predictor, dtype):
     [
         (
             images() / np.float32(255),
-            r"images of float32 \[5, 8, 8, 1\]: wanted are whole numbers from 0 to 255 \(uint8\)",
+            r"images of float32 \[5, 8, 8, 1\]: expected whole numbers from 0 to 255 \(uint8\)",
         ),
         (images().astype(float), "images of float64"),
         (images() > 127, "images of bool"),
-        (images().astype(int) * 2, "from 0 to 5.. *: wanted are whole numbers from 0 to 255"),
-        (images().astype(int) - 200, "from -200 to 55: wanted"),
+        (images().astype(int) * 2, "from 0 to 5.. *: expected whole numbers from 0 to 255"),
+        (images().astype(int) - 200, "from -200 to 55: expected"),
         (images().transpose(0, 3, 1, 2), r"\[5, 1, 8, 8\]: .* of shape \[B, 8, 8, 1\]; the channels come last"),
         (images()[..., 0], r"\[5, 8, 8\]: .* the channels come last, and one image is a batch of one"),
         (images()[0], r"\[8, 8, 1\]"),

@@ -96,8 +96,8 @@ def test_an_overlay_is_the_picture_where_there_is_no_evidence(classifier, images
         ("nowhere.png", r"^nowhere.png: no such file$"),
         (__file__, "test_predict.py is not a readable picture: cannot identify image file"),
         ([], "there is no picture"),
-        (3, "int is no picture: wanted is a file name"),
-        (np.zeros((8, 8)), r"a picture of float64 \[8, 8\]: wanted is uint8"),
+        (3, "int is no picture: expected a file name"),
+        (np.zeros((8, 8)), r"a picture of float64 \[8, 8\]: expected uint8"),
         (np.zeros((8, 8, 2), np.uint8), r"\[8, 8, 2\]: .* 1, 3 or 4 channels"),
         (np.zeros((0, 8), np.uint8), "it has no pixels"),
         (Image.new("F", (8, 8)), "a picture of mode F is not a readable picture"),
@@ -113,5 +113,5 @@ def test_evidence_of_what_is_not_there_is_refused(classifier, images):
     for which, said in (("6.", r"unknown class '6.': did you mean '6'\?"), (10, "class 10: must be from 0 to 9")):
         with pytest.raises(UserError, match=said):
             classifier.evidence(images[0], which)
-    with pytest.raises(UserError, match="evidence is that of one picture; 2 are given"):
+    with pytest.raises(UserError, match="evidence takes one picture; 2 are given"):
         classifier.evidence(images[:2], 1)

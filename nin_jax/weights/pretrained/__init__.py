@@ -18,7 +18,7 @@ HUB = "hf-hub:"
 
 
 class Source(NamedTuple):
-    """A folder with a network, and the SHA-256 of its weights where the package knows it."""
+    """A folder with a network, and the SHA-256 of its weights if the package knows it."""
 
     folder: Path
     sha256: str | None
@@ -36,7 +36,8 @@ def names(filter: str = "*") -> list[str]:
 
 
 def find(name: str) -> Source | None:
-    """Where a network lies: by name, in a folder of the layout of `weights.safetensors`, or on the Hub; None where nowhere.
+    """The place of a network: by name, in a folder of the layout of `weights.safetensors`, or on the Hub; None if there
+    is none.
 
     Args:
       name: "nin.cifar10"; a folder; or "hf-hub:OWNER/NAME[@REVISION]", which is downloaded to huggingface_hub's cache.

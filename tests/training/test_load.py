@@ -134,7 +134,7 @@ def test_whole_numbers_of_any_type_are_images(predictor, dtype):
         (images()[:0], "there is no image"),
         (images()[:, :0], "there is no image"),
         (["a.png", "b.png"], "images of <U5"),
-        ([images()[0], images(size=9)[0]], r"images of several shapes: wanted .* of shape \[B, 8, 8, 1\]"),
+        ([images()[0], images(size=9)[0]], r"images of several shapes: expected .* of shape \[B, 8, 8, 1\]"),
     ],
 )
 def test_what_is_no_image_of_this_network_is_refused(predictor, given, said):
@@ -205,6 +205,7 @@ def test_in_64_bit_mode_a_run_is_the_same(trained, predictor, tmp_path):
             jax.threefry_partitionable(False),
             r"JAX_THREEFRY_PARTITIONABLE=0 \(jax_threefry_partitionable\): the numbers",
         ),
+        (jax.transfer_guard("disallow"), r"JAX_TRANSFER_GUARD=disallow \(jax_transfer_guard\): data and results"),
     ],
     ids=["jit", "generator", "partitionable", "transfers"],
 )

@@ -69,9 +69,9 @@ class Display:
             "epoch": f"{either['epoch']:g}/{self.epochs}",
             "rate": f"{either['learning_rate']:.4g}",
             "train loss": _number(train.get("loss"), ".4f"),
-            "train %": _number(train.get("error_pct"), ".2f"),
+            "train err%": _number(train.get("error_pct"), ".2f"),
             f"{split} loss": _number(evaluated.get("loss"), ".4f"),
-            f"{split} %": _number(evaluated.get("error_pct"), ".2f"),
+            f"{split} err%": _number(evaluated.get("error_pct"), ".2f"),
             "images/s": _number(train.get("images_per_s"), ",.0f"),
         }
         others = evaluated.keys() - {"step", "epoch", "split", "learning_rate", "images_per_s", "loss", "error_pct"}

@@ -35,7 +35,7 @@ def test_a_terminal_gets_one_aligned_row_an_epoch(split: str) -> None:
             shown.end_epoch()
     head, *lines = stream.getvalue().splitlines()
     short = {"test": "test", "validation": "val"}[split]
-    assert " ".join(head.split()) == f"epoch rate train loss train % {short} loss {short} % images/s"
+    assert " ".join(head.split()) == f"epoch rate train loss train err% {short} loss {short} err% images/s"
     assert [line.split() for line in lines] == [
         ["1/12", "0.05", "2.2500", "81.50", "2.1250", "9.75", "12,346"],
         ["2/12", "0.025", "2.2500", "81.50", "12,346"],

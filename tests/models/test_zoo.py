@@ -7,31 +7,12 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from nin_jax import registry
 from nin_jax.errors import UserError
-from nin_jax.layers import portable
-from tests.models.zoo import CASES, NAMES
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_portable_form_is_exported_for_any_batch_and_every_platform(name):
-    """Logits to 1e-5 of the largest of those computed here, at batches of 1 and 7."""
-    case = CASES[name]
-    model, images = case.create(), case.images(7)
-    variables = case.variables(model)
-    logits = jax.jit(lambda variables, image: model.apply(variables, image, train=False)[0])
-    native = np.asarray(logits(variables, images))
-    (batch,) = jax.export.symbolic_shape("batch")
-    image = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
-    with portable(True):
-        exported = jax.export.export(logits, platforms=("cpu", "cuda", "tpu"))(variables, image)
-    for size in (1, 7):
-        there = exported.call(variables, images[:size])
-        np.testing.assert_allclose(there, native[:size], rtol=0, atol=1e-5 * np.abs(native).max())
+from tests.models.zoo import CASES
 
 
 @pytest.mark.parametrize(

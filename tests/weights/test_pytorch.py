@@ -20,6 +20,8 @@ from nin_jax import main
 from nin_jax.errors import UserError
 from nin_jax.training.build import Run
 from nin_jax.weights import imported, pytorch, torch_files
+from nin_jax.weights.export import export
+from tests.models.zoo import Case
 
 torch = pytest.importorskip("torch", reason="PyTorch writes the files")
 nn = torch.nn
@@ -520,3 +522,27 @@ def test_no_entry_unpacks_to_more_than_it_takes_in_the_file(tmp_path):
         archive.writestr("w/byteorder", b"little" * 10**6)
     with pytest.raises(ValueError, match="byteorder has 6000000 bytes"):
         torch_files.read(tmp_path / "w.pth")
+
+
+def test_a_state_dict_is_that_of_the_same_network_in_pytorch(tmp_path):
+    """NORMALISED, written without PyTorch, loads into PyTorch's own layers."""
+    from safetensors.torch import load_file
+
+    case = Case("nin", NORMALISED, side=6)
+    model, images = case.create(), case.images(7)
+    variables = case.variables(model)
+    layers = {
+        "conv1": nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        "conv1_norm": nn.BatchNorm2d(4),
+        "relu1": nn.ReLU(),
+        "cccp1": nn.Conv2d(4, 4, 1),
+        "relu2": nn.ReLU(),
+        "flat": nn.Flatten(),
+        "fc": nn.Linear(4 * 6 * 6, 4),
+    }
+    theirs = nn.Sequential(OrderedDict(layers)).eval()
+    state = load_file(export((model, variables, (6, 6, 3)), "pytorch", tmp_path / "state.safetensors"))
+    left = theirs.load_state_dict(state, strict=False)
+    assert (left.missing_keys, left.unexpected_keys) == ([], [])
+    there = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2))).detach().numpy()
+    same(np.asarray(model.apply(variables, images, train=False)[0]), there)

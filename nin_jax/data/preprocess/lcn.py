@@ -35,8 +35,9 @@ def apply(stats: dict[str, Any], images: jax.Array, *, channels: Literal["all", 
         as pylearn2 has done since 2014-01-17 because of a misplaced `return`.
     """
     del stats
-    n = images.shape[-1] if channels == "all" else 1
-    images, others = images[..., :n], images[..., n:]
+    if channels == "first":
+        first, others = jnp.split(images, [1], axis=-1)
+        return jnp.concatenate([apply({}, first), others], -1)
     line = np.exp(-((np.arange(SIZE) - SIZE // 2) ** 2) / (2 * SIGMA**2))
     line = (line / line.sum()).astype(np.float32)
 
@@ -51,5 +52,4 @@ def apply(stats: dict[str, Any], images: jax.Array, *, channels: Literal["all", 
 
     contrast = jnp.sqrt(blur(jnp.square(images)))
     mean = jnp.mean(contrast, (1, 2), keepdims=True)
-    normalised = (images - blur(images)) / jnp.maximum(jnp.maximum(mean, contrast), 1e-4)
-    return jnp.concatenate([normalised, others], -1)
+    return (images - blur(images)) / jnp.maximum(jnp.maximum(mean, contrast), 1e-4)

@@ -51,7 +51,7 @@ def to_model(network: Network, maps: Sequence[str] = ()) -> Any:
     graph = translate(traced, INPUT)
     ops = None if network.preprocess is None else [str(op) for op in network.preprocess]
     model = helper.make_model(
-        graph.proto({INPUT: traced.input}, traced.outputs),
+        graph.proto({INPUT: traced.input}, {name: traced.outputs[name] for name in ("logits", *maps)}),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", OPSET)]),
         producer_name="nin_jax",

@@ -48,7 +48,8 @@ def trace(f: Callable[[Any, jax.Array], dict[str, jax.Array]], numbers: Any, ima
     """`f(numbers, image)`, of which the numbers are constants, named by their paths."""
     traced = jax.jit(f).trace(numbers, image)
     leaves, _ = jax.tree_util.tree_flatten_with_path(numbers)
-    named = [constant(number, jax.tree_util.keystr(path, simple=True, separator="/")) for path, number in leaves]
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("params/") for path, _ in leaves]
+    named = [constant(number, path) for path, (_, number) in zip(paths, leaves, strict=True)]
     entry = Value("input", image.shape, np.dtype(image.dtype))
     values: list[Value] = []
     outputs = _read(traced.jaxpr.jaxpr, traced.jaxpr.consts, [*named, entry], "", values)
@@ -72,7 +73,8 @@ def _read(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value], scope: str
 
     for eqn in jaxpr.eqns:
         op, arguments = eqn.primitive.name, [value(v) for v in eqn.invars]
-        name = "/".join(part for part in (scope, str(eqn.source_info.name_stack)) if part)
+        parts = f"{scope}/{eqn.source_info.name_stack}".split("/")
+        name = "/".join(part for part in parts if part and "." not in part)  # without methods' names
         if op in CALLS:
             inner = eqn.params[CALLS[op]]
             outputs = _read(inner.jaxpr, inner.consts, arguments, name, values)

@@ -1,0 +1,182 @@
+"""What exported files hold, and that other runtimes make the same logits of them: onnxruntime, `jax.export`, PyTorch."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import re
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from nin_jax import registry
+from nin_jax.data import fitted
+from nin_jax.errors import UserError
+from nin_jax.weights import onnx, pytorch, stablehlo
+from nin_jax.weights.export import export
+from nin_jax.weights.imported import shapes
+from nin_jax.weights.network import Network
+from tests.models.zoo import CASES, NAMES, NIN, Case
+
+# Every model and head at full size, on the images that it was made for.
+IMAGENET = ("nin_imagenet", "zfnet", "network_in_zfnet", "alexnet")
+HEADS = ({"head": "gap"}, {"head": "fc"}, {"head": "fc_dropout"})
+FULL = [
+    *(Case("nin", head, 32) for head in (*HEADS, {"batch_norm": True}, {"pools": ("avg", "avg")})),
+    *(Case("convnet", head, 32) for head in HEADS),
+    *(Case(model, {}, 32) for model in ("maxout", "stochastic_pooling")),
+    *(Case(model, head, 224) for model in IMAGENET for head in HEADS),
+]
+
+
+def network_of(case: Case) -> Network:
+    model = case.create()
+
+    def scaled(path: Any, p: np.ndarray) -> np.ndarray:
+        """Normalised maps keep a deviation of about 1; with one of 0.1, layer after layer, all images would look alike."""
+        return p + np.float32(1) if path[-1].key == "scale" else p
+
+    variables = jax.tree_util.tree_map_with_path(scaled, case.variables(model))
+    return Network.of((model, variables, (case.side, case.side, case.channels)))
+
+
+def onnx_session(model: Any) -> Any:
+    """onnxruntime's session of a model that ONNX's own checker accepts."""
+    checker = pytest.importorskip("onnx.checker")
+    runtime = pytest.importorskip("onnxruntime")
+    checker.check_model(model, full_check=True)
+    return runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def same(there: Any, here: np.ndarray, tolerance: float = 1e-5) -> None:
+    """To 1e-5 of the largest logit, of images whose logits differ from each other."""
+    assert np.ptp(here, axis=0).max() > 1e-3 * np.abs(here).max()
+    np.testing.assert_allclose(there, here[: len(there)], rtol=0, atol=tolerance * np.abs(here).max())
+
+
+def check(case: Case) -> None:
+    """ONNX and StableHLO at batches of 1 and 7 give the logits of the model as it computes here."""
+    network, images = network_of(case), case.images(7)
+    call = functools.partial(network.model.apply, train=False)
+    here = np.asarray(jax.jit(lambda v, x: call(v, x)[0])(network.variables, images))
+    session = onnx_session(onnx.to_model(network))
+    exported = stablehlo.to_exported(network, weights=False)
+    numbers = network.folded().numbers
+    for size in (1, 7):
+        same(session.run(["logits"], {"images": images[:size]})[0], here)
+        same(exported.call(numbers, images[:size])["logits"], here)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx_and_stablehlo_give_the_logits_of_every_model_and_head(name):
+    check(CASES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FULL, ids=lambda case: f"{case.model}, {case.arguments}")
+def test_so_they_do_at_full_size(case):
+    check(case)
+
+
+def test_the_graph_is_what_an_onnx_user_expects():
+    """Layers are Conv with their names, pools MaxPool, batch norm is folded; nothing is left of slices and padding."""
+    pytest.importorskip("onnx")
+    model = onnx.to_model(network_of(CASES["nin, batch_norm"]), ["class_maps"])
+    counts = collections.Counter(node.op_type for node in model.graph.node)
+    del counts["Transpose"], counts["Identity"]
+    assert counts == {"Conv": 9, "Relu": 8, "MaxPool": 2, "Mul": 2, "ReduceMean": 1}
+    assert {"mlpconv1/conv1/kernel", "mlpconv3/cccp6/bias"} <= {tensor.name for tensor in model.graph.initializer}
+    (images,) = model.graph.input
+    assert [axis.dim_param or axis.dim_value for axis in images.type.tensor_type.shape.dim] == ["batch", 16, 16, 3]
+    shape = [axis.dim_param or axis.dim_value for axis in model.graph.output[1].type.tensor_type.shape.dim]
+    assert (model.graph.output[1].name, shape) == ("class_maps", ["batch", 4, 4, 4])
+
+
+@pytest.mark.parametrize("ops", [("lcn()", "bgr()", "mean()", "scale()"), ("gcn(scale=55)", "zca(eps=0.1)")], ids=str)
+def test_preprocessing_is_inside(ops, tmp_path):
+    """Files take uint8 and say their classes; maps lie as here, channels last."""
+    case = Case("nin", NIN, 8)
+    raw = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    calls = registry.calls("preprocess", ops)
+    network = network_of(case)._replace(preprocess=calls, stats=fitted.fit(calls, raw), class_names=tuple("abcd"))
+    images = raw[:7]
+    here = jax.jit(functools.partial(network, maps=("class_maps",)))(network.numbers, images)
+    session = onnx_session(onnx.to_model(network, ["class_maps"]))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list("abcd")
+    file = export(network, "stablehlo", tmp_path / "nin.stablehlo", maps=["class_maps"])
+    exported = jax.export.deserialize(bytearray(file.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    logits, maps = session.run(["logits", "class_maps"], {"images": images})
+    there = exported.call(images)
+    for got, name in ((logits, "logits"), (maps, "class_maps"), (there["logits"], "logits")):
+        same(got, np.asarray(here[name]))
+
+
+def test_safetensors_hold_every_number_by_its_path(tmp_path):
+    network = network_of(CASES["nin, batch_norm"])
+    calls = registry.calls("preprocess", ("mean(per='channel')",))
+    network = network._replace(preprocess=calls, stats=[{"mean": np.float32([1, 2, 3])}], class_names=tuple("abcd"))
+    tensors = load_file(export(network, "safetensors", tmp_path / "nin.safetensors"))
+    wanted: Any = flatten_dict(network.variables, sep="/")
+    assert tensors.keys() == {*wanted, "preprocess/0/mean"}
+    for name, number in wanted.items():
+        np.testing.assert_array_equal(tensors[name], number)
+    with safe_open(tmp_path / "nin.safetensors", "np") as opened:
+        assert json.loads(opened.metadata()["preprocess"]) == ["mean(per='channel')"]
+    bare = load_file(export(network, "safetensors", tmp_path / "bare.safetensors", preprocessing=False))
+    assert bare.keys() == wanted.keys()
+
+
+@pytest.mark.parametrize("name", ["nin, batch_norm", "nin, fc", "network_in_zfnet", "maxout", "convnet, fc"])
+def test_a_state_dict_is_imported_again_to_the_last_bit(name, tmp_path):
+    network = network_of(CASES[name])
+    file = export(network, "pytorch", tmp_path / "state.safetensors")
+    again = pytorch.read(file, shapes(network.model, network.image_shape), {})
+    jax.tree.map(np.testing.assert_array_equal, again, network.variables)
+
+
+class Strange(nn.Module):
+    """A network with an operation that the exporter does not know."""
+
+    num_classes: int = 4
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del train
+        return nn.Dense(4)(jnp.sort(image.reshape(image.shape[0], -1), axis=-1)), {}
+
+
+@pytest.mark.parametrize(
+    ("format", "arguments", "said"),
+    [
+        ("onxx", {}, "format='onxx': did you mean 'onnx'? (valid: onnx, pytorch, safetensors, stablehlo)"),
+        ("onnx", {}, "the network cannot be written as ONNX: operation 'sort' of Strange has no translation"),
+        ("stablehlo", {"maps": ["pool1"]}, "maps: no map 'pool1': (valid: )"),
+        ("safetensors", {"maps": ["pool1"]}, "maps=('pool1',): a file of weights has no outputs"),
+    ],
+)
+def test_a_users_mistake_is_named(format, arguments, said, tmp_path):
+    model = Strange()
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 2, 2, 1), np.float32), train=False))
+    variables = jax.tree.map(lambda p: np.ones(p.shape, p.dtype), shapes)
+    with pytest.raises(UserError, match=re.escape(said)):
+        export((model, variables, (2, 2, 1)), format, tmp_path / "file", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_library_or_folder_is_named(tmp_path, monkeypatch):
+    network = network_of(CASES["nin"])
+    with pytest.raises(UserError, match="there is no folder"):
+        export(network, "safetensors", tmp_path / "nowhere" / "file")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=re.escape('python -m pip install "nin_jax[onnx]"')):
+        export(network, "onnx", tmp_path / "file")

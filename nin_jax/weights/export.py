@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+
 from nin_jax.errors import UserError, nearest
 from nin_jax.storage import write_whole
+from nin_jax.training.predict import Predictor
 from nin_jax.weights import onnx, stablehlo, tensors
 from nin_jax.weights.network import Network
 
@@ -21,7 +24,7 @@ FORMATS: dict[str, Callable[[Network, Sequence[str]], bytes]] = {
 
 
 def export(
-    source: Any,
+    source: Predictor | Network | tuple[nn.Module, Any, tuple[int, int, int]],
     format: str,
     path: str | Path,
     *,

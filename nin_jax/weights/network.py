@@ -15,8 +15,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from nin_jax.data import fitted
 from nin_jax.devices.mesh import host
 from nin_jax.errors import UserError, nearest
-from nin_jax.layers import portable
+from nin_jax.layers import BatchNorm, portable
+from nin_jax.models._stages import Network as Stages
 from nin_jax.registry import Call, FittedOp
+from nin_jax.training.predict import Predictor
 
 NORM = "_norm"  # conv1_norm normalises what conv1 makes, see `layers.MLPConv`
 
@@ -40,21 +42,18 @@ class Network(NamedTuple):
     class_names: Sequence[str] = ()
 
     @classmethod
-    def of(cls, source: Any) -> Network:
+    def of(cls, source: Predictor | Network | tuple[nn.Module, Any, tuple[int, int, int]]) -> Network:
         """A network from a classifier, or from (model, variables, image shape)."""
         if isinstance(source, Network):
             return source
-        if isinstance(source, tuple):
-            model, variables, shape = source
-            network = cls(model, variables, tuple(shape))
-        else:
+        if isinstance(source, Predictor):
             c = source
             network = cls(c.model, c.variables, c.info.image_shape, c.config.preprocess, c.stats, c.class_names)
-        changes: dict[str, Any] = {"dtype": jnp.float32} if hasattr(network.model, "dtype") else {}
+        else:
+            network = cls(*source)
+        model = network.model.clone(dtype=jnp.float32) if hasattr(network.model, "dtype") else network.model
         variables = {"params": {}, "batch_stats": {}} | dict(network.variables)
-        return network._replace(
-            model=network.model.clone(**changes), variables=host(variables), stats=host(network.stats)
-        )
+        return network._replace(model=model, variables=host(variables), stats=host(network.stats))
 
     def without_preprocessing(self) -> Network:
         """The same for images that are preprocessed already."""
@@ -65,9 +64,9 @@ class Network(NamedTuple):
 
             W' = W * s,   b' = beta - mean * s,   s = gamma / sqrt(var + epsilon)
 
-        Models without the argument `batch_norm` stay as they are.
+        A network outside the zoo stays as it is.
         """
-        if not getattr(self.model, "batch_norm", False):
+        if not isinstance(self.model, Stages) or not self.model.batch_norm:
             return self
         params: Any = flatten_dict(self.variables["params"])
         stats: Any = flatten_dict(self.variables["batch_stats"])
@@ -76,7 +75,7 @@ class Network(NamedTuple):
             conv = (*scope, norm.removesuffix(NORM))
             at = (*scope, norm)
             mean, var = (np.asarray(stats[*at, name], np.float64) for name in ("mean", "var"))
-            s = params[*at, "scale"] / np.sqrt(var + nn.BatchNorm.epsilon)
+            s = params[*at, "scale"] / np.sqrt(var + BatchNorm.epsilon)
             plain[*conv, "kernel"] = np.asarray(params[*conv, "kernel"] * s, np.float32)
             plain[*conv, "bias"] = np.asarray(params[*at, "bias"] - mean * s, np.float32)
         model = self.model.clone(batch_norm=False)

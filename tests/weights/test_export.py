@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import collections
 import functools
+import io
 import json
 import re
+import subprocess
 import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -15,17 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+import nin_jax
 from nin_jax import registry
 from nin_jax.data import fitted
+from nin_jax.data.datasets import digits
 from nin_jax.errors import UserError
 from nin_jax.weights import onnx, pytorch, stablehlo
 from nin_jax.weights.export import export
 from nin_jax.weights.imported import shapes
 from nin_jax.weights.network import Network
 from tests.models.zoo import CASES, NAMES, NIN, Case
+
+DOC = Path(__file__).parents[2] / "docs/export.md"
 
 # Every model and head at full size, on the images that it was made for.
 IMAGENET = ("nin_imagenet", "zfnet", "network_in_zfnet", "alexnet")
@@ -49,10 +60,11 @@ def network_of(case: Case) -> Network:
     return Network.of((model, variables, (case.side, case.side, case.channels)))
 
 
-def onnx_session(model: Any) -> Any:
-    """onnxruntime's session of a model that ONNX's own checker accepts."""
+def onnx_session(network: Network, maps: tuple[str, ...] = ()) -> Any:
+    """onnxruntime's session of a network, whose file ONNX's own checker accepts."""
     checker = pytest.importorskip("onnx.checker")
     runtime = pytest.importorskip("onnxruntime")
+    model = onnx.to_model(network, maps)
     checker.check_model(model, full_check=True)
     return runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -68,7 +80,7 @@ def check(case: Case) -> None:
     network, images = network_of(case), case.images(7)
     call = functools.partial(network.model.apply, train=False)
     here = np.asarray(jax.jit(lambda v, x: call(v, x)[0])(network.variables, images))
-    session = onnx_session(onnx.to_model(network))
+    session = onnx_session(network)
     exported = stablehlo.to_exported(network, weights=False)
     numbers = network.folded().numbers
     for size in (1, 7):
@@ -110,7 +122,7 @@ def test_preprocessing_is_inside(ops, tmp_path):
     network = network_of(case)._replace(preprocess=calls, stats=fitted.fit(calls, raw), class_names=tuple("abcd"))
     images = raw[:7]
     here = jax.jit(functools.partial(network, maps=("class_maps",)))(network.numbers, images)
-    session = onnx_session(onnx.to_model(network, ["class_maps"]))
+    session = onnx_session(network, ("class_maps",))
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list("abcd")
     file = export(network, "stablehlo", tmp_path / "nin.stablehlo", maps=["class_maps"])
     exported = jax.export.deserialize(bytearray(file.read_bytes()))
@@ -180,3 +192,41 @@ def test_a_missing_library_or_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=re.escape('python -m pip install "nin_jax[onnx]"')):
         export(network, "onnx", tmp_path / "file")
+
+
+@pytest.fixture
+def server(tmp_path, clean_env) -> Iterator[str]:
+    """The address of docs/export.md's server of nin.digits, in a process that can import neither JAX nor this package."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    export(nin_jax.load("nin.digits"), "onnx", tmp_path / "digits.onnx")
+    script = re.search(r'^```py\n("""python serve.py.*?)^```$', DOC.read_text(), re.DOTALL | re.MULTILINE)
+    assert script
+    (tmp_path / "serve.py").write_text(script[1])
+    (tmp_path / "without").mkdir()
+    for name in ("jax", "flax", "nin_jax", "onnx"):
+        (tmp_path / "without" / f"{name}.py").write_text("raise ImportError('not here')")
+    command = [sys.executable, str(tmp_path / "serve.py"), str(tmp_path / "digits.onnx"), "0"]
+    env = clean_env | {"PYTHONPATH": str(tmp_path / "without")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, cwd=tmp_path) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        process.terminate()
+
+
+def post(address: str, content: bytes) -> Any:
+    with urllib.request.urlopen(address, content) as answer:
+        return json.load(answer)
+
+
+def test_the_server_of_the_docs_answers_without_jax(server, tmp_path):
+    """As `classify` does; what is no picture is refused, and the next one is answered."""
+    images, _ = digits.load("test[:3]")
+    for image, here in zip(images, nin_jax.load("nin.digits").classify(images), strict=True):
+        content = io.BytesIO()
+        Image.fromarray(image[..., 0]).save(content, "PNG")
+        there = post(server, content.getvalue())
+        assert [guess["name"] for guess in there] == [guess.name for guess in here.top]
+        np.testing.assert_allclose([g["probability"] for g in there], [g.probability for g in here.top], atol=1e-5)
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            post(server, b"no picture")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 
-CACHE = tempfile.TemporaryDirectory(prefix="nin_jax-tests-")
-os.environ["XDG_CACHE_HOME"] = CACHE.name
+# pytest-xdist's workers have the environment of the process that starts them, and so its cache.
+CACHE = tempfile.TemporaryDirectory(prefix="nin_jax-tests-") if "PYTEST_XDIST_WORKER" not in os.environ else None
+if CACHE:
+    os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["NPROC"] = "16"  # threads of XLA on a CPU: eight devices that wait for each other need one each
 # Most of the time goes into compiling small programs: without LLVM's optimisation it is two thirds. The commands that
 # tests start (`clean_env`) compile as their users' do.
@@ -25,7 +27,7 @@ if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # also where there is an accelerator
 jax.config.update("jax_cpu_enable_async_dispatch", False)  # as in a run
 # Many tests train the same small networks: each program is compiled once a session.
-jax.config.update("jax_compilation_cache_dir", os.path.join(CACHE.name, "xla"))
+jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["XDG_CACHE_HOME"], "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -37,7 +39,8 @@ hypothesis.settings.load_profile("nin_jax")
 
 
 def pytest_unconfigure() -> None:
-    CACHE.cleanup()
+    if CACHE:
+        CACHE.cleanup()
 
 
 @pytest.fixture

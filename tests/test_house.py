@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,20 @@ def test_a_file_imports_from_below(file):
         assert package not in PLACES or path(file).startswith(PLACES[package]), f"{path(file)} imports {name}"
         assert package not in ABOVE, f"{path(file)} imports {name}"
         assert not name.startswith("jax._src"), f"{path(file)} imports {name}"
+
+
+def test_imports_go_in_no_circle():
+    modules = {path(file).removesuffix(".py").removesuffix("/__init__").replace("/", "."): file for file in FILES}
+
+    def module(name: str) -> str:
+        name = name.removeprefix("nin_jax.")
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    graphlib.TopologicalSorter(
+        {name: {module(other) for other in imports(file)} - {name, ""} for name, file in modules.items()}
+    ).prepare()
 
 
 @pytest.mark.parametrize("file", FILES_ABOVE, ids=path)

@@ -137,7 +137,7 @@ def prepared_files(info: Info, folder: Path, split: str | None = None) -> list[P
     files = shards(info.name, folder, split)
     broken = [path for path, records in files.items() if not is_whole(path, records)]
     if broken or not files:
-        from nin_jax.data.prepare.prepare import command
+        from nin_jax.data.prepare.archives import command
 
         root = folder.parents[1]
         state = (

@@ -292,7 +292,7 @@ def test_a_run_that_is_stopped_inside_an_epoch_goes_on_with_the_next_example(mad
     def stopping(self, number):
         taken.append(number)
         if number == 2 and len(taken) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return at(self, number)
 
     monkeypatch.setattr(stream.Training, "indices", indices)
@@ -398,8 +398,16 @@ def test_the_real_pictures():
 @pytest.mark.slow
 def test_nin_imagenet_learns_forty_photographs_by_heart(tmp_path, clean_env):
     """The whole way by the commands of a user; evaluation by each protocol sees every picture."""
+    small = (
+        "mlpconv(maps=(48, 48), size=11, stride=4, pad=0)",
+        "max_pool(size=3, stride=2)",
+        "mlpconv(maps=(96, 96), size=5)",
+        "max_pool(size=3, stride=2)",
+        "mlpconv(maps=(192, 192), size=3)",
+    )
     command = [sys.executable, "-m", "nin_jax.main", "--config=imagenet_overfit", f"--config.data_dir={REAL}"]
-    command += [f"--workdir={tmp_path / 'run'}"]
+    command += [f"--workdir={tmp_path / 'run'}", f"--config.model.layers={small}"]
+    command += ["--config.dataset=imagenet(size=96, short=110)", "--config.eval_every_epochs=90"]
     subprocess.run(command, check=True, env=clean_env)
     lines = {}
     for protocol in views.NAMES:

@@ -89,11 +89,17 @@ def test_strides_groups_and_bias_equal_scipys_correlation(case, biased, way):
     parts = zip(np.split(x, groups, -1), np.split(kernel, groups, -1), strict=True)
     linear = np.concatenate([expected(a, k, pad)[:, ::stride, ::stride] for a, k in parts], -1)
     truth = linear if bias is None else linear + bias
-    y, pull = jax.vjp(lambda x, k, b: way(x, k, b, pad=pad, stride=stride, dtype=jnp.float32), x, kernel, bias)
+    g = np.random.default_rng(2).standard_normal(truth.shape, np.float32)
+
+    @jax.jit
+    def both(*arrays):
+        y, pull = jax.vjp(lambda x, k, b: way(x, k, b, pad=pad, stride=stride, dtype=jnp.float32), *arrays)
+        return y, pull(g)
+
+    y, (by_x, by_kernel, by_bias) = both(x, kernel, bias)
     assert y.shape == truth.shape
     np.testing.assert_allclose(y, truth, rtol=0, atol=3e-6 * np.abs(truth).max())
-    g = np.random.default_rng(2).standard_normal(y.shape, np.float32)
-    by_x, by_kernel, by_bias = pull(g)  # <g, conv(x, k)> is linear in x and in k
+    # <g, conv(x, k)> is linear in x and in k
     scale = np.linalg.norm(g) * np.linalg.norm(linear)
     for gradient, at in ((by_x, x), (by_kernel, kernel)):
         np.testing.assert_allclose(np.vdot(np.float64(gradient), at), np.vdot(g, linear), rtol=0, atol=1e-6 * scale)

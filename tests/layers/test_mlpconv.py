@@ -54,7 +54,7 @@ def test_mlpconv_is_a_perceptron_slid_over_the_patches(height, width, channels, 
     rows = [Layer(name, width, gaussian(0.05)) for name, width in zip(names, widths, strict=True)]
     rows[-1] = rows[-1]._replace(relu=relu_last)
     layer = MLPConv(rows, size)
-    maps = layer.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(x))
+    maps = jax.jit(layer.apply)({"params": params}, x)
     expected = sliding_mlp(x, weights, relu_last)
     assert list(maps) == names
     for name, reference in zip(names, expected, strict=True):

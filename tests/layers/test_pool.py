@@ -22,9 +22,9 @@ def assert_close(actual, expected, tolerance: float) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-# Rectangular inputs, so that one compilation shows two sizes: for 3/2, the paper's, all of 2 to 33.
-SIDES = [(k, 35 - k) for k in range(2, 19)]
-FEW = [(3, 33), (4, 32), (5, 9)]
+# Rectangular inputs, so that one compilation shows two sizes: for 3/2, the paper's, the least, the largest, odd and even.
+SIDES = [(k, 35 - k) for k in (2, 3, 4, 5, 8, 17)]
+FEW = [(4, 33), (5, 10)]
 POOLS = [
     *[(3, 2, h, w) for h, w in SIDES],
     *[(size, stride, h, w) for size, stride in [(2, 2), (3, 1), (4, 2), (1, 2), (2, 3)] for h, w in FEW],
@@ -57,7 +57,7 @@ def value_and_cotangents(pool, x: jax.Array, like: tuple[int, ...], size: int, s
 
 @pytest.mark.parametrize(
     ("size", "stride", "height", "width", "form"),
-    [*((*case, False) for case in POOLS), *((*case, True) for case in POOLS[::6])],
+    [*((*case, False) for case in POOLS), *((*case, True) for case in POOLS[::5])],
 )
 def test_max_pool_and_its_gradient_equal_pytorch_bit_by_bit(size, stride, height, width, form):
     """With ties in most windows, in float32 and bfloat16; that of a CPU and the portable one."""
@@ -76,8 +76,10 @@ def test_max_pool_and_its_gradient_equal_pytorch_bit_by_bit(size, stride, height
         np.testing.assert_array_equal(np.asarray(gradient, np.float32), nhwc(theirs.grad))
 
 
-@pytest.mark.parametrize(("size", "stride", "height", "width"), POOLS[::2])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("size", "stride", "height", "width", "dtype"),
+    [*((*case, "float32") for case in POOLS[::2]), *((*case, "bfloat16") for case in POOLS[1::4])],
+)
 def test_the_form_of_a_tpu_is_the_others_bit_by_bit(size, stride, height, width, dtype):
     """Values and gradients, with ties in most windows."""
     x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (2, height, width, 3)), dtype)

@@ -92,7 +92,7 @@ class Torch:
         pytest.param("nin_imagenet", None, 80, marks=pytest.mark.slow),
         pytest.param("zfnet", None, 80, marks=pytest.mark.slow),
         ("network_in_zfnet", None, 64),
-        ("network_in_zfnet", "gap", 64),
+        pytest.param("network_in_zfnet", "gap", 64, marks=pytest.mark.slow),
         pytest.param("alexnet", None, 80, marks=pytest.mark.slow),
     ],
 )

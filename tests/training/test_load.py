@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import AxisType
 
 import nin_jax
 from nin_jax import main
+from nin_jax.devices.mesh import AXIS
 from nin_jax.errors import UserError
 from nin_jax.training.load import merge
 
@@ -24,6 +26,15 @@ WORDS = ["nin_jax", "--config=digits", "--config.epochs=1"]
 def train(folder, *words, widths=NARROW, factors="--config.optimizer.learning_rate_factors=()"):
     main.run(main.parse([*WORDS, f"--workdir={folder}", widths, factors, *words]))
     return flatten_dict(jax.tree.map(np.asarray, nin_jax.load_run(str(folder)).params), sep="/")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    """The other tests' eight devices are of no use here."""
+    mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -167,20 +178,23 @@ def test_a_network_of_means_takes_other_sizes_and_says_so(predictor, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "size", "said"),
+    ("words", "said"),
     [
-        (["--config.preprocess=('gcn()',)"], 16, r"gcn\(\) is for images of this size"),
-        (["--config.preprocess=(\"mean(per='pixel')\",)"], 16, "the network does not take this size"),
-        (["--config.preprocess=(\"mean(per='pixel')\",)"], 1, "images of 1 x 1, and the mean is of 8 x 8"),
-        (["--config.model.head=fc"], 16, "the network does not take this size"),
+        (["--config.preprocess=('gcn()',)"], {16: r"gcn\(\) is for images of this size"}),
+        (
+            ["--config.preprocess=(\"mean(per='pixel')\",)"],
+            {16: "the network does not take this size", 1: "images of 1 x 1, and the mean is of 8 x 8"},
+        ),
+        (["--config.model.head=fc"], {16: "the network does not take this size"}),
     ],
 )
-def test_other_sizes_are_refused_where_something_depends_on_them(words, size, said, tmp_path):
+def test_other_sizes_are_refused_where_something_depends_on_them(words, said, tmp_path):
     train(tmp_path / "run", *words)
     predictor = nin_jax.load_run(str(tmp_path / "run"))
     assert np.isfinite(predictor(images())[0]).all()
-    with pytest.raises(UserError, match=said):
-        predictor(images(size=size))
+    for size, why in said.items():
+        with pytest.raises(UserError, match=why):
+            predictor(images(size=size))
 
 
 def test_in_64_bit_mode_a_run_is_the_same(trained, predictor, tmp_path):

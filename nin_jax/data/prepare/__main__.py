@@ -18,8 +18,8 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from nin_jax.console import exiting
-from nin_jax.data.prepare.archives import DATASETS, official
-from nin_jax.data.prepare.prepare import IMAGENET, prepare, prepare_imagenet
+from nin_jax.data.prepare.archives import DATASETS, IMAGENET, official
+from nin_jax.data.prepare.prepare import prepare, prepare_imagenet
 from nin_jax.data.worker import silence_size_warnings
 from nin_jax.errors import Preempted, StorageFailed, UserError, nearest, one_line
 from nin_jax.storage import local_path

@@ -54,6 +54,7 @@ class Dataset:
     archives: Sequence[Archive] = ()
 
 
+IMAGENET = "imagenet2012"  # which has no archives to download, see `pack`
 _CIFAR10, _CIFAR100 = "cifar-10-batches-bin", "cifar-100-binary"
 _CIFAR10_TRAIN = {f"{_CIFAR10}/data_batch_{i}.bin": 10_000 for i in range(1, 6)}
 _CIFAR100_LABELS = {
@@ -86,6 +87,15 @@ DATASETS = {
         ),
     )
 }
+
+
+def command(name: str, data_dir: Path) -> str:
+    """The command that prepares a data set: ours if there is one, otherwise TFDS's own, which needs TensorFlow."""
+    if name == IMAGENET:
+        return f"python -m nin_jax.data.prepare {name} --archives=FOLDER --data_dir={data_dir}"
+    if name in DATASETS:
+        return f"python -m nin_jax.data.prepare {name} --data_dir={data_dir}"
+    return f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
 
 
 def official(name: str) -> Dataset:

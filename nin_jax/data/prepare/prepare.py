@@ -17,21 +17,11 @@ from typing import Any
 
 from nin_jax import storage
 from nin_jax.console import say, transfer
-from nin_jax.data.prepare.archives import DATASETS, Archive, Dataset, Splits, read
+from nin_jax.data.prepare.archives import IMAGENET, Archive, Dataset, Splits, read
 from nin_jax.data.tfds import is_whole, shards
 from nin_jax.errors import UserError
 
-IMAGENET = "imagenet2012"
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-
-
-def command(name: str, data_dir: Path) -> str:
-    """The command that prepares a data set: ours if there is one, otherwise TFDS's own, which needs TensorFlow."""
-    if name == IMAGENET:
-        return f"python -m nin_jax.data.prepare {name} --archives=FOLDER --data_dir={data_dir}"
-    if name in DATASETS:
-        return f"python -m nin_jax.data.prepare {name} --data_dir={data_dir}"
-    return f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
 
 
 def prepare(dataset: Dataset, data_dir: Path, given: Path | None = None) -> None:

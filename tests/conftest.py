@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 # pytest-xdist's workers have the environment of the process that starts them, and so its cache.
 CACHE = tempfile.TemporaryDirectory(prefix="nin_jax-tests-") if "PYTEST_XDIST_WORKER" not in os.environ else None
@@ -22,6 +23,7 @@ if (
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.sharding import AxisType  # noqa: E402
 
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # also where there is an accelerator
@@ -41,6 +43,17 @@ hypothesis.settings.load_profile("nin_jax")
 def pytest_unconfigure() -> None:
     if CACHE:
         CACHE.cleanup()
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """The runs of a module have one device: where their number does not matter, eight cost time."""
+    from nin_jax.devices.mesh import AXIS
+
+    mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
+        yield
 
 
 @pytest.fixture

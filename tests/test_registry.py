@@ -206,7 +206,8 @@ def forward_and_gradient(module: ModuleType, dtype: str):
     return everything(jax.random.key(0))
 
 
-LARGE = ("alexnet", "network_in_zfnet", "zfnet")  # their stages are those of nin_imagenet, which is checked each time
+# By default the stages of one network and the layers of the rivals; nin_imagenet's stages are those of the large ones.
+LARGE = ("alexnet", "convnet", "network_in_zfnet", "nin", "zfnet")
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])

@@ -105,7 +105,8 @@ def result(workdir: Path) -> Result | None:
     if status != "done":
         say(f"{workdir} is left out: {status}")
         return None
-    near = {name: _differing(recipe, plain) for name, recipe in recipes().items() if _keys(recipe) == _keys(plain)}
+    keys = _keys(plain)
+    near = {name: _differing(recipe, plain) for name, recipe in recipes().items() if _keys(recipe) == keys}
     if not near:
         raise UserError(
             f"--collect={workdir}: no experiment of the project has its keys (model {plain['model']['name']!r})"

@@ -27,6 +27,7 @@ TINY = {key: value for key, value in tiny.TINY.items() if key != "model.name"} |
     "epochs": 4,
     "eval_every_epochs": 1,
     "checkpoint_every_epochs": 1,
+    "keep": 4,
     "model.relu_on_class_maps": True,
     "optimizer.learning_rate_factors": (),
     "optimizer.clip_norm": 0.0,

@@ -83,13 +83,10 @@ HARMS: list[Callable[[Path, random.Random], None]] = [truncate, empty, flip_a_bi
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[int, dict[str, str]]]:
+def original(calm: Path) -> tuple[Path, Any, dict[int, dict[str, str]]]:
     """A run directory with checkpoints of steps 10, 20, 30 and 40, what a restore needs, and every array's checksum."""
-    workdir = tmp_path_factory.mktemp("original") / "run"
-    arguments = harness.words(workdir, keep=4)
-    ended = harness.run(arguments)
-    assert ended.code == 0, ended.err
-    run = Run(main.parse(["nin_jax", *arguments]).config)
+    workdir = calm
+    run = Run(main.parse(["nin_jax", *harness.words(workdir)]).config)
     shapes = jax.eval_shape(lambda: init_state(run.recipe(10), 0, run.info.image_shape))
     like = replicated_like(shapes, make_mesh())
     sums = {number: harness.saved_checksums(workdir, number) for number in harness.steps(workdir)}
@@ -151,7 +148,7 @@ def test_damaged_checkpoints_by_the_command(
         files = sorted(f for f in (copy / "checkpoints" / "40" / "state" / "d").rglob("*") if f.is_file())
         for file in files:
             luck.choice([truncate, empty, flip_a_bit, foreign])(file, luck)
-        ended = harness.run(harness.words(copy, keep=4))
+        ended = harness.run(harness.words(copy))
         assert ended.code == 0, ended.err
         assert ended.clean(), ended.err
         stepped_back = "checkpoints/40 is broken" in ended.err and "going back to step 30" in ended.err
@@ -237,7 +234,7 @@ def test_a_checkpoint_of_another_run(original: tuple[Path, Any, dict[int, dict[s
     (copy / "summary.json").unlink()
     (copy / "config.json").unlink()
     before = {f: f.read_bytes() for f in (copy / "checkpoints").rglob("*") if f.is_file()}
-    command = main.parse(["nin_jax", *harness.words(copy, keep=4, seed=7)])
+    command = main.parse(["nin_jax", *harness.words(copy, seed=7)])
     with pytest.raises(UserError, match=r"checkpoint 40 in .* of another config \(seed: 0, now 7\)"):
         main.run(command)
     assert before == {f: f.read_bytes() for f in (copy / "checkpoints").rglob("*") if f.is_file()}
@@ -249,7 +246,7 @@ def test_training_data_that_changed(original: tuple[Path, Any, dict[int, dict[st
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
     (copy / "summary.json").unlink()
-    command = main.parse(["nin_jax", *harness.words(copy, keep=4)])
+    command = main.parse(["nin_jax", *harness.words(copy)])
     with pytest.MonkeyPatch.context() as patch:
         real = Run.load
 

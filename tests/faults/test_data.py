@@ -144,7 +144,13 @@ def of_folder(root: Path, train: str = "train", test: str = "test", **changes: A
 
 @pytest.mark.parametrize(
     ("train", "other", "split"),
-    [("Training", "Testing", "test"), ("train", "val", "validation"), ("TRAIN", "valid", "val")],
+    [
+        ("Training", "Testing", "test"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("train", "val", "validation"), ("TRAIN", "valid", "val")]
+        ),
+    ],
 )
 def test_split_folders_of_any_usual_name(
     train: str, other: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tally: Counter[str]
@@ -174,7 +180,7 @@ def test_a_slice_of_a_folder_has_every_class(
     tally["each class in both"] += 1
 
 
-@pytest.mark.parametrize("name", ["x.png", "more"])
+@pytest.mark.parametrize("name", ["x.png", pytest.param("more", marks=pytest.mark.slow)])
 def test_a_link_to_what_is_not_mounted(name: str, tmp_path: Path, tally: Counter[str]) -> None:
     """Exit 2 and the link named, or left out and counted: storage did not fail."""
     pictures(tmp_path / "in", cat=40, dog=40)
@@ -197,6 +203,8 @@ def test_what_is_transparent(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     summary = trained(
         tmp_path,
         **of_folder(tmp_path / "in", epochs=40, preprocess=("mean()", "scale()"), augment=(), **{"model.dropout": 0.0}),
+        eval_every_epochs=40,
+        checkpoint_every_epochs=40,
     )
     assert summary["test_error_pct"] == 0
     assert summary["pictures"]["transparent"] == 80

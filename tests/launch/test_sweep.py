@@ -57,21 +57,19 @@ def until(condition):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "processes"])
 def test_a_killed_sweep_ends_with_one_row_a_trial(engine, tmp_path, clean_env):
-    """GAP against FC with three seeds, killed in the middle and started again; what was done is not done again."""
-    own = ("--vary=model.head=gap|fc", "--seeds=0,1,2", f"--engine={engine}")
+    """GAP against FC with two seeds, killed in the middle and started again; what was done is not done again."""
+    own = ("--vary=model.head=gap|fc", "--seeds=0,1", f"--engine={engine}")
     killed = start(tmp_path / "sweep", clean_env, *own)
     until(lambda: list(tmp_path.glob("sweep/runs/*/summary.json")))
     kill(killed)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("sweep/runs/*/summary.json")}
-    assert 0 < len(before) < 6
+    assert 0 < len(before) < 4
     out, _ = finish(tmp_path / "sweep", clean_env, *own)
-    assert "6 of 6 trials have ended" in out
+    assert "4 of 4 trials have ended" in out
     rows = table(tmp_path / "sweep")
-    assert sorted(row["trial"] for row in rows) == sorted(
-        f"head={h}-seed={s}" for h in ("gap", "fc") for s in (0, 1, 2)
-    )
+    assert sorted(row["trial"] for row in rows) == sorted(f"head={h}-seed={s}" for h in ("gap", "fc") for s in (0, 1))
     assert {row["status"] for row in rows} == {"done"}
-    assert [row["seed"] for row in rows] == ["0", "1", "2"] * 2
+    assert [row["seed"] for row in rows] == ["0", "1"] * 2
     for path, changed in before.items():
         assert path.stat().st_mtime_ns == changed
     for row in rows:

@@ -15,6 +15,7 @@ from nin_jax.data.datasets import digits
 from nin_jax.errors import UserError
 from nin_jax.paper import figures, recorded, tables, translations
 
+pytestmark = pytest.mark.usefixtures("one_device")
 WORDS = ["nin_jax", "--config=digits", "--config.model.widths=((8,8,8),(8,8))", "--config.eval_every_epochs=1"]
 
 

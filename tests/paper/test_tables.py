@@ -21,6 +21,7 @@ from nin_jax.paper import pages, reported, tables
 from nin_jax.runs.provenance import versions
 from nin_jax.training import loop as train
 
+pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = Path(__file__).parents[2]
 DIGITS = "--config.epochs=1", "--config.train_split=train[:256]", "--config.model.widths=((8, 8, 8), (8, 4))"
 
@@ -202,7 +203,7 @@ def altered(run: Path, to: Path, config: Any = None, **summary: Any) -> Path:
 
 def test_a_run_is_told_to_be_of_its_recipe(run: Path, tmp_path: Path) -> None:
     """Whatever its seed and place: the first recipe that says the same, without overrides; then with one."""
-    for i, name in enumerate(tables.recipes()):
+    for i, name in enumerate(dict.fromkeys(map(tables.canonical, tables.recipes()))):
         words = [f"--config={name}", "--config.seed=7", "--config.data_dir=/x", "--config.keep=9"]
         got = tables.result(altered(run, tmp_path / f"{i}", main.parse(["nin_jax", *words]).config))
         assert got is not None

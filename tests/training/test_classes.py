@@ -42,12 +42,7 @@ def run(workdir: Path, data: Path, *words: str, epochs: int = 12) -> None:
     main.run(main.parse(["nin_jax", *line]))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device() -> Any:
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

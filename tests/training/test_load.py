@@ -10,11 +10,9 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from jax.sharding import AxisType
 
 import nin_jax
 from nin_jax import main
-from nin_jax.devices.mesh import AXIS
 from nin_jax.errors import UserError
 from nin_jax.training.load import merge
 
@@ -28,13 +26,7 @@ def train(folder, *words, widths=NARROW, factors="--config.optimizer.learning_ra
     return flatten_dict(jax.tree.map(np.asarray, nin_jax.load_run(str(folder)).params), sep="/")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """The other tests' eight devices are of no use here."""
-    mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

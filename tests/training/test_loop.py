@@ -11,12 +11,11 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
-from jax.sharding import AxisType
 
 import nin_jax
 from nin_jax import config
 from nin_jax.data import memory
-from nin_jax.devices.mesh import AXIS, host, make_mesh, replicated_like
+from nin_jax.devices.mesh import host, make_mesh, replicated_like
 from nin_jax.errors import Diverged, Preempted, StorageFailed
 from nin_jax.runs import checkpoint
 from nin_jax.runs.record import Record
@@ -26,14 +25,7 @@ from nin_jax.training.loop import Event, train
 from tests.terminal import terminal
 from tests.tiny import tiny
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """The other tests' eight devices are of no use here."""
-    mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def rows(workdir):

@@ -11,9 +11,11 @@ CACHE = tempfile.TemporaryDirectory(prefix="nin_jax-tests-") if "PYTEST_XDIST_WO
 if CACHE:
     os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["NPROC"] = "16"  # threads of XLA on a CPU: eight devices that wait for each other need one each
-# Most of the time goes into compiling small programs: without LLVM's optimisation it is two thirds. The commands that
-# tests start (`clean_env`) compile as their users' do.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Most of the time goes into compiling small programs: without LLVM's optimisation and XLA's fusion emitters it is half.
+# The commands that tests start (`clean_env`) compile as their users' do.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 if (
     os.environ.get("JAX_PLATFORMS", "cpu") != "cpu"

@@ -162,7 +162,7 @@ def test_the_linear_network_is_as_large_as_the_papers() -> None:
     assert all(f"{count:,}" in text for count in reduced)
 
 
-@pytest.mark.parametrize("config", distinct("dataset", "model"))
+@pytest.mark.parametrize("config", distinct("dataset", "model.name"))
 def test_every_network_is_described(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(parse(config))
     totals = describe(run)

@@ -27,9 +27,13 @@ def mistake(tmp_path: Path, **changes: Any) -> str:
     return str(caught.value)
 
 
+# What is tried here is the data: the rest compiles quickly.
+SIMPLE = {"epochs": 1, "preprocess": ("scale()",), "augment": (), "model.dropout": 0.0, "model.widths": ((8,), (8,))}
+
+
 def trained(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     """The summary of a command."""
-    main.run(main.parse(["nin_jax", *harness.words(tmp_path / "run", **{"epochs": 1, **changes})]))
+    main.run(main.parse(["nin_jax", *harness.words(tmp_path / "run", **SIMPLE | changes)]))
     return json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
@@ -202,7 +206,7 @@ def test_what_is_transparent(tmp_path: Path, capsys: pytest.CaptureFixture[str],
             icon.save(tmp_path / "in" / kind / f"{i}.png")
     summary = trained(
         tmp_path,
-        **of_folder(tmp_path / "in", epochs=40, preprocess=("mean()", "scale()"), augment=(), **{"model.dropout": 0.0}),
+        **of_folder(tmp_path / "in", epochs=40, preprocess=("mean()", "scale()")),
         eval_every_epochs=40,
         checkpoint_every_epochs=40,
     )

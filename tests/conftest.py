@@ -12,7 +12,7 @@ if CACHE:
     os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["NPROC"] = "16"  # threads of XLA on a CPU: eight devices that wait for each other need one each
 # Most of the time goes into compiling small programs: without LLVM's optimisation and XLA's fusion emitters it is half.
-# The commands that tests start (`clean_env`) compile as their users' do.
+# The commands that tests start by `clean_env` compile as their users' do.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
@@ -30,8 +30,8 @@ from jax.sharding import AxisType  # noqa: E402
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # also where there is an accelerator
 jax.config.update("jax_cpu_enable_async_dispatch", False)  # as in a run
-# Many tests train the same small networks: each program is compiled once a session.
-jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["XDG_CACHE_HOME"], "xla"))
+# Many tests train the same small networks: each program is compiled once a session, and found where commands look for it.
+jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["XDG_CACHE_HOME"], "nin_jax", "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

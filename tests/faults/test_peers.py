@@ -98,7 +98,8 @@ def test_another_number_of_processes_goes_on(tmp_path: Path, calm_pair: Path, ta
     pair = start_pair(tmp_path, 1, in_update("signal", number=signal.SIGKILL))
     for process in pair:
         harness.finish(process, SECONDS)
-    forced = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "NPROC": "16"}
+    compiled = harness.environment()["XLA_FLAGS"]
+    forced = {"XLA_FLAGS": f"{compiled} --xla_force_host_platform_device_count=2", "NPROC": "16"}
     ended = harness.run(harness.words(tmp_path), **forced)
     assert ended.code == 0, ended.err
     assert "resuming from step 10" in ended.err

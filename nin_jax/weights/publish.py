@@ -30,8 +30,8 @@ from nin_jax.devices.mesh import host
 from nin_jax.errors import UserError, one_line
 from nin_jax.paper import tables
 from nin_jax.storage import write_json, write_whole
+from nin_jax.training import evaluate
 from nin_jax.training.build import Run
-from nin_jax.training.load import load_run
 from nin_jax.weights.pretrained import CARD, CONFIG, SUMS, WEIGHTS, checksums
 from nin_jax.weights.safetensors import decode, encode, pack
 
@@ -103,8 +103,10 @@ def _trained(workdir: Path, data_dir: str | None) -> tuple[Run, Mapping[str, Any
         raise UserError(f"{workdir / 'config.json'} names modules outside the zoo: {', '.join(outside)}")
     checked = config_lib.check(config)
     if (workdir / "checkpoints").is_dir():
-        network = load_run(workdir)
-        return Run(checked, network.info), host(network.variables), host(network.stats)
+        with jax.enable_x64(False):
+            run = Run(checked, evaluate.trained_on(workdir))
+            _, state = evaluate.restore(run, run.recipe(1), workdir)
+            return run, host(state.variables), host(run.fitted(workdir, write=False))
     run, file = Run(checked), workdir / "variables.safetensors"
     try:
         tensors = safetensors.numpy.load_file(file)

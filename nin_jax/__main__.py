@@ -61,6 +61,8 @@ def entry(words: Sequence[str]) -> Callable[[], object]:
     found = COMMANDS[name]
     if found.before and any(word.lstrip("-").split("=")[0] == "mode" for word in rest):
         raise UserError(f"--mode: `nin-jax {name}` sets it; leave the flag out")
+    if found.before and rest and not rest[0].startswith("-"):  # `nin-jax train digits`
+        rest[0] = f"--config={rest[0]}"
     sys.argv = [f"nin-jax {name}", *found.before, *rest]
     module, _, function = found.function.partition(":")
     return getattr(importlib.import_module(module), function)

@@ -1,4 +1,4 @@
-"""A trained network as a file for somewhere else; see nin_jax.weights.export.
+"""A trained network as a file for somewhere else; docs/export.md says what each format is good for.
 
 nin-jax export (--model=NAME | --run=DIR) --format=onnx|stablehlo|safetensors|pytorch -o FILE [--maps=NAME,...] [--no-preprocessing]
 """

@@ -21,7 +21,7 @@ from nin_jax.weights import pretrained
 KINDS = {
     "pretrained": "trained networks: nin-jax predict IMAGE --model=NAME",
     "models": "models: nin_jax.create_model(NAME), --config.model.name=NAME",
-    "experiments": "experiments: nin-jax train --config=NAME",
+    "experiments": "experiments: nin-jax train NAME",
     "datasets": "data sets: --config.dataset=NAME",
 }
 

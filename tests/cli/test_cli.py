@@ -53,6 +53,12 @@ def test_a_mistake_is_one_line(words: str, said: str, monkeypatch: pytest.Monkey
     assert "\n" not in str(caught.value)
 
 
+def test_a_config_needs_no_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["nin-jax"])
+    command.entry(["describe", "cifar10:fast", "--json"])
+    assert sys.argv == ["nin-jax describe", "--mode=describe", "--config=cifar10:fast", "--json"]
+
+
 def test_each_word_is_a_function() -> None:
     """The table names what is there, and the help has a line for each word."""
     for name, entry in command.COMMANDS.items():

@@ -189,14 +189,17 @@ def test_a_signal_after_the_last_update(tmp_path, monkeypatch, undisturbed):
     same_run(tmp_path / "run", undisturbed)
 
 
-def test_a_signal_while_a_checkpoint_is_restored(stopped, monkeypatch, undisturbed, capsys):
-    """It waits for the restore, so that the checkpoint is not taken for a broken one."""
+@pytest.mark.parametrize(
+    ("patched", "number"),
+    [pytest.param("kinds", signal.SIGINT, marks=pytest.mark.slow), ("checksums", signal.SIGTERM)],
+)
+def test_a_signal_while_a_checkpoint_is_restored(patched, number, stopped, monkeypatch, undisturbed, capsys):
+    """It waits for the restore, or for the check of what was restored, so that the checkpoint is not taken for a broken one."""
     workdir, step = stopped
-    for patched, number in (("kinds", signal.SIGINT), ("checksums", signal.SIGTERM)):  # the latter verifies the state
-        with monkeypatch.context() as patch:
-            send_signal(patch, checkpoint, patched, 1, number)
-            with pytest.raises(Preempted, match=f"saved step {step} "):
-                train(tiny(), workdir)
+    with monkeypatch.context() as patch:
+        send_signal(patch, checkpoint, patched, 1, number)
+        with pytest.raises(Preempted, match=f"saved step {step} "):
+            train(tiny(), workdir)
     assert "is broken" not in capsys.readouterr().err
     train(tiny(), workdir)
     same_run(workdir, undisturbed)

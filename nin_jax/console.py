@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from nin_jax.errors import ExitError
+from nin_jax.errors import ExitError, Preempted
 
 T = TypeVar("T")
 
@@ -179,10 +179,13 @@ def lasting_streams() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exiting() -> Iterator[None]:
-    """Ends the process with the line and the exit code of an `ExitError`."""
+    """Ends the process with the line and the exit code of an `ExitError`, or of Ctrl-C."""
     with lasting_streams():
         try:
             yield
         except ExitError as error:
             fail(str(error))
             raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            fail("interrupted; start again")
+            raise SystemExit(Preempted.exit_code) from None

@@ -136,6 +136,19 @@ def parts(split: str, sizes: Mapping[str, int], dataset: str) -> list[tuple[str,
     return found
 
 
+def shared(a: str, b: str, info: Info) -> int:
+    """The number of examples that two split expressions have in common; 0 where one names a split of the data set's own making."""
+    if not {part.split("[")[0].strip() for part in a.split("+")} & {
+        part.split("[")[0].strip() for part in b.split("+")
+    }:
+        return 0
+    try:
+        both = [(x, y) for x in parts(a, info.splits, info.name) for y in parts(b, info.splits, info.name)]
+    except UserError:
+        return 0
+    return sum(max(0, min(x[2], y[2]) - max(x[1], y[1])) for x, y in both if x[0] == y[0])
+
+
 def bad_record(which: str, why: Exception, bad_records: str) -> None:
     """Handles a bad record: `ValueError` with "stop", a line with "skip"."""
     if bad_records != "skip":

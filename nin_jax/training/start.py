@@ -16,7 +16,7 @@ import numpy as np
 from nin_jax.config import Config
 from nin_jax.console import bar, say
 from nin_jax.data.source import TrainSource
-from nin_jax.data.splits import Info
+from nin_jax.data.splits import Info, shared
 from nin_jax.devices import processes
 from nin_jax.devices.mesh import host, replicate, replicated_like
 from nin_jax.devices.replicas import compile_for_once
@@ -75,6 +75,8 @@ def start(
     """
     c, mesh = run.config, run.mesh
     data, test = run.load(c.train_split), run.load(c.eval_split)
+    if both := shared(c.train_split, c.eval_split, run.data):
+        say(f"warning: {both:,} of the examples of eval_split={c.eval_split!r} are in train_split={c.train_split!r}")
     source = run.training(data)
     opened.callback(source.close)
     epoch_updates = source.examples // c.batch_size

@@ -145,9 +145,10 @@ ROWS = (
         ),
     ),
     Row(
-        "a slice such as `train[80%:]` of a folder of pictures",
-        "its share of every class, the same on every machine; a class without an example is named",
+        "a slice such as `train[80%:]` of a folder of pictures, or one that is trained on too",
+        "its share of every class, the same on every machine; a class without an example is named, and examples in both splits are counted",
         (
+            f"{HERE}/test_data.py::test_an_evaluation_on_what_was_trained_on_is_said",
             f"{HERE}/test_data.py::test_a_slice_of_a_folder_has_every_class",
             f"{CLASS_FOLDERS}::test_every_slice_has_its_share_of_every_class",
             f"{CLASS_FOLDERS}::test_the_order_is_mixed_and_that_of_the_names",

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from nin_jax import main
-from nin_jax.data.splits import UNREADABLE, Info, take, usable
+from nin_jax.data.splits import UNREADABLE, Info, shared, take, usable
 from nin_jax.data.tfds import decode_all
 from nin_jax.errors import UserError
 from tests.faults import harness
@@ -182,6 +182,31 @@ def test_a_slice_of_a_folder_has_every_class(
     trained(tmp_path / "b", **of_folder(tmp_path / "in", "train[:57]", "train[-2:]"))
     assert "split 'train[-2:]' of folder(size=16) has no example of 1 of 3 classes: " in capsys.readouterr().err
     tally["each class in both"] += 1
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "both"),
+    [
+        ("train", "test", 0),
+        ("train", "train[80%:]", 12),  # the other half of the command was forgotten
+        ("train[:80%]", "train[80%:]", 0),
+        ("train[:50]+test[:5]", "train[45:]+test", 10),
+        ("paper_train", "train", 0),
+    ],
+)
+def test_examples_that_are_trained_on_and_held_out(train: str, held_out: str, both: int) -> None:
+    assert shared(train, held_out, Info("d", 3, (8, 8, 1), {"train": 60, "test": 10}, "")) == both
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_what_was_trained_on_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tally: Counter[str]
+) -> None:
+    trained(tmp_path, eval_split="train[300:]")
+    assert "warning: 20 of the examples of eval_split='train[300:]' are in train_split='train[:320]'" in (
+        capsys.readouterr().err
+    )
+    tally["said in a line"] += 1
 
 
 @pytest.mark.parametrize("name", ["x.png", pytest.param("more", marks=pytest.mark.slow)])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nin_jax import storage
+from nin_jax import console, storage
 from nin_jax.devices import processes
 from tests.faults import harness
 
@@ -65,6 +65,12 @@ def test_a_result_that_cannot_be_stored_is_an_error(output: str, code: int, tmp_
     assert (tmp_path / "code").read_text() == f"{code}\n", ended.stderr
     assert "Traceback" not in ended.stderr
     assert ("No space left" in ended.stderr) == (code == 74)
+
+
+def test_ctrl_c_in_any_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, console.exiting():
+        raise KeyboardInterrupt
+    assert (left.value.code, capsys.readouterr().err) == (75, "nin_jax: interrupted; start again\n")
 
 
 # File systems without locks

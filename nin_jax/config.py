@@ -277,7 +277,7 @@ def read(path: Path) -> ConfigDict:
         raise UserError(f"{path} cannot be read: {one_line(error)[:300]}; choose another --workdir") from error
 
 
-def modules(config: ConfigDict) -> list[str]:
+def modules(config: Config | ConfigDict) -> list[str]:
     """The modules outside the zoo that an unchecked config names by dotted path.
 
     Checking the config would import, and so run, them.

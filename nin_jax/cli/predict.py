@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +35,10 @@ def main() -> None:
     given = parser.parse(sys.argv[1:])
     classifier = network.load(given)
     predictions = classifier.classify(given.images)
-    maps = (
-        write_maps(classifier, given.images, Path(given.maps).expanduser()) if given.maps else [None] * len(predictions)
-    )
+    maps: list[Path | None] = [None] * len(predictions)
+    if given.maps:
+        classes = [found.index for found in predictions]
+        maps[:] = write_maps(classifier, given.images, classes, Path(given.maps).expanduser())
     for image, found, file in zip(given.images, predictions, maps, strict=True):
         if given.json:
             top = [guess._asdict() for guess in found.top]
@@ -47,16 +48,16 @@ def main() -> None:
             print(f"{image}: {', '.join(f'{name} {100 * p:.2f} %' for name, _, p in found.top)}")
 
 
-def write_maps(classifier: Classifier, images: Iterable[str], folder: Path) -> list[Path]:
-    """The overlay of each image for its most probable class, IMAGE-evidence.png. Raises `UserError`, `StorageFailed`."""
+def write_maps(classifier: Classifier, images: Sequence[str], classes: Sequence[int], folder: Path) -> list[Path]:
+    """The overlay of each image for its class, IMAGE-evidence.png. Raises `UserError`, `StorageFailed`."""
     files: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for image in images:
+        for image, index in zip(images, classes, strict=True):
             stem = f"{Path(image).stem}-evidence"
             names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
             files.append(next(file for name in names if (file := folder / f"{name}.png") not in files))
-            classifier.overlay(image).save(files[-1])
+            classifier.overlay(image, index).save(files[-1])
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"--maps={folder} is not a directory") from error
     except OSError as error:

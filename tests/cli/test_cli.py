@@ -37,7 +37,7 @@ def nin_jax_command(env: dict[str, str], cwd: Path, *words: str) -> subprocess.C
         ("list --jsn", "nin-jax list: unknown flag --jsn: did you mean '--json'?"),
         ("list a b", "nin-jax list: argument 'b' is one too many"),
         ("predict", "the following arguments are required: IMAGE"),
-        ("predict a.png", "one of --model=NAME (valid: nin.digits"),
+        ("predict a.png", "one of --model=NAME (valid: nin."),
         ("predict a.png --model=cifar10 --run=runs/x", "--run=DIR is expected"),
         ("predict a.png --modle=digits", "unknown flag --modle=digits: did you mean '--model'?"),
         ("predict a.png --run=runs/none", "--run=runs/none: no such directory"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 # pytest-xdist's workers have the environment of the process that starts them, and so its cache.
 CACHE = tempfile.TemporaryDirectory(prefix="nin_jax-tests-") if "PYTEST_XDIST_WORKER" not in os.environ else None
@@ -55,6 +56,19 @@ def one_device() -> Iterator[None]:
     mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fused() -> Iterator[None]:
+    """Updates are compiled with XLA's own choice of fusions: only so are many a dispatch, to the last bit, those of one."""
+    real = jax.stages.Lowered.compile
+
+    def compiled(self: jax.stages.Lowered, options: Any = None, **more: Any) -> jax.stages.Compiled:
+        return real(self, {"xla_cpu_use_fusion_emitters": True} | (options or {}), **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", compiled)
         yield
 
 

@@ -25,7 +25,7 @@ from nin_jax.training.loop import Event, train
 from tests.terminal import terminal
 from tests.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "fused")
 
 
 def rows(workdir):

@@ -29,6 +29,7 @@ from nin_jax.training.state import AUGMENT, DROPOUT, Recipe, TrainState, init_st
 from nin_jax.training.step import predict, train_steps
 from nin_jax.training.tasks import classify
 
+pytestmark = pytest.mark.usefixtures("fused")
 SEED, UPDATES = np.uint32(7), 5
 SHAPE = synthetic.info().image_shape
 DEVICES = [

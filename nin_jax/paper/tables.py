@@ -278,9 +278,11 @@ def _changed(overrides: str) -> set[str]:
 def paper_value(config: str, overrides: str) -> str:
     """What the paper reports for the data of a recipe, with or without augmentation, and how its recipe differs."""
     recipe = recipes()[config]
-    method = "NIN + Dropout" + " + Data Augmentation" * bool(recipe["augment"])
-    for row in (r for r in reported.ROWS if r.method == method):
+    methods = ("NIN + Dropout + Data Augmentation", "NIN + Dropout")[0 if recipe["augment"] else 1 :]
+    for row in sorted((r for r in reported.ROWS if r.method in methods), key=lambda r: methods.index(r.method)):
         if recipes()[row.configs[0]]["dataset"] == recipe["dataset"]:
+            if row.method != methods[0]:
+                return f"{row.value:.2f}, without augmentation"
             if overrides in ("", BFLOAT16) and config in row.configs:
                 return f"{row.value:.2f}"
             shorter = config in row.configs and _changed(overrides) <= LENGTH

@@ -7,8 +7,8 @@ The graph has what an ONNX user expects: maps lie channels first, 1x1 layers are
 pool are MaxPool or AveragePool, response normalisation is LRN, and batch normalisation is folded into the weights.
 
 It is written from the traced function by this project and `onnx` alone, so networks outside the zoo work too. jax2onnx 0.17
-gives right numbers for the zoo as well, but with a symbolic batch it writes 90 Concat and 18 GatherND where two MaxPool do,
-brings 13 packages and pins orbax. The way over TensorFlow needs TensorFlow.
+gives right numbers as well, but writes a pool as its nine slices (for a symbolic batch, when pools were still indexed, as 18
+GatherND and 90 Concat in `nin`), brings netron and equinox along, and pins orbax. The way over TensorFlow needs TensorFlow.
 """
 
 from __future__ import annotations

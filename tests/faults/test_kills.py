@@ -152,7 +152,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, calm: Path, tally: Counte
     began = {"at": PHASES["train"][0], "call": 13, "do": "signal", "number": signal.SIGINT}
     hangs = {"at": "nin_jax.runs.checkpoint:_write", "call": 1, "do": "hang"}
     again = {"at": "nin_jax.training.loop:Event.BEFORE_SAVE", "call": 2, "do": "signal", "number": signal.SIGINT}
-    ended = harness.finish(harness.start(harness.words(tmp_path), began, hangs, again | {"after": 1.0}), 60)
+    ended = harness.finish(harness.start(harness.words(tmp_path), began, hangs, again | {"after": 1.0}))
     assert ended.code == 75, ended.err
     assert ended.clean(), ended.err
     assert ended.last.startswith("nin_jax: SIGINT: ended at once, without saving"), ended.err

@@ -21,6 +21,7 @@ from nin_jax.data.datasets import folder
 from nin_jax.paper import pages
 from nin_jax.training.build import Run
 from nin_jax.training.describe import describe
+from nin_jax.weights import pretrained
 from tests import own_pictures, shown
 from tests.faults import page as faults_page
 from tests.faults import removals, table
@@ -140,6 +141,15 @@ def test_the_speeds_of_readme_are_those_of_the_page_of_speed():
     assert len(rows) == 6
     for row in rows:
         assert f" | {row} (" in report.DOC.read_text(), row
+
+
+def test_the_errors_of_shipped_networks_are_those_of_their_cards():
+    """README and the first page of the site."""
+    networks = pretrained.names()
+    measured = {n: json.loads((pretrained.FOLDER / n / "config.json").read_text())["error_pct"] for n in networks}
+    for page in README, ROOT / "docs" / "index.md":
+        said = dict(re.findall(r"`(nin\.\w+)` \(?([\d.]+) %", page.read_text()))
+        assert said == {name: f"{error:.2f}" for name, error in measured.items()}, page
 
 
 def test_every_file_of_the_package_that_a_page_names_is_there():

@@ -75,6 +75,14 @@ def test_experiments_are_found_from_anywhere(name: str, tmp_path: Path, monkeypa
     assert got.workdir == Path("runs/digits")
 
 
+def test_the_commands_to_try_are_those_that_work() -> None:
+    """A page computes no whitening."""
+    said = main.next_commands(parse("--config=digits", "--workdir=runs/a b"))
+    assert said[0] == "try next: nin-jax predict IMAGE --run='runs/a b' --maps='runs/a b'/maps"
+    assert [line.split()[1] for line in said[1:]] == ["page", "export"]
+    assert [line.split()[1] for line in main.next_commands(parse("--config=cifar10"))[1:]] == ["export"]
+
+
 def test_a_file_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments/digits.py").write_text(

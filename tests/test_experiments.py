@@ -124,6 +124,13 @@ def test_a_sweep_is_every_row_with_every_seed(name: str) -> None:
     assert len(space["sweep"]()) == 5 * len(space["ROWS"])
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_long_form_of_fast_is_longer_and_nothing_else(name: str) -> None:
+    short, long = experiment(name, "fast"), experiment(name, "fast100")
+    assert changed(short, long) == {"epochs"}
+    assert (short.epochs, long.epochs) == (30, 100)
+
+
 def test_the_rows_of_table_5_differ_in_their_heads() -> None:
     """The dropout that comes and goes is that before the last layer; the one between mlpconv layers stays."""
     rows = {row: experiment("ablations/gap_vs_fc", row).model for row in module("ablations/gap_vs_fc")["ROWS"]}

@@ -78,18 +78,28 @@ def curves(files: Sequence[Path]) -> Any:
 
 
 def claims(rows: Iterable[Result]) -> Any:
-    """Test error (filled) and training error (hollow) of the rows of experiments/ablations/claims.py, a dot for each seed."""
+    """Test error (filled) and training error (hollow) of the rows of experiments/ablations/claims.py, a dot for each seed.
+
+    Rows that are not recorded are left out, and panels with fewer than two.
+    """
     plt = figures.pyplot()
     recorded = tables.Recorded(rows)
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(10.5, 3.1), sharey=True, layout="constrained")
-    for ax, (title, shown) in zip(axes, PANELS.items(), strict=True):
+
+    def key(row: str) -> tuple[str, str]:
+        return tables.canonical(f"experiments/ablations/claims.py:{row}"), ""
+
+    panels = {title: {r: t for r, t in rows.items() if key(r) in recorded.tested} for title, rows in PANELS.items()}
+    panels = {title: shown for title, shown in panels.items() if len(shown) > 1}
+    width = 2.7 * len(panels)
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.1), sharey=True, squeeze=False, layout="constrained")
+    axes = axes[0]
+    for ax, (title, shown) in zip(axes, panels.items(), strict=True):
         for x, row in enumerate(shown):
-            key = tables.canonical(f"experiments/ablations/claims.py:{row}"), ""
             for group, fill, colour in (
                 (recorded.tested, "full", figures.COLOURS[0]),
                 (recorded.trained, "none", figures.COLOURS[1]),
             ):
-                values = [float(result["value"]) for result in group.get(key, [])]
+                values = [float(result["value"]) for result in group.get(key(row), [])]
                 ax.plot([x] * len(values), values, "o", fillstyle=fill, color=colour, markersize=5)
         ax.set_xticks(range(len(shown)), list(shown.values()), fontsize=8)
         ax.set_xlim(-0.5, len(shown) - 0.5)

@@ -24,7 +24,7 @@ class Model(nn.Module):
     makes the class maps, whose means are the logits.
 
     Attributes:
-      num_classes: number of logits.
+      num_classes: number of logits; 0: features in their place, the means of the last Gaussian units.
       kernels: side of each window, odd.
       units: number of Gaussian units of each micro network.
       widths: number of maps of each micro network but the last.
@@ -61,6 +61,8 @@ class Model(nn.Module):
         for i, (size, units) in enumerate(zip(self.kernels, self.units, strict=True), 1):
             x = maps[f"radial{i}"] = RadialBasis(units, size, self.dtype, name=f"radial{i}")(x)
             top = i == len(self.kernels)
+            if top and not self.num_classes:
+                break
             normal = self.batch_norm and not top
             width, bias = self.num_classes if top else self.widths[i - 1], None if normal else 0.0
             x = Conv(width, 1, gaussian("he"), self.dtype, bias=bias, name=f"cccp{i}")(x)

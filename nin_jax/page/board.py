@@ -1,0 +1,257 @@
+"""A page of runs, served on this machine: live curves, comparison, mistakes, and what a run sees in your picture.
+
+    python -m nin_jax.page.board DIR... [--host=127.0.0.1] [--port=8470]
+
+DIR is a run directory or holds run directories. Nothing is written. Needs the extra `board`.
+
+Whoever reaches the page sees the runs. By default that is this machine alone; `--host=NAME` listens on the address of
+that name, and answers only requests that ask for it by this name. There is no password.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import socket
+import warnings
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nin_jax.console import exiting, say
+from nin_jax.errors import UserError, one_line
+from nin_jax.page import run_files
+from nin_jax.storage import local_path
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+MOST_BYTES = 20 * 2**20  # of a picture that is sent
+MOST_PIXELS = 50_000_000
+MOST_WAITING = 32  # pictures and reports that wait for the one thread that computes
+LOADED = 2  # networks kept in memory
+FILES = {
+    "/": ("board.html", "text/html"),
+    "/board.css": ("board.css", "text/css"),
+    "/board.js": ("board.js", "text/javascript"),
+}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Refused(Exception):
+    """A request that is answered by an HTTP status and one line."""
+
+    def __init__(self, status: int, line: str):
+        super().__init__(line)
+        self.status = status
+
+
+class Networks:
+    """Loads the networks of runs and computes with them, one job at a time, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, "networks")
+        self.loaded: dict[Path, tuple[Any, Any]] = {}  # by run: which checkpoints there were, and the network
+        self.reports: dict[Path, tuple[Any, dict[str, Any]]] = {}
+        self.waiting = 0
+
+    async def run(self, job: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a job. Raises `Refused` where too many wait, or where the job raises `UserError`."""
+        if self.waiting >= MOST_WAITING:
+            raise Refused(503, "too much is being computed; try again in a minute")
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.thread, job, *arguments)
+        except UserError as error:
+            raise Refused(422, str(error)) from error
+        finally:
+            self.waiting -= 1
+
+    def report(self, path: Path) -> dict[str, Any]:
+        """The report of a run's newest checkpoint, computed once."""
+        from nin_jax.page import report
+
+        state = _checkpoints(path)
+        if path not in self.reports or self.reports[path][0] != state:
+            self.reports[path] = state, report.report(self._network(path))
+        return self.reports[path][1]
+
+    def answer(self, path: Path, picture: bytes) -> dict[str, Any]:
+        """What a run's newest checkpoint sees in a picture."""
+        from nin_jax.page import report
+
+        return report.answer(self._network(path), _opened(picture))
+
+    def _network(self, path: Path) -> Any:
+        import nin_jax
+
+        state = _checkpoints(path)
+        if path not in self.loaded or self.loaded[path][0] != state:
+            self.loaded.pop(path, None)
+            while len(self.loaded) >= LOADED:
+                self.loaded.pop(next(iter(self.loaded)))
+            self.loaded[path] = state, nin_jax.load(path)
+        return self.loaded[path][1]
+
+
+def _checkpoints(path: Path) -> Any:
+    try:
+        return sorted(entry.name for entry in (path / "checkpoints").iterdir())
+    except OSError:
+        return []
+
+
+def _opened(data: bytes) -> Any:
+    """The picture in a file of limited size. Raises `Refused`."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data))
+            if picture.width * picture.height > MOST_PIXELS:
+                raise Refused(413, f"{picture.width} x {picture.height} pixels: at most {MOST_PIXELS // 10**6} million")
+            picture.load()
+    except Refused:
+        raise
+    except Exception as error:  # whatever a decoder makes of it
+        raise Refused(415, f"this is no picture that can be read: {one_line(error)[:200]}") from error
+    return picture
+
+
+def application(directories: Sequence[Path], hosts: Sequence[str]) -> Starlette:
+    """The page of the runs in or below `directories`, for requests that ask for one of `hosts`."""
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    networks = Networks()
+
+    def answering(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                if asyncio.iscoroutinefunction(answer):
+                    found = await answer(request)
+                else:  # it reads files
+                    found = await asyncio.to_thread(answer, request)
+            except Refused as error:
+                return JSONResponse({"error": str(error)}, error.status, HEADERS)
+            return found if isinstance(found, Response) else JSONResponse(found, headers=HEADERS)
+
+        return endpoint
+
+    def of(request: Request) -> Path:
+        """The directory of the run that an address names by its key, so no address leads elsewhere."""
+        found = run_files.find(directories).get(request.path_params["key"])
+        if found is None:
+            raise Refused(404, "there is no such run")
+        return found[1]
+
+    def file(request: Request) -> Response:
+        name, kind = FILES[request.url.path]
+        return Response((resources.files("nin_jax.page") / "board" / name).read_bytes(), 200, HEADERS, kind)
+
+    def runs(request: Request) -> Any:
+        return [run_files.overview(key, *found) for key, found in run_files.find(directories).items()]
+
+    def rows(request: Request) -> Any:
+        found, mark, everything = run_files.rows(of(request), request.query_params.get("since", ""))
+        return {"rows": found, "mark": mark, "all": everything}
+
+    def config(request: Request) -> Any:
+        return run_files.flat_config(of(request))
+
+    async def report(request: Request) -> Any:
+        return await networks.run(networks.report, await asyncio.to_thread(of, request))
+
+    async def answer(request: Request) -> Any:
+        # A page of another site cannot send this kind of content without asking first, and nobody answers that question.
+        if not request.headers.get("content-type", "").startswith("image/"):
+            raise Refused(415, "send a picture, with its type in Content-Type")
+        path, data = await asyncio.to_thread(of, request), bytearray()
+        if int(request.headers.get("content-length", 0)) > MOST_BYTES:
+            raise Refused(413, f"at most {MOST_BYTES // 2**20} MiB")
+        async for part in request.stream():
+            data += part
+            if len(data) > MOST_BYTES:
+                raise Refused(413, f"at most {MOST_BYTES // 2**20} MiB")
+        return await networks.run(networks.answer, path, bytes(data))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        networks.thread.shutdown(wait=False, cancel_futures=True)
+
+    return Starlette(
+        routes=[
+            *(Route(path, answering(file)) for path in FILES),
+            Route("/runs", answering(runs)),
+            Route("/runs/{key}/rows", answering(rows)),
+            Route("/runs/{key}/config", answering(config)),
+            Route("/runs/{key}/report", answering(report)),
+            Route("/runs/{key}/answer", answering(answer), methods=["POST"]),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
+        lifespan=lifespan,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serves the page until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="board", description=str(__doc__).split("\n")[0])
+    parser.add_argument("directories", nargs="+", metavar="DIR")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8470)
+    arguments = parser.parse_args(argv)
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise UserError('the page of runs needs the extra: pip install "nin_jax[board]"') from error
+    directories = []
+    for text in arguments.directories:
+        try:
+            directory = Path(local_path(text)).expanduser()
+        except ValueError as error:
+            raise UserError(f"{text}: {error}") from error
+        if not directory.is_dir():
+            raise UserError(f"{text} is not a directory")
+        directories.append(directory)
+    try:
+        listening = socket.create_server((arguments.host, arguments.port))
+    except OSError as error:
+        raise UserError(f"--host={arguments.host} --port={arguments.port}: {one_line(error)}") from error
+    found = run_files.find(directories)
+    hosts = {arguments.host, *(("localhost", "127.0.0.1") if arguments.host in ("localhost", "127.0.0.1") else ())}
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(directories, sorted(hosts)),
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=5,
+            limit_concurrency=200,
+        )
+    )
+    say(f"{len(found)} runs on http://{arguments.host}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+    server.run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    with exiting():
+        main()

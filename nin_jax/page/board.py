@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import io
 import socket
-import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nin_jax.console import exiting, say
+from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture, reason
 from nin_jax.errors import UserError, one_line
 from nin_jax.page import run_files
 from nin_jax.storage import local_path
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 MOST_BYTES = 20 * 2**20  # of a picture that is sent
-MOST_PIXELS = 50_000_000
 MOST_WAITING = 32  # pictures and reports that wait for the one thread that computes
 LOADED = 2  # networks kept in memory
 FILES = {
@@ -95,17 +93,21 @@ class Networks:
         """What a run's newest checkpoint sees in a picture."""
         from nin_jax.page import report
 
-        return report.answer(self._network(path), _opened(picture))
+        try:
+            opened = open_picture(picture, FOLDER_FORMATS)
+        except Unreadable as error:
+            raise Refused(415, f"this picture cannot be used: {reason(error)}") from error
+        return report.answer(self._network(path), opened)
 
     def _network(self, path: Path) -> Any:
-        import nin_jax
+        from nin_jax.weights import zoo
 
         state = _checkpoints(path)
         if path not in self.loaded or self.loaded[path][0] != state:
             self.loaded.pop(path, None)
             while len(self.loaded) >= LOADED:
                 self.loaded.pop(next(iter(self.loaded)))
-            self.loaded[path] = state, nin_jax.load(path)
+            self.loaded[path] = state, zoo.load(path)
         return self.loaded[path][1]
 
 
@@ -114,24 +116,6 @@ def _checkpoints(path: Path) -> Any:
         return sorted(entry.name for entry in (path / "checkpoints").iterdir())
     except OSError:
         return []
-
-
-def _opened(data: bytes) -> Any:
-    """The picture in a file of limited size. Raises `Refused`."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
-            if picture.width * picture.height > MOST_PIXELS:
-                raise Refused(413, f"{picture.width} x {picture.height} pixels: at most {MOST_PIXELS // 10**6} million")
-            picture.load()
-    except Refused:
-        raise
-    except Exception as error:  # whatever a decoder makes of it
-        raise Refused(415, f"this is no picture that can be read: {one_line(error)[:200]}") from error
-    return picture
 
 
 def application(directories: Sequence[Path], hosts: Sequence[str]) -> Starlette:

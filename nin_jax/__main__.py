@@ -29,6 +29,7 @@ COMMANDS = {
         "nin_jax.main:main", "parameters, feature maps, FLOPs and memory of a config", ("--mode=describe",)
     ),
     "page": Entry("nin_jax.cli.page:main", "one HTML file that classifies images offline, in any browser"),
+    "board": Entry("nin_jax.page.board:main", "a page of runs on this machine: live curves, comparison, mistakes"),
     "export": Entry("nin_jax.cli.export:main", "a trained network as ONNX, StableHLO, safetensors or for PyTorch"),
     "prepare": Entry(
         "nin_jax.data.prepare.__main__:run", "downloads a data set, or takes its archives, and prepares it"

@@ -1,6 +1,6 @@
 """A page of runs, served on this machine: live curves, comparison, mistakes, and what a run sees in your picture.
 
-    python -m nin_jax.page.board DIR... [--host=127.0.0.1] [--port=8470]
+    nin-jax board DIR... [--host=127.0.0.1] [--port=8470]
 
 DIR is a run directory or holds run directories. Nothing is written. Needs the extra `board`.
 
@@ -10,16 +10,17 @@ that name, and answers only requests that ask for it by this name. There is no p
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nin_jax.arguments import Parser
 from nin_jax.console import exiting, say
 from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture, reason
 from nin_jax.errors import UserError, one_line
@@ -199,11 +200,11 @@ def application(directories: Sequence[Path], hosts: Sequence[str]) -> Starlette:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves the page until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="board", description=str(__doc__).split("\n")[0])
+    parser = Parser("nin-jax board", __doc__)
     parser.add_argument("directories", nargs="+", metavar="DIR")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8470)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(sys.argv[1:] if argv is None else argv)
     try:
         import uvicorn
     except ImportError as error:

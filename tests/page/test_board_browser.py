@@ -41,7 +41,7 @@ def address(runs: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "nin_jax.page.board", str(runs), "--port=0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        found = re.search(r"(http://\S+)", process.stderr.readline())
+        found = re.search(r"(http://\S+)/", process.stderr.readline())
         assert found
         yield found[1]
         process.terminate()
@@ -58,13 +58,13 @@ def page(request: Any, address: str) -> Iterator[Any]:
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
         ]
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = chromium.new_context(viewport=viewport, color_scheme=scheme).new_page()
+        page = chromium.new_context(viewport=viewport, color_scheme=scheme, bypass_csp=True).new_page()
         page.asked, page.complaints = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.set_default_timeout(120_000)
         page.goto(address)
-        page.locator("svg path").first.wait_for()
+        page.locator("svg path").first.wait_for(state="attached")  # a flat line counts as hidden
         yield page
         chromium.close()
 

@@ -1,0 +1,1 @@
+"""Where things are: boxes from class maps, and the measures of object detection."""

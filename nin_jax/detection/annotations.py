@@ -1,0 +1,177 @@
+"""Pictures with boxes: folders of VOC's XML files, COCO's JSON. Whatever is wrong is named in one line, nothing is expanded."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.parsers import expat
+
+import numpy as np
+
+from nin_jax.errors import UserError, nearest, one_line
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+MOST_BYTES = 16 * 2**20  # of an XML file
+
+
+class Annotated(NamedTuple):
+    """A picture and its objects.
+
+    Attributes:
+      name: of the picture, without its suffix.
+      picture: its file.
+      size: width and height in pixels.
+      boxes: float64 `[N, 4]`, see `boxes`.
+      labels: int32 `[N]`, indices of the classes.
+      difficult: bool `[N]`.
+    """
+
+    name: str
+    picture: Path
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+
+
+def voc(root: Path, split: str, classes: Sequence[str] = VOC_CLASSES) -> list[Annotated]:
+    """A split of a folder laid out as VOC's: Annotations/NAME.xml, JPEGImages/NAME.jpg, ImageSets/Main/SPLIT.txt.
+
+    VOC's pixels begin with 1 and boxes include both ends, so x0 = xmin - 1 and x1 = xmax. Raises `UserError`.
+
+    Args:
+      root: such as VOCdevkit/VOC2007.
+      split: "trainval", "test", ..., or "all": every annotation there is.
+      classes: names, by label.
+    """
+    if not (root / "Annotations").is_dir():
+        raise UserError(f"{root} has no folder Annotations: name one like VOCdevkit/VOC2007")
+    lists = root / "ImageSets" / "Main"
+    if split == "all":
+        names = sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
+    else:
+        try:
+            names = [line.split()[0] for line in (lists / f"{split}.txt").read_text().splitlines() if line.strip()]
+        except OSError as error:
+            known = {file.stem for file in lists.glob("*.txt") if "_" not in file.stem} | {"all"}
+            raise UserError(f"split {split!r} of {root}: {nearest(split, known)}") from error
+    for name in names:
+        if name != Path(name).name:
+            raise UserError(f"{lists / split}.txt: {name!r} is not the name of a picture")
+    return [_voc(root, name, classes) for name in names]
+
+
+def _voc(root: Path, name: str, classes: Sequence[str]) -> Annotated:
+    file = root / "Annotations" / f"{name}.xml"
+    tree = _parsed(file)
+    pictures = [p for p in (root / "JPEGImages").glob(f"{name}.*") if p.stem == name]
+    if not pictures:
+        raise UserError(f"{file}: its picture JPEGImages/{name}.jpg is missing")
+    size = _number(tree, "size/width", file), _number(tree, "size/height", file)
+    objects = []
+    for item in tree.iterfind("object"):
+        corners = [_number(item, f"bndbox/{side}", file) for side in ("xmin", "ymin", "xmax", "ymax")]
+        box = corners[0] - 1, corners[1] - 1, corners[2], corners[3]
+        difficult = item.findtext("difficult", "0").strip() == "1"
+        objects.append((box, item.findtext("name", "").strip(), difficult))
+    return _annotated(str(file), name, pictures[0], (int(size[0]), int(size[1])), objects, classes)
+
+
+def _parsed(file: Path) -> ET.Element:
+    """The root of an XML file without a document type, so without entities that could be expanded."""
+
+    def refuse(*_: Any) -> None:
+        raise UserError(f"{file}: XML with a document type is not read")
+
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"{file}: larger than {MOST_BYTES // 2**20} MiB")
+        content = file.read_bytes()
+        parser = expat.ParserCreate()
+        parser.StartDoctypeDeclHandler = refuse
+        parser.Parse(content, True)
+        return ET.fromstring(content)  # noqa: S314 - what could be expanded was refused
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from error
+    except (expat.ExpatError, ET.ParseError) as error:
+        raise UserError(f"{file}: broken XML: {one_line(error)}") from error
+
+
+def _number(tree: ET.Element, path: str, file: Path) -> float:
+    text = tree.findtext(path)
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{file}: {path} is {text!r}, not a number")
+    return value
+
+
+def _annotated(
+    what: str,
+    name: str,
+    picture: Path,
+    size: tuple[int, int],
+    objects: Iterable[tuple[tuple[float, ...], str, bool]],
+    classes: Sequence[str],
+) -> Annotated:
+    """Checks the objects of a picture. Raises `UserError`."""
+    boxes, labels, difficult = [], [], []
+    for box, kind, hard in objects:
+        x0, y0, x1, y1 = box
+        if kind not in classes:
+            raise UserError(f"{what}: unknown class {kind!r}: {nearest(kind, classes)}")
+        if x0 >= x1 or y0 >= y1:
+            raise UserError(f"{what}: the box {box} of a {kind} is empty")
+        if x0 < 0 or y0 < 0 or x1 > size[0] or y1 > size[1]:
+            raise UserError(f"{what}: the box {box} of a {kind} reaches outside its picture of {size[0]} x {size[1]}")
+        boxes.append(box)
+        labels.append(list(classes).index(kind))
+        difficult.append(hard)
+    return Annotated(
+        name,
+        picture,
+        size,
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array(labels, np.int32),
+        np.array(difficult, bool),
+    )
+
+
+def coco(file: Path, pictures: Path) -> tuple[list[Annotated], tuple[str, ...]]:
+    """COCO's instances in a JSON file, and the names of their classes, in the order of their numbers.
+
+    Its boxes are (x, y, width, height) from 0; crowds are taken for difficult. Raises `UserError`.
+
+    Args:
+      file: such as annotations/instances_val2017.json.
+      pictures: the folder of the pictures.
+    """
+    try:
+        content = json.loads(file.read_text())
+        names = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+        classes, objects = tuple(names.values()), {image["id"]: [] for image in content["images"]}
+        for item in content["annotations"]:
+            x, y, width, height = map(float, item["bbox"])
+            found = (x, y, x + width, y + height), names[item["category_id"]], bool(item.get("iscrowd", 0))
+            objects[item["image_id"]].append(found)
+        listed = [(i["id"], str(i["file_name"]), (int(i["width"]), int(i["height"]))) for i in content["images"]]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: not as COCO's instances: {type(error).__name__}: {one_line(error)}") from error
+    annotated = []
+    for number, name, size in listed:
+        picture = pictures / name
+        if not picture.resolve().is_relative_to(pictures.resolve()) or not picture.is_file():
+            raise UserError(f"{file}: its picture {name} is not in {pictures}")
+        annotated.append(_annotated(f"{file}, {name}", Path(name).stem, picture, size, objects[number], classes))
+    return annotated, classes

@@ -1,0 +1,92 @@
+"""Localisation for free: a network that was trained on labels alone says where, by its class maps (paper section 3.2).
+
+The map of a class is computed densely, on the picture at several scales and on its mirror image, and averaged. Its largest
+connected region above a share of its highest value becomes the box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.ndimage
+from PIL import Image
+
+from nin_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from nin_jax.training.predict import Predictor
+
+THRESHOLD = 0.4  # of the highest value of a map
+
+
+def dense_maps(
+    predictor: Predictor, image: np.ndarray, scales: Sequence[float] = (1.0,), flip: bool = True
+) -> np.ndarray:
+    """Class maps of a picture of any size, float32 `[H, W, K]`: the mean over scales and mirror images.
+
+    Raises `UserError` for a network whose logits are not the averages of class maps, or that wants images of one size.
+
+    Args:
+      predictor: the network.
+      image: uint8 `[H, W, C]`.
+      scales: factors by which the picture is enlarged. A network finds things of the size of those it was trained on.
+      flip: whether the mirror image is seen too.
+    """
+    height, width = image.shape[:2]
+    total, count = None, 0
+    for factor in scales:
+        size = max(1, round(width * factor)), max(1, round(height * factor))
+        grey = image.shape[-1] == 1
+        resized = Image.fromarray(image[..., 0] if grey else image).resize(size, Image.Resampling.BICUBIC)
+        seen = np.asarray(resized)[..., None] if grey else np.asarray(resized)
+        for view in (seen, seen[:, ::-1])[: 1 + flip]:
+            _, maps = predictor(view[None])
+            if "class_maps" not in maps:
+                raise UserError(f"model {predictor.config.model.name!r} has no class maps")
+            found = np.asarray(maps["class_maps"][0], np.float32)
+            found = found if view is seen else found[:, ::-1]
+            enlarged = _enlarged(found, height, width)
+            total, count = (enlarged if total is None else total + enlarged), count + 1
+    assert total is not None
+    return total / count
+
+
+def _enlarged(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Maps `[h, w, K]` as `[height, width, K]`, bilinear."""
+    layers = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(maps[..., k])).resize((width, height), Image.Resampling.BILINEAR)
+        )
+        for k in range(maps.shape[-1])
+    ]
+    return np.stack(layers, axis=-1)
+
+
+def box(evidence: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """The box around the largest connected region of a map `[H, W]` at `threshold` of its range or more, float64 `[4]`.
+
+    The whole picture where the map is the same everywhere.
+    """
+    low, high = float(evidence.min()), float(evidence.max())
+    height, width = evidence.shape
+    if not high > low:
+        return np.array([0, 0, width, height], np.float64)
+    labelled: Any = scipy.ndimage.label(evidence >= low + threshold * (high - low))
+    regions, count = labelled
+    sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+    rows, columns = scipy.ndimage.find_objects(regions)[int(sizes.argmax())]
+    return np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
+
+
+def point(evidence: np.ndarray) -> tuple[float, float]:
+    """The middle of the pixel with the most evidence: x and y."""
+    y, x = np.unravel_index(int(evidence.argmax()), evidence.shape)
+    return float(x) + 0.5, float(y) + 0.5
+
+
+def hits(at: tuple[float, float], boxes: np.ndarray) -> bool:
+    """Whether a point lies in one of the boxes: the pointing game (Zhang et al. 2016), here without a margin."""
+    x, y = at
+    return bool(((boxes[:, 0] <= x) & (x < boxes[:, 2]) & (boxes[:, 1] <= y) & (y < boxes[:, 3])).any())

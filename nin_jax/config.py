@@ -309,15 +309,19 @@ def differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> list[s
     return lines
 
 
-def experiments() -> dict[str, Path]:
+def experiments(detection: bool = False) -> dict[str, Path]:
     """The experiments of the project by name, such as "cifar10" and "ablations/dropout"; those in a folder come last.
 
     They lie beside the package in a checkout, inside it when installed.
+
+    Args:
+      detection: those of `nin_jax.detection`, "detect_...", instead.
     """
     package = Path(__file__).parent
     found: dict[str, Path] = {}
     for root in (package / "experiments", package.parent / "experiments"):
-        found |= {f.relative_to(root).with_suffix("").as_posix(): f for f in root.rglob("*.py")}
+        files = (f for f in root.rglob("*.py") if f.name.startswith("detect_") == detection)
+        found |= {f.relative_to(root).with_suffix("").as_posix(): f for f in files}
     return {name: found[name] for name in sorted(found, key=lambda name: ("/" in name, name))}
 
 

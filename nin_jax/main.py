@@ -15,7 +15,7 @@ import shlex
 import sys
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,11 +82,11 @@ def parse(argv: Sequence[str]) -> Command:
         elif found is not None:
             raise UserError(f"{word}: --config is given twice; give one")
         else:
-            found = _find(next(rest, "") if flag[1] is None else flag[1])
+            found = find(next(rest, "") if flag[1] is None else flag[1])
     if found is None:
         raise UserError("--config is missing: name an experiment, such as --config=experiments/digits.py")
     file, argument = found
-    config = _load(file, argument)
+    config = load(file, argument)
     _check_overrides(arguments, config)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
@@ -211,15 +211,19 @@ def local_directory(flag: str, text: str) -> Path:
         raise UserError(f"{flag}={text}: {error}") from error
 
 
-def _find(value: str) -> tuple[Path, str | None]:
+def find(value: str, known: Mapping[str, Path] | None = None) -> tuple[Path, str | None]:
     """Splits FILE:ARG and finds FILE: as given, else an experiment of the project of that name.
 
     NAME, NAME.py, experiments/NAME and experiments/NAME.py name one of the project's from any working directory.
+
+    Args:
+      value: FILE or FILE:ARG.
+      known: the experiments of the project by name; None: those that train a network.
     """
     text, colon, argument = value.partition(":")
     file = Path(os.path.expanduser(text))
     if not os.path.isfile(file):
-        known = config_lib.experiments()
+        known = config_lib.experiments() if known is None else known
         name = text.removeprefix("experiments/").removesuffix(".py")
         if name not in known:
             raise UserError(f"--config={value}: no such file; {nearest(name, known)}")
@@ -227,7 +231,7 @@ def _find(value: str) -> tuple[Path, str | None]:
     return file.absolute(), argument if colon else None
 
 
-def _load(file: Path, argument: str | None) -> ConfigDict:
+def load(file: Path, argument: str | None) -> ConfigDict:
     """Runs a config file. Raises `UserError` with the line of the file where it fails."""
     where = f"--config={file}" + (f":{argument}" if argument is not None else "")
     try:

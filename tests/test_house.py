@@ -24,7 +24,7 @@ FLOORS = (
     {"main"},
     {"paper"},
     {"weights"},
-    {"page"},
+    {"page", "detection"},
     {"cli"},
     {"__main__"},
 )
@@ -41,7 +41,7 @@ TOP = {
     "console.py",
     "storage.py",
 }
-ROOMS = {"layers", "models", "devices", "data", "runs", "training", "paper", "weights", "page", "cli"}
+ROOMS = {"layers", "models", "devices", "data", "runs", "training", "paper", "weights", "page", "detection", "cli"}
 LAYERS = {"jax", "flax", "numpy", "optax"}
 # The command line uses the public names too.
 PUBLIC = {"cli": {""}, "__main__": {"__version__"}}
@@ -50,7 +50,7 @@ PLACES = {
     "orbax": ("runs/checkpoint.py",),
     "tensorflow_datasets": ("data/",),
     "rich": ("console.py",),
-    "absl": ("main.py", "data/prepare/", "data/stream.py"),
+    "absl": ("main.py", "detection/main.py", "data/prepare/", "data/stream.py"),
 }
 # What asks which device or version it runs on stands apart from the mathematics.
 SWITCHES = ("platform_dependent", "default_backend", "__version_info__")

@@ -1,0 +1,28 @@
+"""Detection in composed scenes: CIFAR-10 images on textured ground, so that every box is known.
+
+detect_scenes.py           features of one network
+detect_scenes.py:three     those of three networks behind one another, as in the slides of 2014
+detect_scenes.py:context   three, with scores corrected by the whole picture
+detect_scenes.py:hog       a baseline without a network: histograms of oriented gradients
+detect_scenes.py:colour    another: mean colours
+"""
+
+from nin_jax.config import words
+from nin_jax.detection.config import default
+
+ARGUMENTS = ("three", "context", "hog", "colour")
+
+
+def get_config(arg=None):
+    chosen = words(arg, ARGUMENTS)
+    config = default()
+    config.proposals.smallest = 0.25
+    config.proposals.scales = 4
+    config.localise = "nin.cifar10"
+    if "three" in chosen or "context" in chosen:
+        config.networks = ("nin.cifar10", "nin.cifar100", "nin.mnist")
+        config.context = "context" in chosen
+    elif chosen:
+        config.networks = tuple(chosen)
+        config.localise = None
+    return config

@@ -1,0 +1,108 @@
+"""Detection as in the slides of 2014: R-CNN with the features of trained networks, and localisation by class maps.
+
+    python -m nin_jax.detection.main --config=experiments/detect_NAME.py[:ARG] [--workdir=DIR] [--config.KEY=VALUE ...]
+
+DIR (default: runs/detect_NAME) gets config.json, features/, detections.json and report.json. A start after an interruption
+computes what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from nin_jax import config as config_lib
+from nin_jax import main as training_main
+from nin_jax import schema, storage
+from nin_jax.console import exiting, say
+from nin_jax.detection import config as detection_config
+from nin_jax.detection.config import Detection
+from nin_jax.errors import UserError, one_line
+
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
+    """The config and the run directory of a command line. Raises `UserError`; executes nothing but the config file."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Run directory; default runs/NAME.", flag_values=values)
+    if any(re.fullmatch(r"--?h(elp(short|full)?)?", word) for word in argv[1:]):
+        print(f"{__doc__}\n{values.get_help()}\n\nkeys of a config [default]:\n{schema.help_text(Detection)}")
+        raise SystemExit(0)
+    named = [word for word in argv[1:] if re.match(r"--?config=", word)]
+    if len(named) != 1:
+        raise UserError("--config: name one experiment, such as --config=experiments/detect_scenes.py")
+    file, argument = training_main.find(named[0].split("=", 1)[1], config_lib.experiments(detection=True))
+    config = training_main.load(file, argument)
+    arguments = [word for word in argv if word != named[0]]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        left = values(arguments)
+    except flags.Error as error:
+        raise UserError(one_line(error)) from error
+    except Exception as error:  # ml_collections raises as it likes
+        raise UserError(f"--config.KEY=VALUE: {one_line(error)}") from error
+    if len(left) > 1:
+        raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
+    name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
+    return values.config, training_main.local_directory("--workdir", values.workdir or f"runs/{name}")
+
+
+def run(config: Detection, plain: dict[str, Any], workdir: Path) -> dict[str, Any]:
+    """Runs an experiment and writes its report. Raises `UserError`."""
+    from nin_jax.detection import localisation, pictures, pipeline
+    from nin_jax.runs.provenance import commit, versions
+
+    begin = time.perf_counter()
+    workdir.mkdir(parents=True, exist_ok=True)
+    storage.write_json(workdir / "config.json", plain)
+    train, test = pictures.read(config)
+    report: dict[str, Any] = {"pictures": [len(train), len(test)]}
+    if config.localise:
+        report["localisation"] = localisation.measure(config, train, test)
+    results, store = pipeline.detect(config, train, test, workdir)
+    report |= {
+        "map_pct": 100 * sum(r.ap for r in results) / len(results),
+        "area_map_pct": 100 * sum(r.area for r in results) / len(results),
+        "classes": {
+            r.name: {"ap_pct": 100 * r.ap, "area_pct": 100 * r.area, "train": r.objects[0], "test": r.objects[1]}
+            for r in results
+        },
+        "features_s_per_picture": sum(store.seconds) / len(store.seconds) if store.seconds else None,
+        "seconds": time.perf_counter() - begin,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    detections = {
+        r.name: {
+            name: [[round(float(s), 4), *map(float, box.round(2))] for s, box in zip(f.scores, f.boxes, strict=True)]
+            for name, f in r.found.items()
+        }
+        for r in results
+    }
+    storage.write_json(workdir / "detections.json", detections)
+    storage.write_json(workdir / "report.json", report)
+    say(
+        f"done: mAP {report['map_pct']:.2f} % (VOC 2007) over {len(results)} classes in {len(test)} pictures; {workdir}/report.json"
+    )
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command line."""
+    config, workdir = parse(list(argv or sys.argv))
+    checked = detection_config.check(config)
+    run(checked, json.loads(config.to_json_best_effort()), workdir)
+
+
+if __name__ == "__main__":
+    with exiting():
+        main()

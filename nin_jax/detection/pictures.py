@@ -1,0 +1,121 @@
+"""The pictures of a detection experiment: composed scenes, or a user's own pictures with boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nin_jax import registry
+from nin_jax.data import splits
+from nin_jax.data.pictures import Unreadable, open_picture, reason
+from nin_jax.detection import annotations
+from nin_jax.detection.config import Detection
+from nin_jax.detection.scenes import Scene, scene
+from nin_jax.errors import UserError
+
+
+class Objects(NamedTuple):
+    """A picture's name, its width and height, and its objects: boxes `[N, 4]`, labels int32 `[N]`, difficult bool `[N]`."""
+
+    name: str
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+
+
+class Pictures:
+    """A split, whose pictures are read one at a time.
+
+    Args:
+      listed: the objects of each picture.
+      files: of each picture; None: they are scenes of `images` and `labels`.
+
+    Attributes:
+      classes: names, by label.
+    """
+
+    def __init__(self, config: Detection, classes: Sequence[str], listed: Sequence[Objects], files: Sequence[Path]):
+        self.config, self.classes, self.listed, self.files = config, tuple(classes), list(listed), list(files)
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def image(self, number: int) -> np.ndarray:
+        """uint8 `[H, W, 3]`. Raises `UserError` for a picture that cannot be read."""
+        file = self.files[number]
+        try:
+            with open_picture(file.read_bytes()) as picture:
+                image = np.asarray(picture.convert("RGB"))
+        except (Unreadable, OSError) as error:
+            raise UserError(f"{file}: {reason(error)}") from error
+        width, height = self.listed[number].size
+        if image.shape[:2] != (height, width):
+            raise UserError(
+                f"{file}: {image.shape[1]} x {image.shape[0]} pixels, but its boxes are for {width} x {height}"
+            )
+        return image
+
+
+class Scenes(Pictures):
+    """Composed scenes, made anew whenever they are asked for."""
+
+    def __init__(self, config: Detection, split: str, count: int):
+        c = config.scenes
+        dataset = registry.call("datasets", c.dataset)
+        info = splits.facts(dataset, c.data_dir)
+        if info.streamed:
+            raise UserError(f"scenes.dataset={c.dataset}: must be a data set that fits in memory")
+        images, labels = dataset.entry.load(split, c.data_dir, **dataset.arguments)
+        (self.images, self.labels), _ = splits.usable((images, labels), info, f"split {split!r} of {dataset}", "stop")
+        self.seed = config.seed
+        made = [self._scene(config, i) for i in range(count)]
+        listed = [
+            Objects(f"{split}{i:05}", (c.side, c.side), s.boxes, s.labels, np.zeros(len(s.boxes), bool))
+            for i, s in enumerate(made)
+        ]
+        super().__init__(config, info.class_names or tuple(map(str, range(info.classes))), listed, ())
+
+    def _scene(self, config: Detection, number: int) -> Scene:
+        c = config.scenes
+        return scene(
+            self.images,
+            self.labels,
+            number,
+            seed=self.seed,
+            side=c.side,
+            objects=(1, c.most_objects),
+            scale=(c.smallest, c.largest),
+        )
+
+    def image(self, number: int) -> np.ndarray:
+        made = self._scene(self.config, number).image
+        return np.repeat(made, 3, axis=-1) if made.shape[-1] == 1 else made
+
+
+def read(config: Detection) -> tuple[Pictures, Pictures]:
+    """The training and the test pictures of an experiment. Raises `UserError`."""
+    if config.data == "scenes":
+        return Scenes(config, "train", config.scenes.train), Scenes(config, "test", config.scenes.test)
+    root = Path(str(config.path)).expanduser()
+    if config.data == "voc":
+        parts = [annotations.voc(root, split) for split in (config.train_split, config.test_split)]
+        classes: Sequence[str] = annotations.VOC_CLASSES
+    else:
+        everything, classes = annotations.coco(root, Path(str(config.pictures)).expanduser())
+        parts = [everything[::2], everything[1::2]]
+    if shared := {a.name for a in parts[0]} & {a.name for a in parts[1]}:
+        raise UserError(f"{len(shared)} pictures are in both splits, such as {min(shared)}")
+    train, test = (
+        Pictures(
+            config,
+            classes,
+            [Objects(a.name, a.size, a.boxes, a.labels, a.difficult) for a in part],
+            [a.picture for a in part],
+        )
+        for part in parts
+    )
+    return train, test

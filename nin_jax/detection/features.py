@@ -46,7 +46,7 @@ def network(predictor: Predictor, name: str, grid: int) -> Source:
 
     def features(images: jax.Array) -> jax.Array:
         prepared = fitted.apply(predictor.config.preprocess, predictor.stats, images)
-        _, maps = predictor.model.apply(predictor.variables, prepared, train=False)
+        maps: Any = predictor.model.apply(predictor.variables, prepared, train=False)[1]
         if name not in maps:
             raise UserError(f"map {name!r}: {nearest(name, maps)}")
         return pooled(maps[name].astype(jnp.float32), grid)

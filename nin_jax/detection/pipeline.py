@@ -180,9 +180,9 @@ def detect(config: Detection, train: Pictures, test: Pictures, workdir: Path) ->
     corrected = _corrections(store, train, test, chosen) if config.context else np.zeros((len(test), len(chosen)))
     results = []
     for column, k in enumerate(track(chosen, len(chosen), "classes")):
-        positives, near, targets = _positives(store, train, k, scale)
+        positives, near, near_boxes, targets = _positives(store, train, k, scale)
         machine = svm.train(positives, _negatives(store, train, k, scale))
-        regression = svm.regress(*near, targets) if config.regression else None
+        regression = svm.regress(near, near_boxes, targets) if config.regression else None
         found = {}
         for i in range(len(test)):
             regions, objects = store.read(test, i), test.listed[i]
@@ -200,7 +200,9 @@ def detect(config: Detection, train: Pictures, test: Pictures, workdir: Path) ->
     return results, store
 
 
-def _positives(store: Store, train: Pictures, k: int, scale: np.float32) -> Any:
+def _positives(
+    store: Store, train: Pictures, k: int, scale: np.float32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Features of the objects of a class; features and boxes of proposals near them, and the objects these are near to."""
     own, near, boxes, targets = [], [], [], []
     for i, objects in enumerate(train.listed):
@@ -214,7 +216,7 @@ def _positives(store: Store, train: Pictures, k: int, scale: np.float32) -> Any:
         near.append(regions.features[:-1][regions.proposed][close] * scale)
         boxes.append(regions.boxes[regions.proposed][close])
         targets.append(objects.boxes[wanted][share[close].argmax(1)])
-    return np.concatenate(own), (np.concatenate(near), np.concatenate(boxes)), np.concatenate(targets)
+    return np.concatenate(own), np.concatenate(near), np.concatenate(boxes), np.concatenate(targets)
 
 
 def _negatives(store: Store, train: Pictures, k: int, scale: np.float32) -> Iterator[np.ndarray]:

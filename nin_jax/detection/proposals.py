@@ -44,7 +44,7 @@ def selective_search(image: np.ndarray, most: int = 2000) -> np.ndarray:
       most: how many boxes at most.
     """
     try:
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]
 
         search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     except (ImportError, AttributeError) as error:

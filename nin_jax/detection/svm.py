@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.linear_model import Ridge
@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 from nin_jax.detection import boxes as boxes_lib
 
 NORM = 20.0  # the mean length of features that C goes with
-C, BIAS, POSITIVE = 1e-3, 10.0, 2.0  # cost, scale of the constant feature, weight of positive examples
+C, BIAS, POSITIVE = 1e-3, 10, 2.0  # cost, scale of the constant feature, weight of positive examples
 HARD, EASY = -1.0001, -1.2  # scores from which a negative is learned from, and under which it is forgotten
 REFIT = 2000  # new hard negatives
 REGRESSION, REGRESSED_FROM = 1000.0, 0.6  # ridge penalty; the overlap from which a proposal is learned from
@@ -50,7 +50,7 @@ def _fit(positives: np.ndarray, negatives: np.ndarray) -> Linear:
     x = np.concatenate([positives, negatives])
     y = np.repeat([1, 0], [len(positives), len(negatives)])
     # The gap to the best solution matters less than time: 3,000 rounds are far more than it takes at this C.
-    machine = LinearSVC(
+    machine: Any = LinearSVC(
         C=C, loss="hinge", intercept_scaling=BIAS, class_weight={1: POSITIVE}, max_iter=3000, tol=1e-3, random_state=0
     )
     machine.fit(x, y)
@@ -75,7 +75,7 @@ def regress(features: np.ndarray, boxes: np.ndarray, targets: np.ndarray) -> Reg
         return None
     offsets = boxes_lib.to_offsets(boxes, targets)
     mean, deviation = offsets.mean(0), offsets.std(0) + 1e-9
-    ridge = Ridge(alpha=REGRESSION).fit(features, (offsets - mean) / deviation)
+    ridge: Any = Ridge(alpha=REGRESSION).fit(features, (offsets - mean) / deviation)
     return Regression((ridge.coef_.T * deviation).astype(np.float64), ridge.intercept_ * deviation + mean)
 
 

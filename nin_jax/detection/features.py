@@ -74,7 +74,7 @@ def hog() -> Source:
         padded = jnp.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
         dy, dx = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1], padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
         length, angle = jnp.hypot(dx, dy), (jnp.arctan2(dy, dx) / jnp.pi * ORIENTATIONS) % ORIENTATIONS
-        centres = jnp.arange(ORIENTATIONS, dtype=jnp.float32)
+        centres = jnp.arange(ORIENTATIONS, dtype=jnp.float32).reshape(1, 1, 1, -1)
         off = jnp.abs(angle[..., None] - centres)
         share = jnp.maximum(0, 1 - jnp.minimum(off, ORIENTATIONS - off))  # 180 degrees are 0 degrees
         votes = length[..., None] * share
@@ -135,7 +135,7 @@ class Extractor:
         def features(canvas: jax.Array, mean: jax.Array, boxes: jax.Array) -> jax.Array:
             parts = []
             for source in self.sources:
-                seen = warp(canvas, boxes, source.side) + mean
+                seen = warp(canvas, boxes, source.side) + mean.reshape(1, 1, 1, -1)
                 if source.channels == 1:
                     seen = seen.mean(-1, keepdims=True)
                 parts.append(source.features(jnp.clip(jnp.round(seen), 0, 255).astype(jnp.uint8)))

@@ -35,6 +35,8 @@ def dense_maps(
       flip: whether the mirror image is seen too.
     """
     height, width = image.shape[:2]
+    if predictor.info.image_shape[-1] == 1:
+        image = np.round(image.mean(-1, keepdims=True)).astype(np.uint8)
     total, count = None, 0
     for factor in scales:
         size = max(1, round(width * factor)), max(1, round(height * factor))

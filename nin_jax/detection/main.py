@@ -68,11 +68,19 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path) -> dict[str, An
     if config.localise:
         report["localisation"] = localisation.measure(config, train, test)
     results, store = pipeline.detect(config, train, test, workdir)
+    measured = [(100 * r.ap, 100 * r.area) for r in results if r.ap is not None and r.area is not None]
+    if not measured:
+        raise UserError(f"no test picture has an object of {', '.join(r.name for r in results)} that is not difficult")
     report |= {
-        "map_pct": 100 * sum(r.ap for r in results) / len(results),
-        "area_map_pct": 100 * sum(r.area for r in results) / len(results),
+        "map_pct": sum(ap for ap, _ in measured) / len(measured),
+        "area_map_pct": sum(area for _, area in measured) / len(measured),
         "classes": {
-            r.name: {"ap_pct": 100 * r.ap, "area_pct": 100 * r.area, "train": r.objects[0], "test": r.objects[1]}
+            r.name: {
+                "ap_pct": None if r.ap is None else 100 * r.ap,
+                "area_pct": None if r.area is None else 100 * r.area,
+                "train": r.objects[0],
+                "test": r.objects[1],
+            }
             for r in results
         },
         "features_s_per_picture": sum(store.seconds) / len(store.seconds) if store.seconds else None,
@@ -91,7 +99,7 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path) -> dict[str, An
     storage.write_json(workdir / "detections.json", detections)
     storage.write_json(workdir / "report.json", report)
     say(
-        f"done: mAP {report['map_pct']:.2f} % (VOC 2007) over {len(results)} classes in {len(test)} pictures; {workdir}/report.json"
+        f"done: mAP {report['map_pct']:.2f} % (VOC 2007) over {len(measured)} classes in {len(test)} pictures; {workdir}/report.json"
     )
     return report
 

@@ -123,8 +123,9 @@ class Store:
 
     def _read(self, pictures: Pictures, number: int) -> Regions | None:
         broken = OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError
-        with contextlib.suppress(*broken), np.load(self._path(pictures, number), allow_pickle=False) as file:
-            found = Regions(file["boxes"], file["features"].astype(np.float32), int(file["objects"]))
+        with contextlib.suppress(*broken), open(self._path(pictures, number), "rb") as file:
+            with np.load(file, allow_pickle=False) as arrays:
+                found = Regions(arrays["boxes"], arrays["features"].astype(np.float32), int(arrays["objects"]))
             return found if np.array_equal(found.boxes[: found.objects], pictures.listed[number].boxes) else None
         return None
 
@@ -153,14 +154,14 @@ class Result(NamedTuple):
     Attributes:
       name: of the class.
       found: by picture.
-      ap, area: average precision of 2007 and of 2010, 0 to 1.
+      ap, area: average precision of 2007 and of 2010, 0 to 1; None without an object in the test pictures.
       objects: in the training and in the test pictures, those that are not difficult.
     """
 
     name: str
     found: dict[str, Found]
-    ap: float
-    area: float
+    ap: float | None
+    area: float | None
     objects: tuple[int, int]
 
 

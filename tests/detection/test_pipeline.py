@@ -1,0 +1,197 @@
+"""R-CNN from pictures to average precision, on scenes of digits and a network that comes with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from nin_jax.detection import config, context, features, main, pictures, pipeline, proposals, svm
+from nin_jax.detection.boxes import iou
+from nin_jax.errors import UserError
+
+WORDS = (
+    *("detection", "--config=detect_scenes", "--config.scenes.dataset=digits", "--config.scenes.side=24"),
+    *(
+        "--config.scenes.train=16",
+        "--config.scenes.test=8",
+        "--config.networks=('nin.digits',)",
+        "--config.maps=('cccp2',)",
+    ),
+    *("--config.localise=nin.digits", "--config.fewest_boxes=2", "--config.proposals.smallest=0.3"),
+    *("--config.scenes.smallest=1.0", "--config.proposals.scales=3", "--config.context=True"),
+)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """The folder and the report of a run."""
+    folder = tmp_path_factory.mktemp("detection") / "run"
+    main.main([*WORDS, f"--workdir={folder}"])
+    return folder, json.loads((folder / "report.json").read_text())
+
+
+def test_a_run_reports_every_class_and_beats_boxes_that_know_nothing(done: tuple[Path, dict]) -> None:
+    folder, report = done
+    assert report["pictures"] == [16, 8]
+    assert 10 < report["map_pct"] <= 100
+    assert report["map_pct"] == pytest.approx(np.mean([c["ap_pct"] for c in report["classes"].values() if c["test"]]))
+    found = json.loads((folder / "detections.json").read_text())
+    assert found.keys() == report["classes"].keys()
+    for scores in ([row[0] for row in rows] for of in found.values() for rows in of.values()):
+        assert scores == sorted(scores, reverse=True)
+    assert report["localisation"]["asked"] == 13
+    assert report["localisation"]["pointing_pct"] >= report["localisation"]["centre_pointing_pct"]
+
+
+def test_a_second_start_computes_what_is_missing_and_ends_with_the_same(done: tuple[Path, dict]) -> None:
+    folder, report = done
+    kept = (folder / "detections.json").read_text()
+    files = sorted((folder / "features").rglob("*.npz"))
+    assert len(files) == 24
+    files[3].unlink()
+    files[5].write_bytes(files[5].read_bytes()[:1000])  # as a full disk leaves it
+    times = {file: file.stat().st_mtime_ns for file in files if file.exists()}
+    main.main([*WORDS, f"--workdir={folder}"])
+    assert (folder / "detections.json").read_text() == kept
+    again = json.loads((folder / "report.json").read_text())
+    assert {k: again[k] for k in ("map_pct", "classes", "localisation")} == {
+        k: report[k] for k in ("map_pct", "classes", "localisation")
+    }
+    assert [f for f, t in times.items() if f.stat().st_mtime_ns != t] == [files[5]]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--config.networks=('nin.digit',)"], "nin.digits"),
+        (["--config.maps=('cccp9',)"], "map 'cccp9'"),
+        (["--config.data=voc"], "path: data='voc' needs it"),
+        (["--config.data=voc", "--config.path=nowhere"], "nowhere has no folder Annotations"),
+        (["--config.fewest_boxes=1000"], "no class has as many training boxes"),
+        (["--config.proposals.source=nowhere.json"], "nowhere.json"),
+        (["--config.scenes.sides=9"], "sides"),
+        (["--config.names=('5=six',)"], "names=5=six"),
+    ],
+)
+def test_mistakes_get_one_line(words: list[str], line: str, tmp_path: Path) -> None:
+    given = {word.split("=")[0] for word in words}  # a tuple that is given twice becomes one longer tuple
+    with pytest.raises(UserError) as error:
+        main.main([*(w for w in WORDS if w.split("=")[0] not in given), f"--workdir={tmp_path}", *words])
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_windows_lie_inside_and_find_most_objects() -> None:
+    windows = proposals.sliding_windows(100, 60)
+    assert (windows[:, :2] >= 0).all()
+    assert (windows[:, 2:] <= [100 + 1e-9, 60 + 1e-9]).all()
+    random = np.random.default_rng(0)
+    size = random.uniform(15, 55, (500, 2))
+    corner = random.uniform(0, 1, (500, 2)) * (np.array([100, 60]) - size)
+    objects = np.concatenate([corner, corner + size], axis=1)
+    assert (iou(objects, windows).max(1) >= 0.5).mean() > 0.9
+
+
+def test_proposals_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "boxes.json"
+    file.write_text('{"a": [[0, 0, 5, 6.5]]}')
+    assert proposals.from_file(file)["a"].tolist() == [[0, 0, 5, 6.5]]
+    for text in ('{"a": [[3, 0, 2, 5]]}', "[]", '{"a": [[1, 2]]}', "{", '{"a": [[0, 0, NaN, 1]]}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match="proposals="):
+            proposals.from_file(file)
+
+
+def test_warping_is_what_pillow_makes_of_the_region() -> None:
+    """Enlarged, linear interpolation is the same; outside the picture lies its mean, here 0."""
+    image = np.random.default_rng(0).uniform(0, 255, (40, 50, 3)).astype(np.float32)
+    box = np.array([[10.0, 5, 26, 21]], np.float32)
+    warped = np.asarray(features.warp(jnp.asarray(image), jnp.asarray(box), 32, context=0.0))[0]
+    channel = Image.fromarray(image[..., 1]).resize((32, 32), Image.Resampling.BILINEAR, box=(10, 5, 26, 21))
+    np.testing.assert_allclose(warped[2:-2, 2:-2, 1], np.asarray(channel)[2:-2, 2:-2], atol=1e-2)
+    around = np.asarray(features.warp(jnp.asarray(image), jnp.asarray(box), 32, context=0.25))[0]
+    np.testing.assert_allclose(around[8:24, 8:24, 1].mean(), image[5:21, 10:26, 1].mean(), rtol=0.02)  # the middle half
+    outside = np.asarray(features.warp(jnp.asarray(image), jnp.asarray([[-40.0, -40, 0, 0]]), 32, context=0.0))
+    np.testing.assert_allclose(outside, 0, atol=1e-3)
+
+
+def test_pooling_averages_cells() -> None:
+    maps = jnp.arange(2 * 5 * 4 * 3, dtype=jnp.float32).reshape(2, 5, 4, 3)
+    pooled = np.asarray(features.pooled(maps, 2))
+    assert pooled.shape == (2, 12)
+    np.testing.assert_allclose(pooled[:, :3], np.asarray(maps)[:, :2, :2].mean((1, 2)))
+    np.testing.assert_allclose(pooled[:, 9:], np.asarray(maps)[:, 2:, 2:].mean((1, 2)))
+
+
+def test_gradients_of_a_stripe_point_one_way() -> None:
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    images[:, :, 12:20] = 255  # its edges are vertical, so gradients are horizontal: orientation 0
+    found = np.asarray(features.hog().features(jnp.asarray(images))).reshape(3, 3, 4, 9)
+    assert found[..., 0].sum() > 0
+    np.testing.assert_allclose(found[..., 1:], 0, atol=1e-6)
+
+
+def test_mining_finds_the_classifier_of_all_negatives() -> None:
+    random = np.random.default_rng(0)
+    direction = random.normal(size=20)
+    positives = (random.normal(size=(40, 20)) * 4 + direction * 4).astype(np.float32)
+    negatives = (random.normal(size=(60, 100, 20)) * 4 - direction).astype(np.float32)
+    mined, everything = svm.train(positives, negatives), svm._fit(positives, negatives.reshape(-1, 20))
+    cosine = mined.weights @ everything.weights / np.linalg.norm(mined.weights) / np.linalg.norm(everything.weights)
+    assert cosine > 0.98
+
+
+def test_regression_learns_a_shift() -> None:
+    random = np.random.default_rng(0)
+    boxes = np.concatenate([random.uniform(0, 50, (200, 2)), random.uniform(60, 100, (200, 2))], axis=1)
+    features_ = (random.normal(size=(200, 5)) * 20).astype(np.float32)
+    size = boxes[:, 2:] - boxes[:, :2]
+    targets = boxes + np.tile(size, 2) * features_[:, :1] / 200  # as far as the first feature says
+    learned = svm.regress(features_, boxes, targets)
+    assert learned
+    np.testing.assert_allclose(learned(features_, boxes), targets, atol=1.0)
+    assert svm.regress(features_[:9], boxes[:9], targets[:9]) is None
+
+
+def test_context_raises_what_the_neighbours_have() -> None:
+    random = np.random.default_rng(0)
+    labels = np.zeros((60, 2), bool)
+    labels[:30, 0], labels[30:, 1] = True, True
+    outputs = labels + random.normal(0, 0.1, (60, 2))
+    corrections = context.corrections(outputs, labels, np.array([[1.0, 0.0], [0.0, 1.0]]))
+    assert corrections[0, 0] > 0 > corrections[0, 1]
+    assert corrections[1, 1] > 0 > corrections[1, 0]
+    np.testing.assert_allclose(corrections[0, 0], context.STRENGTH * np.log((20 + 0.5) / 21 / 0.5))
+    own = context.corrections(outputs, labels, outputs, own=True)
+    assert (own[:30, 0] > 0).all()
+
+
+def test_voc_pictures_are_read_and_a_wrong_size_is_refused(tmp_path: Path) -> None:
+    from tests.detection.test_annotations import OBJECT, devkit
+
+    root = devkit(tmp_path / "d", OBJECT.format(1, 1, 10, 20, name="cat", difficult=0))
+    (root / "ImageSets/Main/trainval.txt").write_text("")
+    plain = config.default()
+    plain.data, plain.path = "voc", str(root)
+    _, test = pictures.read(config.check(plain))
+    assert test.image(0).shape == (30, 40, 3)
+    Image.new("RGB", (30, 40)).save(root / "JPEGImages/000001.jpg")
+    with pytest.raises(UserError, match="30 x 40 pixels, but its boxes are for 40 x 30"):
+        test.image(0)
+    (root / "ImageSets/Main/trainval.txt").write_text("000001\n")
+    with pytest.raises(UserError, match="1 pictures are in both splits"):
+        pictures.read(config.check(plain))
+
+
+def test_the_key_of_features_tells_what_made_them(tmp_path: Path) -> None:
+    plain = config.default()
+    plain.networks = ("hog",)
+    first = pipeline.Store(tmp_path, config.check(plain)).key
+    assert pipeline.Store(tmp_path, config.check(plain)).key == first
+    plain.proposals.stride = 0.5
+    assert pipeline.Store(tmp_path, config.check(plain)).key != first

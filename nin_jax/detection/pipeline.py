@@ -194,10 +194,10 @@ def detect(config: Detection, train: Pictures, test: Pictures, workdir: Path) ->
         truth = {o.name: Truth(o.boxes[o.labels == k], o.difficult[o.labels == k]) for o in test.listed}
         curve = precision_recall(truth, found)
         there = sum(int((~t.difficult).sum()) for t in truth.values())
-        results.append(
-            Result(train.classes[k], found, eleven_points(curve), under_curve(curve), (int(counts[k]), there))
-        )
-        say(f"{train.classes[k]}: average precision {100 * results[-1].ap:.2f} % of {there} objects")
+        ap, area = (eleven_points(curve), under_curve(curve)) if there else (None, None)
+        results.append(Result(train.classes[k], found, ap, area, (int(counts[k]), there)))
+        measured = "not measured" if ap is None else f"{100 * ap:.2f} %"
+        say(f"{train.classes[k]}: average precision {measured}, {there} objects")
     return results, store
 
 

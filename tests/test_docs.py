@@ -18,6 +18,7 @@ from benchmarks import report, start
 from nin_jax import __main__ as nin_jax_command
 from nin_jax import config, main, registry
 from nin_jax.data.datasets import folder
+from nin_jax.detection import main as detection
 from nin_jax.paper import pages
 from nin_jax.training.build import Run
 from nin_jax.training.describe import describe
@@ -63,9 +64,13 @@ def test_every_experiment_named_anywhere_is_there_and_legal():
     """Each --config=... and `experiments/...` in README and docs parses and passes the check."""
     text = "".join(f.read_text() for f in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
     named = set(re.findall(r"experiments/[\w/]+\.py(?::[\w,-]+)?", text)) - {"experiments/NAME.py"}
-    assert {f"experiments/{name}.py" for name in config.experiments()} <= {n.split(":")[0] for n in named}
+    known = {f"experiments/{name}.py" for name in (*config.experiments(), *config.experiments(detection=True))}
+    assert known <= {n.split(":")[0] for n in named}
     for name in named:
-        main.parse(["main", f"--config={name}"])
+        if name.startswith("experiments/detect_"):
+            detection.parse(["detection", f"--config={name}"])
+        else:
+            main.parse(["main", f"--config={name}"])
 
 
 def test_the_table_of_own_pictures_is_that_of_their_folder(tmp_path, monkeypatch):

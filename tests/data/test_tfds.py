@@ -23,6 +23,7 @@ from hypothesis import example, given, settings
 
 from nin_jax.data.cache import cache_dir, cached
 from nin_jax.data.datasets import mnist
+from nin_jax.data.prepare import archives as archives_of
 from nin_jax.data.prepare import prepare
 from nin_jax.data.splits import Split, take
 from nin_jax.data.tfds import check_prepared
@@ -295,10 +296,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
             header = struct.pack(f">{1 + data.ndim}I", 0x0800 + data.ndim, *data.shape)
             paths[-1].write_bytes(gzip.compress(header + data.tobytes()))
     archives = [
-        prepare.Archive(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths
+        archives_of.Archive(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in paths
     ]
     sizes = {"train": {"train": COUNTS["train"]}, "test": {"t10k": COUNTS["test"]}}
-    dataset = dataclasses.replace(prepare.DATASETS["mnist"], splits=sizes, archives=archives)
+    dataset = dataclasses.replace(archives_of.DATASETS["mnist"], splits=sizes, archives=archives)
     prepare.prepare(dataset, root / "data", root)
     return root / "data", splits
 

@@ -111,7 +111,7 @@ def test_the_errors_of_shifted_images_are_recorded(runs, tmp_path):
     summary = json.loads((runs[0] / "summary.json").read_text())
     assert errors[0] == pytest.approx(summary["test_error_pct"], abs=1e-3)
     images, truth = digits.load("test")
-    predictor = figures.Predictor(runs[0])
+    predictor = figures.load_run(runs[0])
     moved = [translations.shifted(images, *to) for to in ((3, 0), (-3, 0), (0, 3), (0, -3))]
     wrong = [np.mean(predictor(one)[0].argmax(-1) != truth) for one in moved]
     assert errors[3] == pytest.approx(100 * np.mean(wrong), abs=1e-3)

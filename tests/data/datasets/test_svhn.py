@@ -29,9 +29,9 @@ def prepared(files: Files, root: Path) -> str:
         path = root / official.file
         scipy.io.savemat(path, dict(zip("Xy", files[split], strict=True)), do_compression=True)
         content = path.read_bytes()
-        archives.append(prepare.Archive(official.url, len(content), hashlib.sha256(content).hexdigest()))
+        archives.append(archives_of.Archive(official.url, len(content), hashlib.sha256(content).hexdigest()))
         splits[split] = {official.file: len(files[split][1])}
-    dataset = dataclasses.replace(prepare.DATASETS["svhn_cropped"], splits=splits, archives=archives)
+    dataset = dataclasses.replace(archives_of.DATASETS["svhn_cropped"], splits=splits, archives=archives)
     prepare.prepare(dataset, root / "data", root)
     return str(root / "data")
 

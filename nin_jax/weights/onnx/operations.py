@@ -34,8 +34,13 @@ def translate(traced: Traced, input: str) -> Graph:
                 graph.names[value] = _translated(graph, value)
         except Unsupported as error:
             graph.names[value] = error
-        broadcasts = value.op in ELEMENTWISE or value.op == "broadcast_in_dim"
-        if not broadcasts or any(i in graph.whole and i.shape == value.shape for i in value.inputs):
+        if value.op == "broadcast_in_dim":  # whole where it only adds axes of 1
+            whole = value.inputs[0] in graph.whole and _placed(value) == list(value.shape)
+        else:
+            whole = value.op not in ELEMENTWISE or any(
+                i in graph.whole and i.shape == value.shape for i in value.inputs
+            )
+        if whole:
             graph.whole.add(value)
     return graph
 
@@ -114,8 +119,13 @@ def reshape(graph: Graph, value: Value) -> str:
 
 def broadcast(graph: Graph, value: Value) -> str:
     """The value with axes of 1, which broadcasts where it is used."""
+    return _reshaped(graph, value, _placed(value))
+
+
+def _placed(value: Value) -> list[Any]:
+    """The shape of what is broadcast, with axes of 1 where it has none."""
     axes = dict(zip(value.params["broadcast_dimensions"], value.inputs[0].shape, strict=True))
-    return _reshaped(graph, value, [axes.get(axis, 1) for axis in range(len(value.shape))])
+    return [axes.get(axis, 1) for axis in range(len(value.shape))]
 
 
 def _reshaped(graph: Graph, value: Value, shape: Sequence[Any]) -> str:
@@ -178,6 +188,19 @@ def largest(graph: Graph, value: Value) -> str:
     return patterns.reduced(graph, "ReduceMax", value)
 
 
+def window_sum(graph: Graph, value: Value) -> str:
+    """A sum over windows of rows and columns: an average that counts the padding, times the size of a window."""
+    p, x = value.params, value.inputs[0]
+    window, strides, edges = p["window_dimensions"], p["window_strides"], p["padding"]
+    outside = [window[axis] != 1 or strides[axis] != 1 or tuple(edges[axis]) != (0, 0) for axis in (0, 3)]
+    if len(window) != 4 or any(outside) or {*p["base_dilation"], *p["window_dilation"]} != {1}:
+        raise Unsupported("sums over windows other than of rows and columns have no translation")
+    (top, bottom), (left, right) = edges[1:3]
+    form = {"kernel_shape": list(window[1:3]), "strides": list(strides[1:3]), "pads": [top, left, bottom, right]}
+    average = graph.add("AveragePool", [graph.stored(x)], value.name, **form, count_include_pad=1)
+    return graph.add("Mul", [average, graph.tensor(np.array(window[1] * window[2], value.dtype))], value.name)
+
+
 def _from_plain(graph: Graph, tensor: str, value: Value) -> str:
     return graph.permuted(tensor, order(value.shape), value.name)
 
@@ -197,6 +220,7 @@ ELEMENTWISE_OTHERS: dict[str, Translation] = {
 ELEMENTWISE = {*SAME, *ELEMENTWISE_OTHERS}
 OTHERS: dict[str, Translation] = ELEMENTWISE_OTHERS | {
     **{"conv_general_dilated": convolution, "dot_general": product, "concatenate": concatenate, "transpose": transpose},
+    "reduce_window_sum": window_sum,
     **{"reshape": reshape, "squeeze": reshape, "expand_dims": reshape, "broadcast_in_dim": broadcast},
     **{"pad": pad, "slice": slices, "rev": reverse, "reduce_sum": total, "reduce_max": largest},
 }

@@ -26,7 +26,7 @@ from nin_jax import schema, storage
 from nin_jax.console import exiting, say
 from nin_jax.detection import config as detection_config
 from nin_jax.detection.config import Detection
-from nin_jax.errors import UserError, one_line
+from nin_jax.errors import StorageFailed, UserError, one_line
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
@@ -108,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line."""
     config, workdir = parse(list(argv or sys.argv))
     checked = detection_config.check(config)
-    run(checked, json.loads(config.to_json_best_effort()), workdir)
+    try:
+        run(checked, json.loads(config.to_json_best_effort()), workdir)
+    except OSError as error:
+        raise StorageFailed(one_line(error)) from error
 
 
 if __name__ == "__main__":

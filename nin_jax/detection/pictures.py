@@ -32,7 +32,7 @@ class Pictures:
 
     Args:
       listed: the objects of each picture.
-      files: of each picture; None: they are scenes of `images` and `labels`.
+      files: of each picture; none for scenes, which are made.
 
     Attributes:
       classes: names, by label.
@@ -43,6 +43,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.listed)
+
+    def stamp(self, number: int) -> str:
+        """What changes when a picture's file does: its size and time; nothing for scenes."""
+        status = self.files[number].stat() if self.files else None
+        return f"{status.st_size} {status.st_mtime_ns}" if status else ""
 
     def image(self, number: int) -> np.ndarray:
         """uint8 `[H, W, 3]`. Raises `UserError` for a picture that cannot be read."""

@@ -130,7 +130,8 @@ class Store:
         return None
 
     def _path(self, pictures: Pictures, number: int) -> Path:
-        return self.folder / self.key / f"{pictures.listed[number].name}.npz"
+        key = hashlib.sha256(f"{self.key} {pictures.stamp(number)}".encode()).hexdigest()[:8]
+        return self.folder / self.key / f"{pictures.listed[number].name}-{key}.npz"
 
 
 def _version(config: Detection) -> list[Any]:
@@ -140,11 +141,12 @@ def _version(config: Detection) -> list[Any]:
     )
     for name in config.networks:
         if name not in BASELINES:
-            weights = zoo.load(name).variables
-            digest = hashlib.sha256()
-            for leaf in jax.tree.leaves(weights):
+            network, digest = zoo.load(name), hashlib.sha256()
+            for leaf in jax.tree.leaves((network.variables, network.stats)):
                 digest.update(np.asarray(leaf).tobytes())
-            found.append(digest.hexdigest())
+            found.append([digest.hexdigest(), [str(op) for op in network.config.preprocess]])
+    if (file := Path(config.proposals.source).expanduser()).is_file():  # another file of the same name has other boxes
+        found.append(hashlib.sha256(file.read_bytes()).hexdigest())
     return found
 
 

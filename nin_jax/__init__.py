@@ -51,7 +51,7 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
     import fnmatch
 
     from nin_jax import registry
-    from nin_jax.weights import pretrained as shipped
+    from nin_jax.training import pretrained as shipped
 
     return shipped.names(filter) if pretrained else fnmatch.filter(registry.names("models"), filter)
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 # pytest-xdist's workers have the environment of the process that starts them, and so its cache.
@@ -79,3 +80,12 @@ def fused() -> Iterator[None]:
 def clean_env() -> dict[str, str]:
     """The environment for a command of its own: one CPU device, as its user has, and the session's cache."""
     return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+
+
+@pytest.fixture(scope="session")
+def voc_sample() -> Path:
+    """The folder VOC2007 of 320 real pictures that NIN_JAX_VOC names."""
+    folder = os.environ.get("NIN_JAX_VOC")
+    if not folder:
+        pytest.skip("real pictures with boxes: NIN_JAX_VOC=.../VOCdevkit/VOC2007")
+    return Path(folder)

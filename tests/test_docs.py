@@ -20,9 +20,9 @@ from nin_jax import config, main, registry
 from nin_jax.data.datasets import folder
 from nin_jax.detection import main as detection
 from nin_jax.paper import pages
+from nin_jax.training import pretrained
 from nin_jax.training.build import Run
 from nin_jax.training.describe import describe
-from nin_jax.weights import pretrained
 from tests import own_pictures, shown
 from tests.faults import page as faults_page
 from tests.faults import removals, table

@@ -15,7 +15,7 @@ from nin_jax import config, registry
 from nin_jax.arguments import Parser
 from nin_jax.console import exiting
 from nin_jax.errors import UserError, nearest
-from nin_jax.weights import pretrained
+from nin_jax.training import pretrained
 
 # What each kind of name is for.
 KINDS = {

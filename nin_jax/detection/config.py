@@ -33,7 +33,7 @@ def _texts(values: tuple[Any, ...]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """Composed scenes, see `detection.scenes`."""
+    """Composed scenes, see `data.objects.scenes`."""
 
     dataset: str = key("cifar10", "classification data set whose images are the objects")
     data_dir: str | None = key(None, "where it is prepared; None: TFDS_DATA_DIR, else ~/tensorflow_datasets")
@@ -47,7 +47,7 @@ class Scenes:
 
 @dataclasses.dataclass(frozen=True)
 class Proposals:
-    """Boxes in which an object might be, see `detection.proposals`."""
+    """Boxes in which an object might be, see `data.objects.proposals`."""
 
     source: str = key("windows", '"windows", "selective_search", or the name of a JSON file of boxes')
     smallest: float = key(0.25, "smallest window, as a share of the picture's shorter side", _share(0.02))

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from nin_jax.console import say, track
+from nin_jax.data.objects.boxes import iou
 from nin_jax.detection import localise
-from nin_jax.detection.boxes import iou
 from nin_jax.detection.config import Detection
 from nin_jax.detection.pictures import Objects, Pictures
 from nin_jax.errors import UserError, nearest

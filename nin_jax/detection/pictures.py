@@ -10,10 +10,10 @@ import numpy as np
 
 from nin_jax import registry
 from nin_jax.data import splits
+from nin_jax.data.objects import annotations
+from nin_jax.data.objects.scenes import Scene, scene
 from nin_jax.data.pictures import Unreadable, open_picture, reason
-from nin_jax.detection import annotations
 from nin_jax.detection.config import Detection
-from nin_jax.detection.scenes import Scene, scene
 from nin_jax.errors import UserError
 
 

@@ -20,12 +20,13 @@ import numpy as np
 
 from nin_jax import storage
 from nin_jax.console import say, track
-from nin_jax.detection import context, features, proposals, svm
-from nin_jax.detection.average_precision import Found, Truth, eleven_points, precision_recall, under_curve
-from nin_jax.detection.boxes import clip, iou
+from nin_jax.data.objects import proposals
+from nin_jax.data.objects.boxes import clip, iou
+from nin_jax.detection import context, features, svm
 from nin_jax.detection.config import BASELINES, Detection
 from nin_jax.detection.pictures import Pictures
 from nin_jax.errors import UserError
+from nin_jax.training.average_precision import Found, Truth, eleven_points, precision_recall, under_curve
 from nin_jax.weights import zoo
 
 

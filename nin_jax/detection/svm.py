@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
 
-from nin_jax.detection import boxes as boxes_lib
+from nin_jax.data.objects import boxes as boxes_lib
 
 NORM = 20.0  # the mean length of features that C goes with
 C, BIAS, POSITIVE = 1e-3, 10, 2.0  # cost, scale of the constant feature, weight of positive examples

@@ -64,7 +64,7 @@ class Predictor:
       variables: its "params" and "batch_stats".
       stats: what was fitted for each op of `config.preprocess`.
       step: finished updates of its training.
-      metadata: what its file says about it, see `weights.safetensors`; empty for a run directory.
+      metadata: what its file says about it, see `training.safetensors`; empty for a run directory.
 
     Attributes:
       class_names: by index of the logits; numbers where the data set has no names.

@@ -2,7 +2,7 @@
 
     python -m nin_jax.weights.publish RUN_DIR -o DIR [--data_dir=DIR] [--whitening] [--commit=HASH] [--licence=apache-2.0]
 
-DIR becomes a folder in the layout of `weights.safetensors`, and its name that of the network: `nin_jax.load(DIR)` loads it, and so
+DIR becomes a folder in the layout of `training.safetensors`, and its name that of the network: `nin_jax.load(DIR)` loads it, and so
 does "hf-hub:OWNER/NAME" once it is uploaded. The error in its card is measured here, of the file that is written, on every
 example of the run's evaluation split. RUN_DIR has checkpoints or, where they were left out for their size,
 `variables.safetensors` with the evaluated weights by path.
@@ -32,8 +32,8 @@ from nin_jax.paper import tables
 from nin_jax.storage import write_json, write_whole
 from nin_jax.training import evaluate
 from nin_jax.training.build import Run
-from nin_jax.weights.pretrained import CARD, CONFIG, SUMS, WEIGHTS, checksums
-from nin_jax.weights.safetensors import decode, encode, pack
+from nin_jax.training.pretrained import CARD, CONFIG, SUMS, WEIGHTS, checksums
+from nin_jax.training.safetensors import decode, encode, pack
 
 
 def publish(

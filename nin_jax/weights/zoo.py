@@ -17,10 +17,10 @@ from nin_jax import registry
 from nin_jax.data import fitted
 from nin_jax.errors import UserError, nearest, one_line
 from nin_jax.models._features import Features, levels
+from nin_jax.training import pretrained as shipped
+from nin_jax.training import safetensors
 from nin_jax.training.predict import Classifier, Picture, decoded
 from nin_jax.training.state import init_variables
-from nin_jax.weights import pretrained as shipped
-from nin_jax.weights import safetensors
 
 SIDES = 1024  # pixels, at most, of the images a model is made for
 

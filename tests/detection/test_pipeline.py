@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nin_jax.detection import config, context, features, main, pictures, pipeline, proposals, svm
-from nin_jax.detection.boxes import iou
+from nin_jax.data.objects import proposals
+from nin_jax.data.objects.boxes import iou
+from nin_jax.detection import config, context, features, main, pictures, pipeline, svm
 from nin_jax.errors import UserError
 
 WORDS = (

@@ -14,8 +14,9 @@ import pytest
 import nin_jax
 from nin_jax import main, registry
 from nin_jax.errors import UserError
-from nin_jax.weights import pretrained, publish, safetensors
-from nin_jax.weights.pretrained import CARD, CONFIG, FOLDER, WEIGHTS
+from nin_jax.training import pretrained, safetensors
+from nin_jax.training.pretrained import CARD, CONFIG, FOLDER, WEIGHTS
+from nin_jax.weights import publish
 
 REAL = Path(os.environ.get("NIN_JAX_TFDS", Path(__file__).parents[3] / "shared" / "tfds"))
 NAMES = pretrained.names()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nin_jax.detection import boxes
+from nin_jax.data.objects import boxes
 
 
 def random_boxes(count: int, seed: int, side: int = 20) -> np.ndarray:

@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pytest
 
-from nin_jax.detection.average_precision import (
+from nin_jax.training.average_precision import (
     Found,
     Truth,
     eleven_points,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nin_jax.detection import annotations
+from nin_jax.data.objects import annotations
 from nin_jax.errors import UserError
 
 OBJECT = (

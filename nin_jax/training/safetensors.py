@@ -30,8 +30,8 @@ from nin_jax import registry
 from nin_jax.data import splits
 from nin_jax.errors import UserError, one_line
 from nin_jax.training.predict import Classifier
+from nin_jax.training.pretrained import CONFIG, WEIGHTS
 from nin_jax.training.state import init_variables
-from nin_jax.weights.pretrained import CONFIG, WEIGHTS
 
 UPPER = ":upper"
 LARGE = 1_000_000  # bytes; only a whitening matrix is larger

@@ -1,4 +1,4 @@
-"""Composed scenes, and boxes from class maps."""
+"""Composed scenes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from nin_jax.data.datasets import digits, synthetic
-from nin_jax.detection import localise
-from nin_jax.detection.boxes import intersection
-from nin_jax.detection.scenes import scene
+from nin_jax.data.objects.boxes import intersection
+from nin_jax.data.objects.scenes import scene
 
 
 @pytest.mark.parametrize("data", [synthetic, digits])
@@ -42,16 +41,3 @@ def test_objects_are_scaled() -> None:
     inside = made.image[box[1] : box[3], box[0] : box[2]]
     enlarged = [np.asarray(Image.fromarray(i).resize((32, 32), Image.Resampling.BICUBIC)) for i in images]
     assert any(np.array_equal(inside, image) for image in enlarged)
-
-
-def test_the_box_of_a_map_is_that_of_its_largest_region() -> None:
-    evidence = np.zeros((20, 30), np.float32)
-    evidence[2:4, 3:5] = 1.0  # the strongest, and small
-    evidence[10:16, 12:20] = 0.6
-    evidence[12, 20:25] = 0.39  # below the threshold
-    assert localise.box(evidence, 0.4).tolist() == [12, 10, 20, 16]
-    assert localise.box(evidence, 0.7).tolist() == [3, 2, 5, 4]
-    assert localise.box(np.ones((20, 30)), 0.4).tolist() == [0, 0, 30, 20]
-    assert localise.point(evidence) == (3.5, 2.5)
-    assert localise.hits((3.5, 2.5), np.array([[3.0, 2, 5, 4]]))
-    assert not localise.hits((5.0, 2.5), np.array([[3.0, 2, 5, 4]]))

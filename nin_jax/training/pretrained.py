@@ -1,4 +1,4 @@
-"""The trained networks that come with the package, MODEL.TAG each: a folder here, its checksum in SHA256SUMS.
+"""The trained networks that come with the package, MODEL.TAG each: a folder of weights/pretrained, its checksum in SHA256SUMS.
 
 `nin_jax.weights.publish` writes both; `sha256sum -c SHA256SUMS` checks them too.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from nin_jax.errors import UserError, nearest
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "weights" / "pretrained"
 SUMS = "SHA256SUMS"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB = "hf-hub:"
@@ -36,7 +36,7 @@ def names(filter: str = "*") -> list[str]:
 
 
 def find(name: str) -> Source | None:
-    """The place of a network: by name, in a folder of the layout of `weights.safetensors`, or on the Hub; None if there
+    """The place of a network: by name, in a folder of the layout of `training.safetensors`, or on the Hub; None if there
     is none.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from nin_jax.detection.boxes import iou
+from nin_jax.data.objects.boxes import iou
 
 
 class Truth(NamedTuple):

@@ -1,0 +1,1 @@
+"""Pictures with objects in them: boxes, annotations, composed scenes, proposals and hypotheses."""

@@ -7,6 +7,7 @@ package sees. `python -m nin_jax.config > docs/config.md` writes the page of all
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -278,17 +279,17 @@ def read(path: Path) -> ConfigDict:
 
 
 def modules(config: Config | ConfigDict) -> list[str]:
-    """The modules outside the zoo that an unchecked config names by dotted path.
-
-    Checking the config would import, and so run, them.
-    """
+    """The modules outside the zoo that an unchecked config names. Checking the config would import, and so run, them."""
     plain = to_dict(config)
     section = plain.get("model")
-    names = [section.get("name") if isinstance(section, dict) else None, plain.get("dataset"), plain.get("task")]
-    for name in ("preprocess", "augment"):
-        names += plain[name] if isinstance(plain.get(name), list) else []
-    called = [str(name).split("(")[0].strip() for name in names]
-    return [name for name in called if "." in name]
+    calls = [("datasets", plain.get("dataset")), ("tasks", plain.get("task"))]
+    for kind in ("preprocess", "augment"):
+        calls += [(kind, op) for op in plain[kind]] if isinstance(plain.get(kind), list) else []
+    named = [("models", str(section.get("name")))] if isinstance(section, dict) else []
+    for kind, text in calls:
+        with contextlib.suppress(UserError):  # what is no call names nothing
+            named.append((kind, registry.parse_call(str(text))[0]))
+    return [name for kind, name in named if registry.outside(kind, name)]
 
 
 def fingerprint(config: Config | ConfigDict) -> str:

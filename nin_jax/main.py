@@ -2,6 +2,8 @@
 
 python -m nin_jax.main --config=experiments/NAME.py[:ARG] [--workdir=DIR] [--mode=train|eval|describe]
                        [--config.KEY=VALUE ...]
+
+--config=DIR is the config of the run in that directory, which is then the --workdir too.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "config",
         None,
-        "The experiment: a file with get_config(arg), then :ARG.",
+        "The experiment: a file with get_config(arg), then :ARG; or a run directory.",
         flag_values=values,
         allow_override=True,
     )
@@ -98,7 +100,8 @@ def parse(argv: Sequence[str]) -> Command:
     if len(left) > 1:
         raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
     name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
-    workdir = local_directory("--workdir", f"runs/{name}" if values.workdir in (None, "None") else values.workdir)
+    default = str(file) if file.is_dir() else f"runs/{name}"
+    workdir = local_directory("--workdir", default if values.workdir in (None, "None") else values.workdir)
     ensemble = tuple(local_directory("--ensemble", directory) for directory in values.ensemble)
     if ensemble and values.mode != "eval":
         raise UserError(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
@@ -142,13 +145,12 @@ def run(command: Command) -> None:
 def next_commands(command: Command) -> list[str]:
     """What to try with a run that is done."""
     c, run = command.config, shlex.quote(str(command.workdir))
-    if config_lib.modules(c):  # these commands do not import what a config names by dotted path
-        return []
+    trust = " --trust" if config_lib.modules(c) else ""
     page = c.model.name == "nin" and {op.name for op in c.preprocess} <= {"mean", "scale"}  # what a page computes
     return [
-        f"try next: nin-jax predict IMAGE --run={run} --maps={run}/maps",
-        *([f"          nin-jax page --run={run} -o {run}.html"] if page else []),
-        f"          nin-jax export --run={run} --format=onnx -o {run}.onnx",
+        f"try next: nin-jax predict IMAGE --run={run}{trust} --maps={run}/maps",
+        *([f"          nin-jax page --run={run}{trust} -o {run}.html"] if page else []),
+        f"          nin-jax export --run={run}{trust} --format=onnx -o {run}.onnx",
     ]
 
 
@@ -157,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def guarded(arguments: list[str]) -> list[str]:
         try:
+            registry.search_working_directory()
             command = parse(arguments)
             # absl.app wants its own flags parsed; ours are done. -1: warnings, without the remarks of jax and TFDS.
             flags.FLAGS([*arguments[:1], "--verbosity=-1"])
@@ -212,7 +215,7 @@ def local_directory(flag: str, text: str) -> Path:
 
 
 def find(value: str, known: Mapping[str, Path] | None = None) -> tuple[Path, str | None]:
-    """Splits FILE:ARG and finds FILE: as given, else an experiment of the project of that name.
+    """Splits FILE:ARG and finds FILE: as given, else an experiment of the project of that name, else a run directory.
 
     NAME, NAME.py, experiments/NAME and experiments/NAME.py name one of the project's from any working directory.
 
@@ -223,16 +226,25 @@ def find(value: str, known: Mapping[str, Path] | None = None) -> tuple[Path, str
     text, colon, argument = value.partition(":")
     file = Path(os.path.expanduser(text))
     if not os.path.isfile(file):
-        known = config_lib.experiments() if known is None else known
+        runs, known = (True, config_lib.experiments()) if known is None else (False, known)
         name = text.removeprefix("experiments/").removesuffix(".py")
         if name not in known:
+            if runs and not colon and (file / "config.json").is_file():
+                return file, None
             raise UserError(f"--config={value}: no such file; {nearest(name, known)}")
         file = known[name]
     return file.absolute(), argument if colon else None
 
 
 def load(file: Path, argument: str | None) -> ConfigDict:
-    """Runs a config file. Raises `UserError` with the line of the file where it fails."""
+    """Runs a config file, or reads the config of a run. Raises `UserError`, with the line of the file where it fails."""
+    if file.is_dir():
+        config = config_lib.read(file / "config.json")
+        if outside := config_lib.modules(config):
+            raise UserError(
+                f"--config={file} names modules outside the zoo ({', '.join(outside)}); name the config file"
+            )
+        return config
     where = f"--config={file}" + (f":{argument}" if argument is not None else "")
     try:
         get_config = runpy.run_path(str(file), run_name="experiment").get("get_config")

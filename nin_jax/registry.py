@@ -1,7 +1,7 @@
 """Entries by name, the contracts they keep, and the calls by which a config names them.
 
-The file's name is the key: `models/nin.py` is the model "nin"; to add one, add a file. A dotted path
-(`my_package.my_model`) names a module outside the zoo in the same way.
+The file's name is the key: `models/nin.py` is the model "nin"; to add one, add a file. A module outside the zoo is
+named as in an import statement: `my_model`, `my_package.my_model`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import math
+import os
 import pkgutil
+import sys
 import types
 import typing
 import warnings
@@ -127,17 +130,39 @@ def names(kind: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
+def outside(kind: str, name: str) -> bool:
+    """Whether a name may be that of a module outside the zoo, which `find` imports if it is there."""
+    return name not in names(kind) and all(part.isidentifier() for part in name.split("."))
+
+
+def _is_there(name: str) -> bool:
+    """Whether a module can be imported, as far as that is seen without importing its package; none of Python's own."""
+    if "." in name or name in sys.stdlib_module_names:
+        return "." in name
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # of __main__
+        return False
+    return spec is not None and spec.origin is not None  # a folder without __init__.py has none
+
+
+def search_working_directory() -> None:
+    """Lets names of modules outside the zoo mean files in the working directory, which is searched last: they hide nothing."""
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append(os.getcwd())
+
+
 def find(kind: str, name: str) -> Any:
-    """The module of an entry, by file name or dotted path, checked against the contract of its kind.
+    """The module of an entry, in the zoo or outside it, checked against the contract of its kind.
 
     Raises `UserError` with the nearest name, or with what the module lacks.
     """
     noun, package, contract, _ = KINDS[kind]
     if name in names(kind):
         module = importlib.import_module(f"{package}.{name}")
-    elif "." not in name or not all(part.isidentifier() for part in name.split(".")):
-        own = f"your own is named by its dotted path, such as my_package.{name}"
-        raise UserError(f"unknown {noun} {name!r}: {nearest(name, names(kind))}; {own}")
+    elif not outside(kind, name) or not _is_there(name):
+        own = f"; and there is no {name}.py of your own here" if name.isidentifier() else ""
+        raise UserError(f"unknown {noun} {name!r}: {nearest(name, names(kind))}{own}")
     else:
         try:
             module = importlib.import_module(name)

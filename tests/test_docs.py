@@ -110,14 +110,17 @@ def test_every_command_stands_in_a_block_that_says_whether_ci_runs_it():
 
 @pytest.mark.slow
 def test_the_project_of_the_page_on_extending_runs(tmp_path, clean_env):
-    """docs/extend.md: its three files, as they stand, train in a folder of their own and learn."""
-    for _, text in blocks(ROOT / "docs/extend.md"):
-        file = tmp_path / text.splitlines()[0].removeprefix("# ")
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
-    command = [sys.executable, "-m", "nin_jax.main", "--config=my_package/recipe.py"]
-    subprocess.run(command, cwd=tmp_path, env=clean_env | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
+    """docs/extend.md: its three files and its commands, as they stand, in a folder of their own; the network learns."""
+    found = blocks(ROOT / "docs/extend.md")
+    for text in (text for kind, text in found if kind == "py"):
+        (tmp_path / text.splitlines()[0].removeprefix("# ")).write_text(text)
+    nin_jax = [sys.executable, "-P", "-m", "nin_jax"]  # -P: like the command nin-jax, it has no folder on its path
+    for line in "".join(text for kind, text in found if kind == "bash").splitlines():
+        command = [*nin_jax, *shlex.split(line)[1:]]
+        subprocess.run(command, cwd=tmp_path, env=clean_env | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
     assert json.loads((tmp_path / "runs/recipe/summary.json").read_text())["test_error_pct"] < 5
+    assert json.loads((tmp_path / "runs/plain/config.json").read_text())["model"]["name"] == "plain"
+    assert (tmp_path / "stripes.stablehlo").exists()
 
 
 def test_the_page_of_the_command_has_each_word_of_it():

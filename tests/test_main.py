@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import subprocess
 import sys
@@ -73,6 +74,23 @@ def test_experiments_are_found_from_anywhere(name: str, tmp_path: Path, monkeypa
     got = parse(f"--config={name}")
     assert config_lib.to_dict(got.config) == config_lib.to_dict(config_lib.experiment("digits"))
     assert got.workdir == Path("runs/digits")
+
+
+def test_a_run_directory_is_the_config_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the --workdir, unless another is given; an experiment comes first; nothing that it names is imported."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "digits"):
+        Path(name).mkdir()
+        plain = config_lib.to_dict(main.parse(["nin_jax", "--config=mnist", "--config.seed=7"]).config)
+        Path(name, "config.json").write_text(json.dumps(plain))
+    found = main.parse(["nin_jax", "--config=mine"])
+    assert (config_lib.to_dict(found.config), found.workdir) == (plain, Path("mine"))
+    again = main.parse(["nin_jax", "--config=./digits", "--config.seed=8", "--workdir=other"])
+    assert (again.config.dataset.name, again.config.seed, again.workdir) == ("mnist", 8, Path("other"))
+    assert main.parse(["nin_jax", "--config=digits"]).config.dataset.name == "digits"
+    Path("mine/config.json").write_text(json.dumps(plain | {"dataset": "evil.data"}))
+    with pytest.raises(UserError, match=r"--config=mine names modules outside the zoo \(evil.data\)"):
+        main.parse(["nin_jax", "--config=mine"])
 
 
 def test_the_commands_to_try_are_those_that_work() -> None:

@@ -97,11 +97,25 @@ def test_a_module_that_does_not_keep_the_contract_is_named(
     assert str(caught.value) == said
 
 
-def test_entries_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_outside_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in the working directory, which hides neither the zoo nor what is installed; never one of Python's modules."""
     (tmp_path / "my_zoo").mkdir()
-    (tmp_path / "my_zoo/net.py").write_text("from nin_jax.models.nin import Model\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert registry.find("models", "my_zoo.net").Model
+    for name in ("my_zoo/net", "my_net", "nin", "flax", "this"):
+        (tmp_path / f"{name}.py").write_text("from nin_jax.models.maxout import Model\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"unknown model 'my_net': .*; and there is no my_net\.py of your own here"):
+        registry.find("models", "my_net")
+    registry.search_working_directory()
+    registry.search_working_directory()
+    assert sys.path.count(str(tmp_path)) == 1
+    assert registry.find("models", "my_zoo.net").Model is registry.find("models", "my_net").Model
+    assert registry.find("models", "nin").__name__ == "nin_jax.models.nin"
+    with pytest.raises(UserError, match="model 'flax': the module has no Model"):
+        registry.find("models", "flax")
+    for name in ("this", "my_zoo"):
+        with pytest.raises(UserError, match=f"unknown model '{name}'"):
+            registry.find("models", name)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nin_jax
+from nin_jax import registry
 from nin_jax.arguments import Parser
 from nin_jax.errors import UserError
 
@@ -20,6 +21,7 @@ def add_flags(parser: Parser) -> None:
         "--model", metavar="NAME", help="a trained network, see nin-jax list; or what nin_jax.load takes"
     )
     parser.add_argument("--run", metavar="DIR", help="or a run directory, the --workdir of nin-jax train")
+    parser.add_argument("--trust", action="store_true", help="import the modules of your own that its config names")
 
 
 def load(given: argparse.Namespace) -> Classifier:
@@ -36,7 +38,9 @@ def load(given: argparse.Namespace) -> Classifier:
     from nin_jax.devices.process import prepare_process
 
     prepare_process(cache_dir() / "xla")
+    if given.trust:
+        registry.search_working_directory()
     try:
-        return nin_jax.load(folder if model is None else model)
+        return nin_jax.load(folder if model is None else model, trust=given.trust)
     except UserError as error:
         raise UserError(f"{f'--run={run}' if model is None else f'--model={model}'}: {error}") from error

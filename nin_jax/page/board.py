@@ -1,6 +1,6 @@
 """A page of runs, served on this machine: live curves, comparison, mistakes, and what a run sees in your picture.
 
-    nin-jax board DIR... [--host=127.0.0.1] [--port=8470]
+    nin-jax board DIR... [--host=127.0.0.1] [--port=8470] [--trust]
 
 DIR is a run directory or holds run directories. Nothing is written. Needs the extra `board`.
 
@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nin_jax import registry
 from nin_jax.arguments import Parser
 from nin_jax.console import exiting, say
 from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture, reason
@@ -63,7 +64,8 @@ class Refused(Exception):
 class Networks:
     """Loads the networks of runs and computes with them, one job at a time, in a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust: bool) -> None:
+        self.trust = trust
         self.thread = ThreadPoolExecutor(1, "networks")
         self.loaded: dict[Path, tuple[Any, Any]] = {}  # by run: which checkpoints there were, and the network
         self.reports: dict[Path, tuple[Any, dict[str, Any]]] = {}
@@ -108,7 +110,7 @@ class Networks:
             self.loaded.pop(path, None)
             while len(self.loaded) >= LOADED:
                 self.loaded.pop(next(iter(self.loaded)))
-            self.loaded[path] = state, zoo.load(path)
+            self.loaded[path] = state, zoo.load(path, trust=self.trust)
         return self.loaded[path][1]
 
 
@@ -119,15 +121,15 @@ def _checkpoints(path: Path) -> Any:
         return []
 
 
-def application(directories: Sequence[Path], hosts: Sequence[str]) -> Starlette:
-    """The page of the runs in or below `directories`, for requests that ask for one of `hosts`."""
+def application(directories: Sequence[Path], hosts: Sequence[str], *, trust: bool = False) -> Starlette:
+    """The page of the runs in or below `directories`, for requests that ask for one of `hosts`; `trust` as of `load`."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    networks = Networks()
+    networks = Networks(trust)
 
     def answering(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
@@ -204,7 +206,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("directories", nargs="+", metavar="DIR")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8470)
+    parser.add_argument("--trust", action="store_true", help="import the modules of your own that configs of runs name")
     arguments = parser.parse(sys.argv[1:] if argv is None else argv)
+    if arguments.trust:
+        registry.search_working_directory()
     try:
         import uvicorn
     except ImportError as error:
@@ -226,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hosts = {arguments.host, *(("localhost", "127.0.0.1") if arguments.host in ("localhost", "127.0.0.1") else ())}
     server = uvicorn.Server(
         uvicorn.Config(
-            application(directories, sorted(hosts)),
+            application(directories, sorted(hosts), trust=arguments.trust),
             log_level="warning",
             server_header=False,
             timeout_keep_alive=5,

@@ -23,7 +23,7 @@ from nin_jax.training.state import init_variables
 def run_of(workdir: Path, *, trust: bool = False) -> Run:
     """The run whose config.json lies in a directory, which may be a stranger's: nothing in it is executed.
 
-    Raises `UserError`, also for modules outside the zoo that the config names by dotted path, unless `trust` allows them.
+    Raises `UserError`, also for modules outside the zoo that the config names, unless `trust` allows them.
     """
     path = workdir / "config.json"
     try:
@@ -33,7 +33,7 @@ def run_of(workdir: Path, *, trust: bool = False) -> Run:
     if (outside := config_lib.modules(config)) and not trust:
         raise UserError(
             f"{path} names modules outside the zoo ({', '.join(outside)}), which loading would execute; "
-            "load_run(DIR, trust=True) if you know them"
+            "if you know them: load(DIR, trust=True), or --trust"
         )
     info = evaluate.trained_on(workdir)
     return Run(config_lib.check(config), info, info)
@@ -112,7 +112,7 @@ def load_run(workdir: str | Path, *, trust: bool = False) -> Classifier:
 
     Args:
       workdir: the run directory.
-      trust: whether modules outside the zoo that its config.json names by dotted path may be imported. Raises `UserError`
+      trust: whether modules outside the zoo that its config.json names may be imported. Raises `UserError`
         for such a name without it.
     """
     path = Path(workdir).expanduser()

@@ -281,7 +281,8 @@ def decoded(picture: Picture, shape: tuple[int, int, int], background: str = "wh
     elif isinstance(picture, (str, os.PathLike)):
         what = str(picture)
         if not Path(picture).expanduser().is_file():
-            raise UserError(f"{what}: no such file")
+            folder = Path(picture).expanduser().is_dir()
+            raise UserError(f"{what}: {'is a folder; name the files in it' if folder else 'no such file'}")
     else:
         raise UserError(f"{type(picture).__name__} is no picture: expected {WANTED}")
     try:

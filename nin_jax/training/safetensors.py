@@ -111,7 +111,7 @@ def decode(content: bytes, what: str, *, trust: bool = False) -> Classifier:
     Args:
       content: of the file.
       what: its name, for the messages.
-      trust: whether modules outside the zoo that its config names by dotted path may be imported.
+      trust: whether modules outside the zoo that its config names may be imported.
     """
     try:
         tensors = tensors_of(content)
@@ -127,7 +127,7 @@ def decode(content: bytes, what: str, *, trust: bool = False) -> Classifier:
     if (outside := config_lib.modules(config)) and not trust:
         raise UserError(
             f"{what} names modules outside the zoo ({', '.join(outside)}), which loading would execute; "
-            "load(DIR, trust=True) if you know them"
+            "if you know them: load(DIR, trust=True), or --trust"
         )
     checked = config_lib.check(config)
     try:

@@ -60,17 +60,19 @@ def test_nothing_is_unpickled(calm: Path, tmp_path: Path, tally: Counter[str]) -
     "change",
     [
         {"model": {"name": "evil.net"}},
+        {"model": {"name": "evil"}},
         {"dataset": "evil.data(x=1)"},
+        {"dataset": "(evil.data)(x=1)"},
         {"task": "evil.task"},
         {"preprocess": ["gcn()", "evil.op()"]},
         {"augment": ["evil.op"]},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
 def test_no_module_is_imported_by_a_name_in_a_config(
     change: dict, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Counter[str]
 ) -> None:
-    """A dotted path in config.json names a module, and one may lie in the current directory: load_run refuses it."""
+    """A name in config.json may be that of a module, and one may lie in the current directory: load_run refuses it."""
     (tmp_path / "evil").mkdir()
     for name in ("__init__", "net", "data", "task", "op"):
         (tmp_path / "evil" / f"{name}.py").write_text("raise SystemExit('executed')")
@@ -80,7 +82,7 @@ def test_no_module_is_imported_by_a_name_in_a_config(
     plain = config.to_dict(config.read(workdir / "config.json"))
     change = {k: plain[k] | v if isinstance(v, dict) else v for k, v in change.items()}
     (workdir / "config.json").write_text(json.dumps(plain | change))
-    with pytest.raises(UserError, match=r"names modules outside the zoo \(evil\."):
+    with pytest.raises(UserError, match=r"names modules outside the zoo \(evil"):
         nin_jax.load_run(str(workdir))
     with pytest.raises(UserError, match="SystemExit: executed"):
         nin_jax.load_run(str(workdir), trust=True)

@@ -123,7 +123,9 @@ class RadialBasis(nn.Module):
         shape = self.size, self.size, x.shape[-1], self.features
 
         def colours(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return jnp.broadcast_to(jax.random.normal(key, shape[2:]), shape)
+            # XLA for CPUs (jaxlib 0.10.2 to 0.11) is now and then wrong where it sums what it has broadcast in the same
+            # program (tensorflow/tensorflow#126812), as a program does that draws the centres and uses them.
+            return lax.optimization_barrier(jnp.broadcast_to(jax.random.normal(key, shape[2:]), shape))
 
         centres: Any = self.param("kernel", colours, shape)
         scale: Any = self.param("log_scale", nn.initializers.zeros, (1, 1, 1, self.features))

@@ -1,12 +1,16 @@
-"""The update of an experiment, compiled for accelerators that are not there, and what the compiler makes of it.
+"""The update or the evaluation of an experiment, compiled for accelerators that are not there, and what the compiler makes of it.
 
     python -m benchmarks.accelerators --target=tpu:v5e:2x2|cuda:h100:1x1xN --config=experiments/NAME.py[:ARG]
-        [--batch_size=N] [--updates=K] [--textbook] [--hlo=FILE] [--config.KEY=VALUE ...]
+        [--batch_size=N] [--updates=K] [--evaluation] [--textbook] [--hlo=FILE] [--record] [--config.KEY=VALUE ...]
 
 Prints a table and a line of JSON: the compiler's estimate, not a time. Nothing is run on an accelerator. `--batch_size` is
-that of all devices together, `--updates` the most of a dispatch, `--hlo` the file for the program's text. `--textbook` compiles
-instead the network as a user would write it first, on images that are preprocessed already, one update a dispatch. It
-needs the extra aot-cuda or aot-tpu.
+that of all devices together, `--updates` the most of a dispatch, `--hlo` the file for the program's text. `--evaluation`
+compiles instead the evaluation of a batch, `--textbook` the network as a user would write it first, on images that are
+preprocessed already, one update a dispatch. `--record` keeps the row for docs/performance.md. It needs the extra aot-cuda
+or aot-tpu.
+
+The time of a roofline is what arithmetic takes at the device's peak or what bytes take at its bandwidth, whichever is longer,
+with the vendor's figures (`PEAKS`). Nothing on a real device is faster; much is slower.
 
     python -m benchmarks accelerators      # the rows of docs/performance.md
 """
@@ -56,10 +60,28 @@ from nin_jax.devices.mesh import (
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.errors import UserError, nearest, one_line
 from nin_jax.training.build import Run
+from nin_jax.training.describe import multiply_adds
 from nin_jax.training.state import init_state
-from nin_jax.training.step import train_steps
+from nin_jax.training.step import eval_steps, predict, train_steps
 
 DISPATCH = 100  # updates, as on an accelerator
+
+
+class Peak(NamedTuple):
+    """What a device can do at most, by its vendor's data sheet: dense operations and bytes per second."""
+
+    bfloat16: float
+    tensorfloat32: float
+    float32: float
+    bytes: float
+
+
+# Products of float32 take a TPU six passes in bfloat16.
+PEAKS = {
+    "h100": Peak(989e12, 494e12, 67e12, 3.35e12),
+    "v5e": Peak(197e12, 197e12, 197e12 / 6, 0.819e12),
+    "v6e": Peak(918e12, 918e12, 918e12 / 6, 1.64e12),
+}
 CARDS = {"h100": Path(__file__).parent / "h100.txtpb"}
 # By platform: the module of its plugin, the package whose version is noted, and the extra with them.
 PLUGINS = {
@@ -70,14 +92,16 @@ ESTIMATE = "the compiler's estimate, not a time"
 
 
 class Compiled(NamedTuple):
-    """A compiled update.
+    """A compiled update or evaluation.
 
     Attributes:
       program: what the compiler made.
       text: its HLO.
-      state: arrays of the state, all of which should be donated.
+      state: arrays of the state, all of which should be donated; 0 in an evaluation.
       elements: numbers in the images of the data set on a device; 0: it is not there.
       updates: the most of a dispatch.
+      operations: 2 for each multiply-add of the products and convolutions of the network and its preprocessing, on a
+        device, as the textbook counts them.
     """
 
     program: jax.stages.Compiled
@@ -85,6 +109,7 @@ class Compiled(NamedTuple):
     state: int
     elements: int
     updates: int
+    operations: int
 
 
 def devices(target: str) -> np.ndarray:
@@ -112,8 +137,10 @@ def devices(target: str) -> np.ndarray:
     return np.array(topology.devices).reshape(-1)
 
 
-def compile_update(config: Config, target: str, updates: int = DISPATCH, *, plain: bool = False) -> Compiled:
-    """Compiles the update of an experiment, or with `plain` that of the textbook's network.
+def compile_step(
+    config: Config, target: str, updates: int = DISPATCH, *, plain: bool = False, evaluation: bool = False
+) -> Compiled:
+    """Compiles the update of an experiment, or its evaluation of a batch; with `plain` that of the textbook's network.
 
     Raises `UserError` where the config does not fit the target.
     """
@@ -130,33 +157,45 @@ def compile_update(config: Config, target: str, updates: int = DISPATCH, *, plai
         few = np.random.default_rng(0).integers(0, 256, (64, *shape), np.uint8)
         stats = replicated_like(fitted.fit(config.preprocess, few), mesh)
     if split := plain or run.info.streamed:
-        images = like((size, *shape), jnp.float32 if plain else jnp.uint8)
-        data: Any = shared_out_like(Batch(images, like((size,), jnp.int32)), mesh)
+        views = (1,) if evaluation else ()
+        images = like((size, *views, *shape), jnp.float32 if plain else jnp.uint8)
+        weight = like((size,), jnp.float32) if evaluation else None
+        data: Any = shared_out_like(Batch(images, like((size,), jnp.int32), weight), mesh)
         draw, updates = (lambda data, step: data), 1
     else:
         arrays: Any = like((examples, math.prod(shape)), jnp.uint8), like((examples,), jnp.int32)
-        source = memory.Shuffled(replicated_like(memory.Arrays(*arrays), mesh), shape, size, config.seed, mesh)
+        whole = replicated_like(memory.Arrays(*arrays), mesh)
+        in_order, shuffled = memory.InOrder, functools.partial(memory.Shuffled, seed=config.seed, mesh=mesh)
+        source = (in_order if evaluation else shuffled)(whole, shape, batch_size=size)
         data, draw = source.like, source.draw
     init = functools.partial(init_state, recipe, image_shape=shape)
     state, *numbers = replicated_like(
         (jax.eval_shape(init, like((), jnp.uint32)), like((), jnp.uint32), like((), jnp.int32)), mesh
     )
-    replicated = compile_replicas(
-        train_steps(recipe, draw, updates),
-        (state, data, stats, *numbers),
-        mesh,
-        "shard_map",  # pmap, which compiles to the same program, wants devices that can hold an array
-        split=(False, split, False, False, False),
-        donate=(0,),
-    )
-    elements = 0 if split else examples * int(np.prod(shape))
+    if evaluation:
+        updates, donate = 1, ()
+        steps, arguments = eval_steps([recipe], draw), ((state.variables,), data, (stats,), numbers[1])
+    else:
+        donate = (0,)
+        steps, arguments = train_steps(recipe, draw, updates), (state, data, stats, *numbers)
+    # pmap, which compiles to the same program, wants devices that can hold an array
+    shares = False, split, *(False,) * (len(arguments) - 2)
+    replicated = compile_replicas(steps, arguments, mesh, "shard_map", split=shares, donate=donate)
+    elements = 0 if split else examples * math.prod(shape)
     text = replicated.program.as_text()
     assert text is not None
-    return Compiled(replicated.program, text, len(jax.tree.leaves(state)), elements, updates)
+
+    def forward(variables: Any, stats: Any, image: jax.Array) -> jax.Array:
+        return jnp.sum(predict(recipe, variables, stats, image)[0])
+
+    once = forward if evaluation else jax.grad(forward)
+    operations = 2 * (size // mesh.size) * multiply_adds(once, state.variables, stats, like((1, *shape), jnp.uint8))
+    kept = 0 if evaluation else len(jax.tree.leaves(state))
+    return Compiled(replicated.program, text, kept, elements, updates, operations)
 
 
 def estimate(compiled: Compiled) -> dict[str, Any]:
-    """What the compiler thinks that an update costs on each device, and what its program does."""
+    """What the compiler thinks that an update or an evaluation costs on each device, and what its program does."""
     program, plan = Program(compiled.text), compiled.program.memory_analysis()
 
     def shown(cost: Cost) -> dict[str, Any]:
@@ -166,6 +205,7 @@ def estimate(compiled: Compiled) -> dict[str, Any]:
     assert plan is not None
     return {
         "updates": compiled.updates,
+        "operations": compiled.operations,
         "update": shown(program.update()),
         "dispatch": shown(program.besides()),
         "temporaries": plan.temp_size_in_bytes,
@@ -176,6 +216,12 @@ def estimate(compiled: Compiled) -> dict[str, Any]:
         "data_set_copies": program.copies(compiled.elements) if compiled.elements else [],
         "float64": program.float64(),
     }
+
+
+def roofline(row: dict[str, Any]) -> tuple[float, float]:
+    """The least seconds of an update for its arithmetic and for its bytes, by `PEAKS`."""
+    peak = PEAKS[row["target"].split(":")[1]]
+    return row["operations"] / getattr(peak, row["precision"]), row["update"]["bytes"] / peak.bytes
 
 
 @contextlib.contextmanager
@@ -191,8 +237,10 @@ def alone(platform: str) -> Iterator[None]:
 
 def show(row: dict[str, Any]) -> None:
     """The table of one row, and the row."""
-    update, sums = row["update"], row["collectives"]
+    update, sums, (arithmetic, moved) = row["update"], row["collectives"], roofline(row)
     lines = [
+        ("floating-point operations", f"{row['operations']:,}"),
+        ("ms by roofline: arithmetic, bytes", f"{1e3 * arithmetic:.3f}, {1e3 * moved:.3f}"),
         ("bytes read and written", f"{update['bytes']:,}"),
         ("kernels", f"{update['kernels']:,}"),
         ("bytes once a dispatch", f"{row['dispatch']['bytes']:,}"),
@@ -208,7 +256,7 @@ def show(row: dict[str, Any]) -> None:
         lines = [("estimated cycles", f"{update['cycles']:,}"), ("not among them", unpriced), *lines]
     kind = "textbook" if row["textbook"] else "nin_jax"
     title = f"{row['config']}, {row['precision']}, batch {row['batch_size']}, {kind}, {row['target']}: {ESTIMATE}"
-    console.table(title, ["of an update, on each device", ""], lines)
+    console.table(title, [f"of an {row['what']}, on each device", ""], lines)
     print(json.dumps(row))
 
 
@@ -219,7 +267,8 @@ def of_command_line(argv: list[str]) -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--updates", type=int, default=DISPATCH)
-    parser.add_argument("--textbook", action="store_true")
+    for switch in ("--evaluation", "--textbook", "--record"):
+        parser.add_argument(switch, action="store_true")
     parser.add_argument("--hlo", type=Path)
     args, flags = parser.parse_known_args(argv)
     if args.updates < 1:
@@ -231,31 +280,53 @@ def of_command_line(argv: list[str]) -> None:
     if platform == "cuda":  # trying kernels needs the card
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     with compiled_in_32_bits(), alone(platform):
-        compiled = compile_update(config, args.target, args.updates, plain=args.textbook)
+        compiled = compile_step(config, args.target, args.updates, plain=args.textbook, evaluation=args.evaluation)
         found = estimate(compiled)
     if args.hlo is not None:
         storage.write_whole(args.hlo, compiled.text)
     _, package, _ = PLUGINS[platform]
     name = next(flag.split("=", 1)[1] for flag in flags if flag.startswith("--config="))
     asked = {"target": args.target, "config": name, "precision": config.precision, "batch_size": config.batch_size}
+    asked |= {"what": "evaluation" if args.evaluation else "update", "textbook": args.textbook}
     compiler = f"jax {jax.__version__}, {package} {importlib.metadata.version(package)}"
-    show({**asked, "textbook": args.textbook, "compiler": compiler, **found})
+    row = {**asked, "compiler": compiler, **found}
+    show(row)
+    if args.record:
+        kept = measure.read("accelerators")["rows"] if (measure.RESULTS / "accelerators.json").exists() else []
+        same = [asked.items() <= other.items() for other in kept]
+        place = same.index(True) if any(same) else len(kept)
+        measure.save("accelerators", [*kept[:place], row, *kept[place + 1 :]])
 
 
-# Target, images of a batch.
-RECORDED = ("cuda:h100:1x1x1", 128), ("cuda:h100:1x1x1", 1024), ("tpu:v5e:2x2", 4096)
+# Target, images of a batch, further flags; each for our network and for the textbook's.
+RECORDED = (
+    ("cuda:h100:1x1x1", 1024, ""),
+    ("tpu:v5e:2x2", 4096, ""),
+    ("cuda:h100:1x1x1", 128, ""),
+    ("tpu:v5e:2x2", 512, ""),
+    ("cuda:h100:1x1x1", 1024, "--config.precision=float32"),
+    ("tpu:v5e:2x2", 4096, "--config.precision=float32"),
+    ("cuda:h100:1x1x1", 1024, "--evaluation"),
+    ("tpu:v5e:2x2", 4096, "--evaluation"),
+    ("cuda:h100:1x1x4", 4096, ""),
+    ("tpu:v6e:2x2", 4096, ""),
+)
+# More devices, for docs/scaling.md: our network alone.
+SCALED = (
+    *((f"tpu:v5e:{n}", 8192) for n in ("4x4", "8x8", "16x16")),
+    ("tpu:v5e:16x16", 1024),
+    *((f"cuda:h100:1x{n}x8", 8192) for n in (1, 2, 8)),
+    ("cuda:h100:1x8x8", 1024),
+)
 
 
 def main() -> None:
-    """CIFAR-10's network in bfloat16, ours and the textbook's, each in a process of its own."""
-    rows = []
-    for target, batch in RECORDED:
-        for kind in ([], ["--textbook"]):
-            flags = [f"--target={target}", f"--batch_size={batch}", "--config=experiments/cifar10.py", *kind]
-            line = [sys.executable, "-m", "benchmarks.accelerators", *flags, "--config.precision=bfloat16"]
-            done = subprocess.run(line, stdout=subprocess.PIPE, check=True, text=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            measure.save("accelerators", rows)
+    """CIFAR-10's network, in bfloat16 unless said otherwise, each row in a process of its own."""
+    pairs = [(*row, kind) for row in RECORDED for kind in ("", "--textbook")]
+    for target, batch, flag, kind in [*pairs, *((*row, "", "") for row in SCALED)]:
+        flags = [f"--target={target}", f"--batch_size={batch}", "--config=experiments/cifar10.py", "--record"]
+        flags += ["--config.precision=bfloat16", *filter(None, (flag, kind))]
+        subprocess.run([sys.executable, "-m", "benchmarks.accelerators", *flags], check=True)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,10 @@ def textbook(
 def cuda_form(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, pad: int, stride: int, dtype: Any
 ) -> jax.Array:
-    """`convolve` on an NVIDIA GPU: by patches if the window is small, as in a first layer."""
+    """`convolve` on an NVIDIA GPU: 1x1 with the bias in the product, by patches if the window is small, as in a first layer."""
     window, groups = math.prod(kernel.shape[:3]), x.shape[-1] // kernel.shape[2]
+    if kernel.shape[:2] == (1, 1) and pad == 0 and stride == groups == 1 and bias is not None:
+        return cuda.dense(x.astype(dtype), kernel[0, 0].astype(dtype), bias)
     if kernel.shape[0] == 1 or window > cuda.WINDOW or stride > 1 or groups > 1:
         return textbook(x, kernel, bias, pad=pad, stride=stride, dtype=dtype)
     return cuda.by_patches(x, kernel, bias, pad=pad, dtype=dtype)

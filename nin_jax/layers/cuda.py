@@ -30,3 +30,31 @@ def by_patches(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, pad: 
     windows.append(jnp.zeros((*windows[0].shape[:3], missing), dtype))
     rows.append(jnp.zeros((missing, features), kernel.dtype))
     return jnp.concatenate(windows, -1) @ jnp.concatenate(rows).astype(dtype)
+
+
+def _wide(x: jax.Array) -> Any:
+    """What sums are taken in: at least float32."""
+    return jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
+
+
+@jax.custom_vjp
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x [..., C] @ kernel [C, F] + bias [F]`, rounded to x's dtype once; the gradient of the bias is summed in float32.
+
+    The bias stays float32, and is added to the product's own sums. XLA does that in the product's kernel, but reads and
+    writes all maps once more for a bias that is rounded to bfloat16 first ("Compiled for accelerators" in
+    docs/performance.md).
+    """
+    wide = _wide(x)
+    row = bias.astype(wide).reshape((1,) * (x.ndim - 1) + bias.shape)
+    return (jnp.matmul(x, kernel, preferred_element_type=wide) + row).astype(x.dtype)
+
+
+def _dense_backward(residual: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    x, kernel = residual
+    places = tuple(range(cotangent.ndim - 1))
+    by_kernel = jnp.tensordot(x, cotangent, (places, places))
+    return cotangent @ kernel.T, by_kernel, jnp.sum(cotangent, places, _wide(x))
+
+
+dense.defvjp(lambda x, kernel, bias: (dense(x, kernel, bias), (x, kernel)), _dense_backward)

@@ -248,3 +248,14 @@ def test_the_form_of_a_gpu_is_the_textbooks_with_its_bias(channels, size):
     np.testing.assert_allclose(y, wanted, atol=1e-5)
     for ours, theirs in zip(back(y), wanted_back(y), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-3)
+
+
+def test_a_gpu_rounds_a_1x1_layer_once_and_sums_the_gradient_of_its_bias_in_float32():
+    x, kernel = draw(2, 32, 32, 8, 4, 1)
+    bias = np.linspace(-1, 1, 4, dtype=np.float32)
+    half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    y, back = jax.vjp(lambda *a: cuda_form(*a, pad=0, stride=1, dtype=jnp.bfloat16), *half, bias)
+    exact = np.asarray(half[0], np.float32) @ np.asarray(half[1], np.float32)[0, 0] + bias
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+    assert [g.dtype for g in back(y)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+    np.testing.assert_allclose(back(y)[2], np.asarray(y, np.float64).sum((0, 1, 2)), rtol=1e-5)

@@ -275,7 +275,7 @@ def _check_overrides(arguments: Sequence[str], config: ConfigDict) -> None:
         registry.find("models", name)
         with config.unlocked():
             config.model = ConfigDict({"name": name})
-    known = _keys(config)
+    known = key_names(config)
     for word in arguments:
         flag = re.fullmatch(r"--?(?:no)?config\.([^=]*)(=.*)?", word, re.DOTALL)
         if not flag:
@@ -303,13 +303,13 @@ def _last_value(arguments: Sequence[str], flag: str) -> str | None:
     return found
 
 
-def _keys(config: ConfigDict, where: str = "") -> list[str]:
+def key_names(config: ConfigDict, where: str = "") -> list[str]:
     """Every key and section of a config, such as "model" and "model.name"."""
     keys = []
     for key, value in config.items():
         keys.append(f"{where}{key}")
         if isinstance(value, ConfigDict):
-            keys += _keys(value, f"{where}{key}.")
+            keys += key_names(value, f"{where}{key}.")
     return keys
 
 

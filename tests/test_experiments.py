@@ -55,7 +55,7 @@ def distinct(*keys: str) -> list[str]:
 @pytest.mark.parametrize("config", tables.recipes())
 def test_every_recipe_is_a_command(config: str) -> None:
     """What its file returns passes the check, and is what the table's command runs."""
-    assert tables._plain(parse(config)) == tables.recipes()[config]
+    assert tables.with_defaults(parse(config)) == tables.recipes()[config]
     assert tables.command(config) == f"`python -m nin_jax.main --config={config}`"
 
 

@@ -137,3 +137,14 @@ def test_files_functions_and_classes_are_short(file):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             longest = 150 if isinstance(node, ast.ClassDef) else 100
             assert (node.end_lineno or 0) - node.lineno < longest, f"{node.name} in {path(file)}"
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda file: file.name)
+def test_tests_use_no_private_names(file):
+    """A test that binds a private name breaks when the code is written better."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id not in ("self", "os"):
+            public = not node.attr.startswith("_") or node.attr.startswith("__")
+            assert public or node.attr in ("_replace", "_asdict", "_fields"), f"{node.value.id}.{node.attr}"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nin_jax"):
+            assert not [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__main__"]

@@ -20,7 +20,7 @@ from nin_jax.errors import UserError
 from nin_jax.training import build
 
 ROOT = Path(__file__).parents[1]
-KEYS = main._keys(config_lib.experiment("digits"))
+KEYS = main.key_names(config_lib.experiment("digits"))
 
 
 def parse(*words: str) -> main.Command:

@@ -85,7 +85,7 @@ def find(root: Path) -> Found:
                     )
                 splits[split] += [(file, label) for file in found]
     if tops.keys() == {"all"}:
-        splits = _hold_out(splits["all"], root)
+        splits = hold_out(splits["all"], root)
     return Found(tuple(classes), {name: _mixed(entries, root) for name, entries in splits.items()}, left_out)
 
 
@@ -288,7 +288,7 @@ def _by_class(entries: Sequence[Entry], root: Path) -> list[list[Entry]]:
     return [sorted(classes[label], key=lambda entry: _hash(entry[0], root)) for label in sorted(classes)]
 
 
-def _hold_out(entries: Sequence[Entry], root: Path) -> dict[str, list[Entry]]:
+def hold_out(entries: Sequence[Entry], root: Path) -> dict[str, list[Entry]]:
     """Splits one list. Which pictures are held out depends on their names alone, class by class."""
     splits: dict[str, list[Entry]] = {"train": [], "test": []}
     for of_class in _by_class(entries, root):

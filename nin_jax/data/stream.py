@@ -158,7 +158,7 @@ def plan(pictures: Pictures, protocol: str, batch_size: int, devices: int) -> li
     return groups
 
 
-class _Ahead:
+class Ahead:
     """Batches of `Training` or `Evaluation` from a given one on, decoded and sent to the devices ahead of use."""
 
     def __init__(self, batches: Training | Evaluation, first: int, mesh: Mesh, workers: int):
@@ -239,7 +239,7 @@ class TrainStream:
     def start(self, step: int) -> None:
         """Begins to decode the batch of update `step`, in the background."""
         self.close()
-        self.step, self.ahead = step, _Ahead(self.source, step, self.mesh, self.workers)
+        self.step, self.ahead = step, Ahead(self.source, step, self.mesh, self.workers)
 
     def at(self, step: int) -> Batch:
         """The batch of update `step`."""
@@ -288,7 +288,7 @@ class EvalStream:
 
     def __iter__(self) -> Generator[Batch]:
         """The batches."""
-        ahead = _Ahead(self.source, 0, self.mesh, self.workers)
+        ahead = Ahead(self.source, 0, self.mesh, self.workers)
         try:
             while (batch := ahead.take()) is not None:
                 yield batch

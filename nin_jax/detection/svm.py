@@ -41,12 +41,12 @@ def train(positives: np.ndarray, pictures: Iterable[np.ndarray]) -> Linear:
         hard = features if fitted is None else features[fitted(features) > HARD]
         negatives, new = np.concatenate([negatives, hard]), new + len(hard)
         if new >= REFIT:
-            fitted, new = _fit(positives, negatives), 0
+            fitted, new = fit(positives, negatives), 0
             negatives = negatives[fitted(negatives) > EASY]
-    return _fit(positives, negatives) if new or fitted is None else fitted
+    return fit(positives, negatives) if new or fitted is None else fitted
 
 
-def _fit(positives: np.ndarray, negatives: np.ndarray) -> Linear:
+def fit(positives: np.ndarray, negatives: np.ndarray) -> Linear:
     x = np.concatenate([positives, negatives])
     y = np.repeat([1, 0], [len(positives), len(negatives)])
     # The gap to the best solution matters less than time: 3,000 rounds are far more than it takes at this C.

@@ -122,7 +122,7 @@ def fig4(examples: Examples) -> Any:
     """
     plt = pyplot()
     rows = len(examples.images)
-    shown = [_columns(k, logits) for k, logits in zip(examples.classes, examples.logits, strict=True)]
+    shown = [columns_of(k, logits) for k, logits in zip(examples.classes, examples.logits, strict=True)]
     few = len(examples.names) <= MOST_MAPS  # then each column is one class, named once at the top
     turned = {"rotation": 40, "rotation_mode": "anchor", "ha": "left"} if few else {}
     figure, axes = plt.subplots(
@@ -171,7 +171,8 @@ def evidence(examples: Examples) -> Any:
     return figure
 
 
-def _columns(true: int, logits: np.ndarray) -> list[int]:
+def columns_of(true: int, logits: np.ndarray) -> list[int]:
+    """Classes whose maps are shown: the best `MOST_MAPS`, and the true one in place of the last of them."""
     if len(logits) <= MOST_MAPS:
         return list(range(len(logits)))
     best = [int(k) for k in np.argsort(-logits, kind="stable")[:MOST_MAPS]]

@@ -61,7 +61,7 @@ def recipes() -> dict[str, dict[str, Any]]:
         text = f"experiments/{name}.py"
         others = [other.split(":")[1] for other in named if other.startswith(f"{text}:")]
         for arg in dict.fromkeys([None, *namespace.get("ARGUMENTS", ()), *others]):
-            found[text + (f":{arg}" if arg else "")] = _plain(namespace["get_config"](arg))
+            found[text + (f":{arg}" if arg else "")] = with_defaults(namespace["get_config"](arg))
     return found
 
 
@@ -74,7 +74,7 @@ def canonical(config: str) -> str:
     return next(name for name, plain in known.items() if not _differing(plain, known[config]))
 
 
-def _plain(config: ConfigDict | Config) -> dict[str, Any]:
+def with_defaults(config: ConfigDict | Config) -> dict[str, Any]:
     """`to_dict`, with the defaults of the model's own arguments filled in."""
     plain = config_lib.to_dict(config)
     name = plain["model"]["name"]
@@ -93,7 +93,7 @@ def result(workdir: Path) -> Result | None:
     """The row of a run directory; None, with a line that says so, for an unfinished run. Raises `UserError`."""
     path = workdir / "config.json"
     try:
-        plain = _plain(config_lib.from_dict(json.loads(path.read_text())))
+        plain = with_defaults(config_lib.from_dict(json.loads(path.read_text())))
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"--collect={workdir} is not a run directory: {path} cannot be read: {error}") from error
     path = workdir / "summary.json"

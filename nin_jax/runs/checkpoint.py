@@ -99,7 +99,7 @@ class Checkpoints:
         def drop() -> int:
             for step in reversed(_steps(self.directory)):
                 try:
-                    notes = _content(self.directory / str(step))["notes"]
+                    notes = verified_notes(self.directory / str(step))["notes"]
                 except Exception:  # damaged in whatever way
                     return step
                 if not unwanted(notes):
@@ -115,7 +115,7 @@ class Checkpoints:
         def newest() -> dict[str, Any] | None:
             for step in reversed(_steps(self.directory)):
                 with contextlib.suppress(Exception):  # damaged in whatever way: `restore` reports it
-                    return _content(self.directory / str(step))["notes"]
+                    return verified_notes(self.directory / str(step))["notes"]
             return None
 
         return processes.from_first(newest)
@@ -233,13 +233,13 @@ def _remove(folder: Path) -> None:
 def _error_pct(folder: Path) -> float:
     """The error that checkpoints are ranked by; infinite if there is no finite one."""
     try:
-        value = float(_content(folder)["metrics"]["error_pct"])
+        value = float(verified_notes(folder)["metrics"]["error_pct"])
     except Exception:  # no error, or damaged notes
         return math.inf
     return value if math.isfinite(value) else math.inf
 
 
-def _content(folder: Path) -> dict[str, Any]:
+def verified_notes(folder: Path) -> dict[str, Any]:
     """The verified notes.json of a step: "notes", "metrics" and "arrays". Raises anything on a damaged file."""
     stored = json.loads((folder / "notes.json").read_text())
     if stored["crc32"] != _crc(stored["content"].encode()):
@@ -249,7 +249,7 @@ def _content(folder: Path) -> dict[str, Any]:
 
 def _read(folder: Path, like: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The verified arrays of a step, in the order of `like`, and its notes. Raises anything on damaged files."""
-    content = _content(folder)
+    content = verified_notes(folder)
     wanted = content["arrays"]
     theirs, mine = {path: text.rsplit(" ", 1)[0] for path, text in wanted.items()}, kinds(like)
     if theirs != mine:

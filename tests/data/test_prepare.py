@@ -244,7 +244,7 @@ def test_second_preparation_does_nothing(
     prepare.prepare(cifar10.dataset, tmp_path / "data", cifar10.folder)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")}
     capsys.readouterr()
-    monkeypatch.delattr(prepare, "_archives")  # not even the archives are looked at
+    monkeypatch.delattr(prepare, "archives_of")  # not even the archives are looked at
     prepare.prepare(cifar10.dataset, tmp_path / "data", tmp_path / "not there")
     assert capsys.readouterr().out == f"cifar10 is already prepared in {tmp_path / 'data/cifar10/3.0.2'}\n"
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")}
@@ -723,7 +723,7 @@ def test_other_endings(raised: str, exit_code: int, message: str, tmp_path: Path
     code = f"""
 from nin_jax.data.prepare import __main__, prepare
 def fail(*_): raise {raised}
-prepare._archives = fail
+prepare.archives_of = fail
 __main__.run()
 """
     ends(command("mnist", f"--data_dir={tmp_path}", code=code), exit_code, message)

@@ -91,7 +91,7 @@ def test_a_batch_is_the_same_for_any_number_of_processes():
 def test_worker_processes_hand_over_the_same_batches():
     """And the run goes on from any of them."""
     m, source = mesh(2), training()
-    ahead = [stream._Ahead(source, first, m, workers) for first, workers in ((3, 2), (5, 0))]
+    ahead = [stream.Ahead(source, first, m, workers) for first, workers in ((3, 2), (5, 0))]
     try:
         for number in (3, 4, 5, 6):
             batch = host(ahead[0].take())
@@ -147,7 +147,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
 def test_a_bad_record_stops_with_its_name(record, said):
     bad = pictures(4)
     bad.records[2] = record  # pyright: ignore[reportIndexIssue]
-    ahead = stream._Ahead(stream.Training(bad, 0, 4, np.arange(4), 3), 0, mesh(1), 0)
+    ahead = stream.Ahead(stream.Training(bad, 0, 4, np.arange(4), 3), 0, mesh(1), 0)
     with pytest.raises(UserError, match=said):
         ahead.take()
     ahead.close()

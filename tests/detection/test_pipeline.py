@@ -142,7 +142,7 @@ def test_mining_finds_the_classifier_of_all_negatives() -> None:
     direction = random.normal(size=20)
     positives = (random.normal(size=(40, 20)) * 4 + direction * 4).astype(np.float32)
     negatives = (random.normal(size=(60, 100, 20)) * 4 - direction).astype(np.float32)
-    mined, everything = svm.train(positives, negatives), svm._fit(positives, negatives.reshape(-1, 20))
+    mined, everything = svm.train(positives, negatives), svm.fit(positives, negatives.reshape(-1, 20))
     cosine = mined.weights @ everything.weights / np.linalg.norm(mined.weights) / np.linalg.norm(everything.weights)
     assert cosine > 0.98
 

@@ -187,7 +187,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_broken(
     state = {"w": jax.numpy.arange(3.0)}
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(7, state, {}, wait=True)
-    real, left = checkpoint._content, [attempts]
+    real, left = checkpoint.verified_notes, [attempts]
 
     def falters(folder: Path) -> Any:
         left[0] -= 1
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_broken(
             raise OSError(number, "no")
         return real(folder)
 
-    monkeypatch.setattr(checkpoint, "_content", falters)
+    monkeypatch.setattr(checkpoint, "verified_notes", falters)
     like = replicated_like(state, make_mesh())
     if number == errno.EACCES:
         with pytest.raises(StorageFailed, match=r"cannot read checkpoint .*/7: "):

@@ -220,7 +220,7 @@ from nin_jax.data.prepare import archives
 for name in sys.argv[1:]:
     print(name, flush=True)
     try:
-        archives._read_mat(Path(name), 4)
+        archives.read_mat(Path(name), 4)
     except UserError:
         pass
 """

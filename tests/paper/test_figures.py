@@ -66,8 +66,8 @@ def test_figure_4_frames_the_true_class_of_one_picture_each(runs):
 
 def test_of_many_classes_the_best_ten_are_shown_and_always_the_true_one():
     logits = np.arange(100, dtype=np.float32)
-    assert figures._columns(95, logits) == list(range(99, 89, -1))
-    assert figures._columns(3, logits) == [*range(99, 90, -1), 3]
+    assert figures.columns_of(95, logits) == list(range(99, 89, -1))
+    assert figures.columns_of(3, logits) == [*range(99, 90, -1), 3]
 
 
 @pytest.mark.parametrize("name", ["fig3", "fig4", "evidence"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,12 +53,12 @@ def test_probabilities_are_the_softmax_of_the_logits(classifier, images):
     assert prediction[:3] == prediction.top[0]
 
 
-def test_batches_are_filled_up_and_say_the_same(classifier, images, monkeypatch):
-    """Five images are computed as eight, or as two, two and one; each size is compiled once."""
+def test_batches_are_filled_up_and_say_the_same(classifier, images, monkeypatch, caplog):
+    """33 images are computed as 64, five as two, two and one; each size is compiled once."""
     whole, _ = classifier(images[:5])
-    before = classifier._shown._cache_size()
-    filled = classifier.logits(images[:5]), classifier.logits(images[:7])[:5]
-    assert classifier._shown._cache_size() - before <= 1
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        filled = classifier.logits(images[:33])[:5], classifier.logits(images[:64])[:5]
+    assert sum("Finished XLA compilation" in record.getMessage() for record in caplog.records) == 1
     monkeypatch.setattr(predict, "BATCH", 2)
     for logits in (*filled, classifier.logits(images[:5])):
         assert logits.shape == whole.shape

@@ -76,7 +76,7 @@ def load(
 
     def read(name: str) -> Split:
         entries = found.splits[name]
-        make = functools.partial(_decode, entries, shape, ground, name, bad_records)
+        make = functools.partial(decoded, entries, shape, ground, name, bad_records)
         return cached(f"folder-{name}-{size}x{channels}", [background, *_stats(entries)], make)
 
     return take(split_expression(split), sizes, read, f"folder {data_dir}")
@@ -140,7 +140,7 @@ def _table(data_dir: str, found: Found, sizes: np.ndarray, kinds: dict[str, int]
     return lines
 
 
-def _decode(
+def decoded(
     entries: list[Entry],
     shape: tuple[int, int, int],
     background: tuple[int, int, int],

@@ -124,7 +124,7 @@ def read(dataset: Dataset, folder: Path) -> tuple[Splits, dict[str, list[str]]]:
             return _read_mnist(dataset, folder)
         case "svhn_cropped":
             files = dataset.splits.items()
-            return {split: (_read_mat(folder / f, n) for f, n in sizes.items()) for split, sizes in files}, {}
+            return {split: (read_mat(folder / f, n) for f, n in sizes.items()) for split, sizes in files}, {}
         case _:
             return _read_cifar(dataset, folder)
 
@@ -194,7 +194,7 @@ def _read_cifar(dataset: Dataset, folder: Path) -> tuple[Splits, dict[str, list[
     return splits, names
 
 
-def _read_mat(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
+def read_mat(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [n, 32, 32, 3] and labels uint8 [n, 1] of a MATLAB 5 file, whose label 10 is the digit 0.
 
     Only for a file with the right checksum: a forged one can crash SciPy's native reader, which no `except` would

@@ -51,7 +51,7 @@ def prepare(dataset: Dataset, data_dir: Path, given: Path | None = None) -> None
     with _exclusive(dataset.name, data_dir) as downloads:
         for leftover in target.parent.glob(f"incomplete.*_{target.name}"):  # of a killed preparation
             shutil.rmtree(leftover)
-        splits, class_names = read(dataset, _archives(dataset, data_dir, given, downloads))
+        splits, class_names = read(dataset, archives_of(dataset, data_dir, given, downloads))
         if target.exists():
             shutil.rmtree(target)
         _write(dataset, data_dir, splits, class_names)
@@ -105,7 +105,7 @@ def _exclusive(name: str, data_dir: Path) -> Iterator[Path]:
         yield downloads
 
 
-def _archives(dataset: Dataset, data_dir: Path, given: Path | None, downloads: Path) -> Path:
+def archives_of(dataset: Dataset, data_dir: Path, given: Path | None, downloads: Path) -> Path:
     """The folder where all archives lie, verified: `given`, or `downloads` after what it lacked was downloaded."""
     if given and not given.is_dir():
         raise UserError(f"--archives={given} is not a folder")

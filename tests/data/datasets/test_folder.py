@@ -18,7 +18,7 @@ from hypothesis import given
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from nin_jax.data.class_folders import _hold_out, find
+from nin_jax.data.class_folders import find, hold_out
 from nin_jax.data.datasets import folder
 from nin_jax.data.datasets.folder import info, load
 from nin_jax.errors import UserError
@@ -101,12 +101,12 @@ def test_nested_pictures_count_and_hidden_ones_do_not(pets: Path) -> None:
 def test_the_held_out_fifth(classes: dict[str, set[str]]) -> None:
     """Each class has a fifth of its pictures in the test split, at least one of two or more; order does not matter."""
     entries = [(Path("/root") / kind / n, k) for k, kind in enumerate(sorted(classes)) for n in sorted(classes[kind])]
-    files = _hold_out(entries, Path("/root"))
+    files = hold_out(entries, Path("/root"))
     assert sorted(files["train"] + files["test"]) == sorted(entries)
     for k, kind in enumerate(sorted(classes)):
         n = len(classes[kind])
         assert sum(label == k for _, label in files["test"]) == (n // 5 or int(n > 1))
-    assert _hold_out(entries[::-1], Path("/root")) == files
+    assert hold_out(entries[::-1], Path("/root")) == files
 
 
 def test_the_held_out_fifth_depends_on_names_alone(pets: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_any_size_is_scaled_and_cut_to_the_centre(width: int, height: int, tmp_p
 def test_the_second_load_decodes_nothing(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load("train", str(pets))
     with monkeypatch.context() as patched:
-        patched.setattr(folder, "_decode", lambda *_: pytest.fail("decoded again"))
+        patched.setattr(folder, "decoded", lambda *_: pytest.fail("decoded again"))
         again = load("train", str(pets))
         np.testing.assert_array_equal(first[0], again[0])
         np.testing.assert_array_equal(first[1], again[1])

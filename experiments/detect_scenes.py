@@ -16,8 +16,10 @@ ARGUMENTS = ("three", "context", "hog", "colour")
 def get_config(arg=None):
     chosen = words(arg, ARGUMENTS)
     config = default()
+    config.scenes.train, config.scenes.test, config.fewest_boxes = 100, 100, 5
     config.proposals.smallest = 0.25
     config.proposals.scales = 4
+    config.finest = 1.0
     config.localise = "nin.cifar10"
     if "three" in chosen or "context" in chosen:
         config.networks = ("nin.cifar10", "nin.cifar100", "nin.mnist")

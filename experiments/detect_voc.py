@@ -19,7 +19,8 @@ def get_config(arg=None):
     config.data = "voc"
     config.localise = "nin.cifar10"
     config.names = ("aeroplane=airplane", "boat=ship", "car=automobile")
-    config.enlarge = (0.15, 0.25, 0.4)
+    config.finest = 0.2
+    config.enlarge = (0.1, 0.15, 0.22)
     if "three" in chosen or "context" in chosen:
         config.networks = ("nin.cifar10", "nin.cifar100", "nin.mnist")
         config.context = "context" in chosen

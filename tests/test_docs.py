@@ -19,6 +19,7 @@ from nin_jax import __main__ as nin_jax_command
 from nin_jax import config, main, registry
 from nin_jax.data.datasets import folder
 from nin_jax.detection import main as detection
+from nin_jax.paper import detection as paper_detection
 from nin_jax.paper import pages
 from nin_jax.training import pretrained
 from nin_jax.training.build import Run
@@ -43,6 +44,14 @@ def test_the_table_of_starts_is_that_of_the_recorded_rows():
 def test_the_page_of_speed_is_that_of_the_recorded_measurements():
     """docs/performance.md shows benchmarks/results/*.json, by `python -m benchmarks.report`."""
     text, generated = report.DOC.read_text(), report.generated()
+    assert pages.fill(text, generated) == text
+    assert sorted(match[2] for match in pages.PLACE.finditer(text)) == sorted(generated)
+
+
+def test_the_page_of_detection_is_that_of_the_recorded_runs():
+    """docs/detection.md shows experiments/results/detection/*.json, by `python -m nin_jax.paper.detection`."""
+    text = (ROOT / paper_detection.PAGE).read_text()
+    generated = paper_detection.generated(paper_detection.read(ROOT / paper_detection.RESULTS))
     assert pages.fill(text, generated) == text
     assert sorted(match[2] for match in pages.PLACE.finditer(text)) == sorted(generated)
 

@@ -1,10 +1,14 @@
 """What images show, as a trained network sees it.
 
-nin-jax predict IMAGE... (--model=NAME | --run=DIR) [--maps=DIR] [--json]
+nin-jax predict IMAGE... (--model=NAME | --run=DIR) [--detect] [--maps=DIR] [--json]
 
 One line an image: its file, then the five most probable classes with their probabilities in per cent. With --json it is one
 JSON object an image: "image", "name", "index", "probability", "top" (the five, each with name, index and probability), and
 with --maps "map": the image under the evidence for its class (paper section 3.2), a PNG in that folder.
+
+With --detect a line says where things are: class, probability or score, and box (x0 y0 x1 y1, in pixels of the image), for
+each of five at most; with --json they are "objects", each with "name", "score" and "box", and --maps writes the image with
+its boxes. --run may then name a run of nin_jax.detection.main too.
 """
 
 from __future__ import annotations
@@ -31,8 +35,14 @@ def main() -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     network.add_flags(parser)
     parser.add_argument("--maps", metavar="DIR", help="write each image under the evidence for its class")
+    parser.add_argument("--detect", action="store_true", help="say where things are, by boxes")
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
     given = parser.parse(sys.argv[1:])
+    if given.detect:
+        from nin_jax.cli import detect  # it imports scikit-learn, which takes a second
+
+        detect.run(given.images, detect.network(given), given.maps, given.json)
+        return
     classifier = network.load(given)
     predictions = classifier.classify(given.images)
     maps: list[Path | None] = [None] * len(predictions)

@@ -79,7 +79,17 @@ class Detection:
         ("cccp5",), "the feature map that is taken of each network; the last is used for the rest", _texts
     )
     grid: int = key(2, "cells, in height and width, over which a map is averaged", at_least(1))
+    finest: float = key(
+        0.0,
+        "largest scale of a picture whose maps are averaged over regions; 0: each region is warped to an image instead",
+        at_least(0),
+    )
     proposals: Proposals = key(Proposals)
+    features: str | None = key(
+        None,
+        "folder where features are kept, which experiments may share; None: in the run directory",
+        storage.local_path,
+    )
     regression: bool = key(True, "whether boxes are corrected by regression")
     context: bool = key(False, "whether scores are corrected by the whole picture, see `detection.context`")
     localise: str | None = key(None, "network whose class maps say where things are; None: no localisation")
@@ -105,3 +115,17 @@ def default() -> ConfigDict:
 def check(config: Any) -> Detection:
     """The typed config. Raises `UserError` in one line."""
     return schema.check(Detection, config)
+
+
+def read(plain: Any) -> Detection:
+    """The typed config of what a run has kept in its config.json. Raises `UserError`, `ValueError` for what is no config."""
+
+    def back(value: Any) -> Any:
+        return tuple(map(back, value)) if isinstance(value, list) else value
+
+    if not isinstance(plain, dict):
+        raise ValueError("config.json holds no object")
+    config = default()
+    flat = ConfigDict({name: back(value) for name, value in plain.items()})
+    config.update(flat)
+    return check(config)

@@ -2,7 +2,7 @@
 
 The slides of 2014 name it ("adaptive non-parametric rectification of outputs from both object detectors and global context")
 and publish no algorithm. This one is ours: the outputs of a picture are, for each class, the probability that a classifier of
-whole pictures gives it, and the highest score of a box. The nearest training pictures in the space of outputs vote on which
+whole pictures gives it. The nearest training pictures in the space of outputs vote on which
 classes are there, and the score s of a box of class k becomes
 
     s + strength log(p_k / q_k)
@@ -48,18 +48,15 @@ def _probabilities(x: np.ndarray, y: np.ndarray, wanted: np.ndarray) -> np.ndarr
     return LogisticRegression(C=1e-2, max_iter=500).fit(x, y).predict_proba(wanted)[:, 1]
 
 
-def corrections(train: np.ndarray, labels: np.ndarray, test: np.ndarray, own: bool = False) -> np.ndarray:
+def corrections(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """What is added to the scores of each class in each picture, float64 `[M, K]`.
 
     Args:
       train, test: outputs `[N, F]` and `[M, F]`; each column is scaled to a deviation of 1 over `train`.
       labels: bool `[N, K]`, of the training pictures.
-      own: whether `test` is `train`, so that no picture is its own neighbour.
     """
     deviation = train.std(0) + 1e-9
     distance = (((test[:, None] - train[None]) / deviation) ** 2).sum(-1)
-    if own:
-        np.fill_diagonal(distance, np.inf)
     nearest = np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBOURS]
     everywhere = labels.mean(0)
     here = (labels[nearest].sum(1) + everywhere) / (nearest.shape[1] + 1)

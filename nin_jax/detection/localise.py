@@ -13,16 +13,19 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
-from nin_jax.errors import UserError
-
 if TYPE_CHECKING:
     from nin_jax.training.predict import Predictor
 
+FILLED = 32  # pixels
 THRESHOLD = 0.4  # of the highest value of a map
 
 
 def dense_maps(
-    predictor: Predictor, image: np.ndarray, scales: Sequence[float] = (1.0,), flip: bool = True
+    predictor: Predictor,
+    image: np.ndarray,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = True,
+    classes: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Class maps of a picture of any size, float32 `[H, W, K]`: the mean over scales and mirror images.
 
@@ -33,26 +36,32 @@ def dense_maps(
       image: uint8 `[H, W, C]`.
       scales: factors by which the picture is enlarged. A network finds things of the size of those it was trained on.
       flip: whether the mirror image is seen too.
+      classes: indices of those that are wanted; None: all.
     """
     height, width = image.shape[:2]
     if predictor.info.image_shape[-1] == 1:
         image = np.round(image.mean(-1, keepdims=True)).astype(np.uint8)
-    total, count = None, 0
+    total = np.zeros((), np.float32)
     for factor in scales:
         size = max(1, round(width * factor)), max(1, round(height * factor))
         grey = image.shape[-1] == 1
         resized = Image.fromarray(image[..., 0] if grey else image).resize(size, Image.Resampling.BICUBIC)
         seen = np.asarray(resized)[..., None] if grey else np.asarray(resized)
         for view in (seen, seen[:, ::-1])[: 1 + flip]:
-            _, maps = predictor(view[None])
-            if "class_maps" not in maps:
-                raise UserError(f"model {predictor.config.model.name!r} has no class maps")
-            found = np.asarray(maps["class_maps"][0], np.float32)
-            found = found if view is seen else found[:, ::-1]
-            enlarged = _enlarged(found, height, width)
-            total, count = (enlarged if total is None else total + enlarged), count + 1
-    assert total is not None
-    return total / count
+            found = _maps(predictor, view)[..., slice(None) if classes is None else list(classes)]
+            total = total + _enlarged(found if view is seen else found[:, ::-1], height, width)
+    return total / (len(scales) * (1 + flip))
+
+
+def _maps(predictor: Predictor, image: np.ndarray) -> np.ndarray:
+    """Class maps `[h, w, K]` of an image, filled up with its mean to multiples of `FILLED`: few programs are compiled."""
+    height, width = image.shape[:2]
+    rows, columns = (-(-n // FILLED) * FILLED for n in (height, width))
+    canvas = np.empty((rows, columns, image.shape[-1]), np.uint8)
+    canvas[:] = image.mean((0, 1)).round()
+    canvas[:height, :width] = image
+    maps = predictor.class_maps(canvas[None])[0]
+    return maps[: max(1, round(len(maps) * height / rows)), : max(1, round(maps.shape[1] * width / columns))]
 
 
 def _enlarged(maps: np.ndarray, height: int, width: int) -> np.ndarray:

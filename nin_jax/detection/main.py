@@ -2,7 +2,7 @@
 
     python -m nin_jax.detection.main --config=experiments/detect_NAME.py[:ARG] [--workdir=DIR] [--config.KEY=VALUE ...]
 
-DIR (default: runs/detect_NAME) gets config.json, features/, detections.json and report.json. A start after an interruption
+DIR (default: runs/detect_NAME) gets config.json, features/, detector.npz, detections.json, report.html and report.json. A start after an interruption
 computes what is missing.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -55,16 +56,29 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
     return values.config, training_main.local_directory("--workdir", values.workdir or f"runs/{name}")
 
 
-def run(config: Detection, plain: dict[str, Any], workdir: Path) -> dict[str, Any]:
-    """Runs an experiment and writes its report. Raises `UserError`."""
-    from nin_jax.detection import localisation, pictures, pipeline
+def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs an experiment and writes its report. Raises `UserError`.
+
+    Args:
+      config, plain: its config, checked and as it was given.
+      workdir: the run directory.
+      words: of its command line, for the report.
+    """
+    from nin_jax.detection import localisation, pictures, pipeline, report_page
     from nin_jax.runs.provenance import commit, versions
 
     begin = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
     storage.write_json(workdir / "config.json", plain)
     train, test = pictures.read(config)
-    report: dict[str, Any] = {"pictures": [len(train), len(test)]}
+    kept = [w for w in words[1:] if not re.match(r"--?(workdir|config\.features)\b", w)]
+    named = next((w.split("=", 1)[1] for w in kept if re.match(r"--?config=", w)), "")
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", "-m", "nin_jax.detection.main", *kept]),
+        "experiment": named,
+        "seed": config.seed,
+        "pictures": [len(train), len(test)],
+    }
     if config.localise:
         report["localisation"] = localisation.measure(config, train, test)
     results, store = pipeline.detect(config, train, test, workdir)
@@ -83,7 +97,8 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path) -> dict[str, An
             }
             for r in results
         },
-        "features_s_per_picture": sum(store.seconds) / len(store.seconds) if store.seconds else None,
+        "proposals": pipeline.coverage(store, test),
+        "features_s_per_picture": sum(store.seconds) / len(store.seconds),
         "seconds": time.perf_counter() - begin,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "versions": versions(),
@@ -97,6 +112,7 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path) -> dict[str, An
         for r in results
     }
     storage.write_json(workdir / "detections.json", detections)
+    report_page.write(workdir, report, results, test)
     storage.write_json(workdir / "report.json", report)
     say(
         f"done: mAP {report['map_pct']:.2f} % (VOC 2007) over {len(measured)} classes in {len(test)} pictures; {workdir}/report.json"
@@ -106,10 +122,11 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path) -> dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line."""
-    config, workdir = parse(list(argv or sys.argv))
+    words = list(argv or sys.argv)
+    config, workdir = parse(words)
     checked = detection_config.check(config)
     try:
-        run(checked, json.loads(config.to_json_best_effort()), workdir)
+        run(checked, json.loads(config.to_json_best_effort()), workdir, words)
     except OSError as error:
         raise StorageFailed(one_line(error)) from error
 

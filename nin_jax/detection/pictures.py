@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,8 +75,7 @@ class Scenes(Pictures):
         info = splits.facts(dataset, c.data_dir)
         if info.streamed:
             raise UserError(f"scenes.dataset={c.dataset}: must be a data set that fits in memory")
-        images, labels = dataset.entry.load(split, c.data_dir, **dataset.arguments)
-        (self.images, self.labels), _ = splits.usable((images, labels), info, f"split {split!r} of {dataset}", "stop")
+        self.images, self.labels = _images(c.dataset, split, c.data_dir)
         self.seed = config.seed
         made = [self._scene(config, i) for i in range(count)]
         listed = [
@@ -99,6 +99,15 @@ class Scenes(Pictures):
     def image(self, number: int) -> np.ndarray:
         made = self._scene(self.config, number).image
         return np.repeat(made, 3, axis=-1) if made.shape[-1] == 1 else made
+
+
+@functools.lru_cache(maxsize=2)
+def _images(name: str, split: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a data set, kept for the next experiment of a process: decoding them takes long."""
+    dataset = registry.call("datasets", name)
+    loaded = dataset.entry.load(split, data_dir, **dataset.arguments)
+    images, _ = splits.usable(loaded, splits.facts(dataset, data_dir), f"split {split!r} of {dataset}", "stop")
+    return images
 
 
 def read(config: Detection) -> tuple[Pictures, Pictures]:

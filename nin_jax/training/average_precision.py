@@ -54,7 +54,7 @@ def precision_recall(
       found: by picture.
     """
     empty = Truth(np.zeros((0, 4)), np.zeros(0, bool))
-    parts = [(of.scores, *_judged(truth.get(picture, empty), of, rule)) for picture, of in found.items()]
+    parts = [(of.scores, *judged(truth.get(picture, empty), of, rule)) for picture, of in found.items()]
     objects = sum(int((~of.difficult).sum()) for of in truth.values())
     if not parts:
         return Curve(np.zeros(0), np.zeros(0))
@@ -64,8 +64,8 @@ def precision_recall(
     return Curve(hits / np.arange(1, len(hits) + 1), hits / objects if objects else np.zeros(len(hits)))
 
 
-def _judged(truth: Truth, found: Found, rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections of a picture are right, and which count: bool `[N]` each."""
+def judged(truth: Truth, found: Found, rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which detections of a class in a picture are right, and which count: bool `[N]` each; see `precision_recall`."""
     share = iou(np.asarray(found.boxes, np.float64).reshape(-1, 4), truth.boxes)
     enough = np.full(len(truth.boxes), 0.5) if rule == "voc" else ilsvrc_overlap(truth.boxes)
     taken = np.zeros(len(truth.boxes), bool)

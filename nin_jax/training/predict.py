@@ -120,6 +120,14 @@ class Predictor:
         """Logits float32 `[B, K]` of any number of images, which are as for `__call__`; computed in batches."""
         return np.concatenate([np.asarray(logits)[:count] for logits, _, count in self._batches(self._checked(images))])
 
+    def class_maps(self, images: np.ndarray) -> np.ndarray:
+        """The class maps alone, float32 `[B, h, w, K]`, of images as for `__call__`. Raises `UserError` if it has none."""
+        with jax.enable_x64(False):
+            _, maps = self._shown(self.variables, self.stats, self._checked(images))
+        if maps is None:
+            raise UserError(f"model {self.config.model.name!r} has no class maps to show")
+        return np.asarray(maps, np.float32)
+
     def _batches(self, images: np.ndarray) -> Iterator[tuple[jax.Array, Any, int]]:
         """Logits and class maps of padded batches, and the number of images in each."""
         with jax.enable_x64(False):
@@ -199,10 +207,7 @@ class Classifier(Predictor):
         image = self.read(picture)
         if len(image) != 1:
             raise UserError(f"evidence takes one picture; {len(image)} are given")
-        ((_, class_maps, _),) = self._batches(self._checked(image))
-        if class_maps is None:
-            raise UserError(f"model {self.config.model.name!r} has no class maps to show")
-        maps = np.maximum(np.asarray(class_maps[0], np.float32), 0)
+        maps = np.maximum(self.class_maps(image)[0], 0)
         shown = maps[..., index] / max(float(maps.max()), 1e-9)
         height, width = image.shape[1:3]
         enlarged = Image.fromarray(shown).resize((width, height), Image.Resampling.BILINEAR)

@@ -85,6 +85,32 @@ def test_a_pattern_is_a_part_of_a_name_or_has_wildcards() -> None:
     assert listing.names("zf*")["models"] == ["zfnet"]
 
 
+def test_predict_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A five on a large black ground: the box of the class map lies about it; two pictures of one name get two overlays."""
+    ground = Image.new("L", (60, 40))
+    ground.paste(Image.open(FIVE).convert("L").resize((16, 16)), (36, 12))
+    (tmp_path / "b").mkdir()
+    for file in (tmp_path / "a.png", tmp_path / "b/a.png"):
+        ground.save(file)
+    words = f"predict {tmp_path}/a.png {tmp_path}/b/a.png --model=nin.digits --detect --maps={tmp_path}/maps".split()
+    for extra in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["nin-jax"])
+        command.entry([*words, *extra])()
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2
+    found = json.loads(lines[0])
+    assert found["image"] == f"{tmp_path}/a.png"
+    assert 1 <= len(found["objects"]) <= 5
+    for of in found["objects"]:
+        x0, y0, x1, y1 = of["box"]
+        assert 0 <= x0 < x1 <= 60
+        assert 0 <= y0 < y1 <= 40
+    assert found["map"] == f"{tmp_path}/maps/a-objects.png"
+    assert Image.open(f"{tmp_path}/maps/a-objects-2.png").size == (60, 40)
+
+
 def test_predict(clean_env: dict[str, str], tmp_path: Path) -> None:
     """Two files of one name, one of them large and coloured: a line and a map each."""
     (tmp_path / "large").mkdir()

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from nin_jax import storage
 from nin_jax.data.objects import proposals
 from nin_jax.data.objects.boxes import iou
-from nin_jax.detection import config, context, features, main, pictures, pipeline, svm
+from nin_jax.detection import (
+    config,
+    context,
+    detector,
+    features,
+    main,
+    pictures,
+    pipeline,
+    report_page,
+    store,
+    svm,
+)
 from nin_jax.errors import UserError
+from nin_jax.training.average_precision import Found
+from nin_jax.weights import zoo
 
 WORDS = (
     *("detection", "--config=detect_scenes", "--config.scenes.dataset=digits", "--config.scenes.side=24"),
@@ -49,10 +67,52 @@ def test_a_run_reports_every_class_and_beats_boxes_that_know_nothing(done: tuple
     assert report["localisation"]["pointing_pct"] >= report["localisation"]["centre_pointing_pct"]
 
 
+def test_a_run_writes_a_page_that_loads_nothing(done: tuple[Path, dict]) -> None:
+    folder, report = done
+    page = (folder / "report.html").read_text()
+    assert len(page) < 2**20
+    assert "default-src 'none'" in page
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert f"mAP {report['map_pct']:.2f} %" in page
+    assert page.count("<polyline") == sum(of["ap_pct"] is not None for of in report["classes"].values())
+    assert report["experiment"] == "detect_scenes"
+    assert 50 < report["proposals"]["recall_pct"] <= 100
+
+
+def test_the_detector_of_a_run_finds_what_the_run_found(done: tuple[Path, dict]) -> None:
+    folder, _ = done
+    words = [*(w for w in WORDS if "context" not in w), "--config.context=False"]
+    main.main([*words, f"--workdir={folder.parent}/plain", f"--config.features={folder}/features"])
+    kept = json.loads((folder.parent / "plain/detections.json").read_text())
+    plain: Any = main.parse([*words])[0]
+    _, test = pictures.read(config.check(plain))
+    found = detector.Detector(folder.parent / "plain")
+    for name, of in zip(found.machines.classes, found(test.image(0)), strict=True):
+        rows = np.array(kept[name]["test00000"])
+        np.testing.assert_allclose(of.scores[:5], rows[:5, 0], atol=2e-3)  # kept features are float16
+    (folder.parent / "plain/detector.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match="is not a finished run of detection"):
+        detector.Detector(folder.parent / "plain")
+
+
+def test_errors_are_told_apart_by_kind() -> None:
+    boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60], [80, 0, 90, 10.0]])
+    objects = pictures.Objects("a", (100, 100), boxes, np.array([0, 1, 0], np.int32), np.array([False, False, True]))
+    seen = np.array([[0, 0, 10, 11], [0, 0, 11, 10], [0, 5, 10, 20], [50, 50, 60, 60], [30, 30, 40, 40], boxes[2]])
+    found = {"a": Found(seen, np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]))}
+    wrong, right = report_page.errors(0, "cat", found, [objects], first=9)
+    assert right == 1
+    assert [e.kind for e in wrong] == ["duplicate", "localisation", "confusion", "background"]
+    wrong, right = report_page.errors(0, "cat", found, [objects], first=2)
+    assert (right, [e.kind for e in wrong]) == (1, ["duplicate"])
+
+
 def test_a_second_start_computes_what_is_missing_and_ends_with_the_same(done: tuple[Path, dict]) -> None:
     folder, report = done
     kept = (folder / "detections.json").read_text()
-    files = sorted((folder / "features").rglob("*.npz"))
+    assert len(list((folder / "features").glob("boxes-*/*.npz"))) == 24
+    files = sorted((folder / "features").glob("nin.digits-*/*.npz"))
     assert len(files) == 24
     files[3].unlink()
     files[5].write_bytes(files[5].read_bytes()[:1000])  # as a full disk leaves it
@@ -168,16 +228,14 @@ def test_context_raises_what_the_neighbours_have() -> None:
     assert corrections[0, 0] > 0 > corrections[0, 1]
     assert corrections[1, 1] > 0 > corrections[1, 0]
     np.testing.assert_allclose(corrections[0, 0], context.STRENGTH * np.log((20 + 0.5) / 21 / 0.5))
-    own = context.corrections(outputs, labels, outputs, own=True)
-    assert (own[:30, 0] > 0).all()
 
 
 def test_voc_pictures_are_read_and_a_wrong_size_is_refused(tmp_path: Path) -> None:
-    from tests.detection.test_annotations import OBJECT, devkit
+    from tests.data.objects.test_annotations import OBJECT, devkit
 
     root = devkit(tmp_path / "d", OBJECT.format(1, 1, 10, 20, name="cat", difficult=0))
     (root / "ImageSets/Main/trainval.txt").write_text("")
-    plain = config.default()
+    plain: Any = config.default()
     plain.data, plain.path = "voc", str(root)
     _, test = pictures.read(config.check(plain))
     assert test.image(0).shape == (30, 40, 3)
@@ -189,10 +247,123 @@ def test_voc_pictures_are_read_and_a_wrong_size_is_refused(tmp_path: Path) -> No
         pictures.read(config.check(plain))
 
 
-def test_the_key_of_features_tells_what_made_them(tmp_path: Path) -> None:
-    plain = config.default()
-    plain.networks = ("hog",)
-    first = pipeline.Store(tmp_path, config.check(plain)).key
-    assert pipeline.Store(tmp_path, config.check(plain)).key == first
-    plain.proposals.stride = 0.5
-    assert pipeline.Store(tmp_path, config.check(plain)).key != first
+def parts(folder: Path, **changes: Any) -> list[str]:
+    """The folders of features of an experiment on digits, with the defaults changed."""
+    plain: Any = config.default()
+    plain.networks, plain.maps, plain.scenes.dataset = ("nin.digits", "hog"), ("cccp2",), "digits"
+    plain.update(changes)
+    return [part.name for part in store.Store(folder, config.check(plain)).parts]
+
+
+def test_features_are_kept_apart_by_what_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = parts(tmp_path)
+    assert parts(tmp_path) == first
+    assert parts(tmp_path, networks=("hog",)) == first[1:]  # a network's files serve every experiment that has it
+    boxes = tmp_path / "boxes.json"
+    seen = {tuple(first)}
+    for text in ('{"a": [[0, 0, 5, 5]]}', '{"a": [[0, 0, 5, 6]]}'):  # the same name, other boxes
+        boxes.write_text(text)
+        seen.add(tuple(parts(tmp_path, proposals={"source": str(boxes)})))
+    for changes in ({"proposals": {"stride": 0.5}}, {"seed": 1}, {"scenes": {"side": 48}}):
+        seen.add(tuple(parts(tmp_path, **changes)))
+    assert len(seen) == 6
+    assert not any(set(a) & set(b) for a, b in itertools.combinations(sorted(seen), 2))
+    assert parts(tmp_path, grid=1)[1:] == first[1:]  # of the baseline, which has no maps
+    network = zoo.load("nin.digits")
+    monkeypatch.setattr(network, "config", dataclasses.replace(network.config, preprocess=()))
+    monkeypatch.setattr(network, "stats", ())
+    monkeypatch.setattr(zoo, "load", lambda name: network)
+    assert parts(tmp_path)[0] != first[0]
+    assert parts(tmp_path)[1] == first[1]
+
+
+def test_features_follow_the_pictures_and_their_boxes(tmp_path: Path) -> None:
+    from tests.data.objects.test_annotations import OBJECT, devkit
+
+    def filled() -> tuple[store.Store, pictures.Pictures]:
+        _, test = pictures.read(config.check(plain))
+        kept = store.Store(tmp_path / "features", config.check(plain))
+        kept.fill(test, "test")
+        return kept, test
+
+    root = devkit(tmp_path / "d", OBJECT.format(1, 1, 10, 20, name="cat", difficult=0))
+    (root / "ImageSets/Main/trainval.txt").write_text("")
+    plain: Any = config.default()
+    plain.data, plain.path, plain.networks, plain.proposals.scales = "voc", str(root), ("colour",), 2
+    kept, test = filled()
+    first = kept.read(test, 0)
+    Image.new("RGB", (40, 30), "red").save(root / "JPEGImages/000001.jpg")
+    kept, test = filled()
+    second = kept.read(test, 0)
+    assert np.array_equal(first.boxes, second.boxes)
+    np.testing.assert_allclose(second.features[-1].reshape(-1, 3).mean(0), [254 / 255, 0, 0], atol=0.01)
+    xml = root / "Annotations/000001.xml"
+    xml.write_text(xml.read_text().replace("<xmax>10<", "<xmax>12<"))
+    kept, test = filled()
+    assert kept.read(test, 0).boxes[0].tolist() == [0, 0, 12, 20]
+
+
+STAGES = {  # an experiment's stages, in order, and how often each is called before the interruption
+    "proposals": (proposals, "sliding_windows", 3),
+    "features": (features.Extractor, "__call__", 9),
+    "classifiers": (svm, "train", 1),
+    "regression": (svm, "regress", 2),
+    "measures": (pipeline, "precision_recall", 3),
+    "files": (storage, "write_json", 1),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupted_at_any_stage_it_goes_on_to_the_same_end(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: tuple[list[str], str]
+) -> None:
+    where, name, calls = STAGES[stage]
+    words, wanted = colours
+    count, whole = itertools.count(), getattr(where, name)
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        if next(count) == calls:
+            raise KeyboardInterrupt
+        return whole(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main.main([*words, f"--workdir={tmp_path}"])
+    assert not (tmp_path / "detections.json").exists()
+    main.main([*words, f"--workdir={tmp_path}"])
+    assert (tmp_path / "detections.json").read_text() == wanted
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
+    """The words of a small experiment without a network, and the detections of a run that was not interrupted."""
+    changed = {"--config.networks": "('colour',)", "--config.localise": "None", "--config.context": "False"}
+    kept = [word for word in WORDS if word.split("=")[0] not in {*changed, "--config.maps"}]
+    words = [*kept, *(f"{key}={value}" for key, value in changed.items())]
+    folder = tmp_path_factory.mktemp("colours")
+    main.main([*words, f"--workdir={folder}"])
+    return words, (folder / "detections.json").read_text()
+
+
+def test_averages_over_cells_of_boxes() -> None:
+    maps = np.random.default_rng(0).normal(size=(12, 10, 3)).astype(np.float32)
+    boxes = np.array([[1, 2, 5, 8], [0, 0, 10, 12], [2.25, 3.0, 2.75, 4.0]], np.float32)
+    found = np.asarray(features.averaged(jnp.asarray(maps), jnp.asarray(boxes), 2)).reshape(3, 2, 2, 3)
+    np.testing.assert_allclose(found[0, 0, 1], maps[2:5, 3:5].mean((0, 1)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[1, 1, 1], maps[6:, 5:].mean((0, 1)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[2], np.broadcast_to(maps[3, 2], (2, 2, 3)), rtol=1e-4)  # inside of one pixel
+
+
+def test_features_of_maps_are_averages_of_the_maps_of_the_picture() -> None:
+    """A box of the network's size takes the picture's maps at scale 1."""
+    network = zoo.load("nin.digits")
+    source = features.network(network, "cccp2", 2)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    boxes = np.array([[0.0, 0, 64, 64], [8, 8, 16, 16], [0, 0, 64, 32]])
+    found = features.Extractor(source, finest=1.0)(picture, boxes)
+    direct = np.asarray(source.maps(jnp.asarray(picture.mean(-1, keepdims=True).round().astype(np.uint8))[None]))[0]
+    eighth = len(direct) // 8
+    middle = direct[eighth : 2 * eighth, eighth : 2 * eighth].mean((0, 1))
+    np.testing.assert_allclose(found[1].reshape(4, -1).mean(0), middle, rtol=1e-3, atol=1e-4)
+    assert found.shape == (3, 4 * direct.shape[-1])

@@ -1,0 +1,133 @@
+"""Tables of detection and localisation: the slides' figures beside the recorded runs.
+
+    python -m nin_jax.paper.detection                      # rewrites the tables in docs/detection.md
+    python -m nin_jax.paper.detection --collect RUN_DIR... # first adds finished runs to experiments/results/detection
+
+A recorded run is experiments/results/detection/NAME.json, NAME being that of its run directory: what its report.json holds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nin_jax import storage
+from nin_jax.arguments import Parser
+from nin_jax.console import exiting
+from nin_jax.errors import UserError, one_line
+from nin_jax.paper import pages, reported, tables
+
+PAGE, RESULTS = "docs/detection.md", "experiments/results/detection"
+# Arguments of experiments/detect_scenes.py and detect_voc.py, the slides' method, and what it is called here.
+METHODS = {
+    "": ("NIN, validation", "one network"),
+    "three": ("3 NINs, validation", "three networks"),
+    "context": ("3 NINs + ctx, validation", "three networks, context"),
+    "hog": ("", "gradients (hog)"),
+    "colour": ("", "colours"),
+}
+
+Run = Mapping[str, Any]  # a report
+
+
+def collect(workdirs: Iterable[Path], folder: Path) -> None:
+    """Keeps the reports of finished runs of `nin_jax.detection.main`. Raises `UserError`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for workdir in workdirs:
+        try:
+            report = json.loads((workdir / "report.json").read_text())
+            report = {key: report[key] for key in ("command", "experiment", "seed", "map_pct")} | report
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--collect={workdir} is not a finished run of detection: {one_line(error)}") from error
+        storage.write_whole(folder / f"{workdir.name}.json", json.dumps(_rounded(report), sort_keys=True) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(v) for key, v in value.items()}
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def read(folder: Path) -> list[Run]:
+    """The recorded runs, in the order of their names."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+
+
+def generated(runs: Sequence[Run]) -> dict[str, str]:
+    """Every table as Markdown, by its name in the page."""
+    slides = {row.method: row.value for row in reported.ROWS if row.metric == "map_pct"}
+    data = list(dict.fromkeys(run["experiment"].split(":")[0] for run in runs))
+    detection = []
+    for argument, (method, name) in METHODS.items():
+        mine = [[r for r in runs if _is(r, experiment, argument)] for experiment in data]
+        cells = [_mean([r["map_pct"] for r in of]) for of in mine]
+        detection.append([name, slides.get(method, ""), *cells])
+    places = []
+    for experiment in data:
+        found = [r for r in runs if r["experiment"].split(":")[0] == experiment and r.get("localisation")]
+        for network in dict.fromkeys(r["localisation"]["network"] for r in found):
+            of = [r["localisation"] for r in found if r["localisation"]["network"] == network]
+            keys = "maps_pct", "centre_pct", "random_pct", "pointing_pct", "centre_pointing_pct"
+            asked = ", ".join(dict.fromkeys(str(o["asked"]) for o in of))
+            places.append([_short(experiment), network, asked, *(_mean([o[key] for o in of]) for key in keys)])
+    costs = [
+        [
+            f"`{run['command']}`".replace("|", r"\|"),
+            f"{run['map_pct']:.2f}",
+            f"{run['proposals']['a_picture']:.0f}, {run['proposals']['recall_pct']:.0f} %",
+            f"{run['features_s_per_picture']:.2f}",
+            f"{run['peak_memory_mib']:.0f}",
+        ]
+        for run in runs
+    ]
+    voc = reported.VOC_2012
+    methods = list(next(iter(voc.values())))
+    return {
+        "Detection": pages.markdown(["features", "slides, ILSVRC %", *map(_short, data)], detection),
+        "Localisation": pages.markdown(
+            ["data", "network", "asked", "class map %", "centre box %", "random box %", "pointing %", "centre point %"],
+            places,
+        ),
+        "Detection runs": pages.markdown(
+            ["command", "mAP %", "boxes a picture, recall", "s a picture", "peak memory MiB"], costs
+        ),
+        "Slides: VOC 2012": pages.markdown(
+            ["category", *methods, "HCP here"],
+            [[category, *(f"{v:.1f}" for v in row.values()), "not run"] for category, row in voc.items()],
+        ),
+    }
+
+
+def _is(run: Run, experiment: str, argument: str) -> bool:
+    name, _, given = run["experiment"].partition(":")
+    return (name, given) == (experiment, argument)
+
+
+def _short(experiment: str) -> str:
+    """ "scenes" of "experiments/detect_scenes.py"."""
+    return Path(experiment).stem.removeprefix("detect_")
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "not run"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread} (n = {len(values)})"
+
+
+def main(argv: Sequence[str] | None = None, root: Path = tables.ROOT) -> None:
+    """Runs the command line above, in a checkout."""
+    parser = Parser("python -m nin_jax.paper.detection", __doc__)
+    parser.add_argument("--collect", nargs="+", default=[], type=Path, metavar="RUN_DIR", help="finished runs to add")
+    if workdirs := parser.parse(sys.argv[1:] if argv is None else argv).collect:
+        collect(workdirs, root / RESULTS)
+    pages.write(root / PAGE, generated(read(root / RESULTS)))
+
+
+if __name__ == "__main__":
+    with exiting():
+        main()

@@ -154,7 +154,8 @@ class Config:
     )
     init_from: str | None = key(
         None,
-        "run directory whose weights training starts from (fine-tuning), as far as they fit; None: random weights",
+        "trained network whose weights training starts from (fine-tuning), as far as they fit: a name such as nin.cifar10, or a run "
+        "directory; None: random weights",
         storage.local_path,
     )
     batch_size: int = key(128, "images per update, over all devices", at_least(1))

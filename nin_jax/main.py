@@ -43,6 +43,7 @@ class Command(NamedTuple):
     mode: str
     ensemble: tuple[Path, ...] = ()
     json: bool = False
+    scores: Path | None = None
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -59,6 +60,9 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_list(
         "ensemble", [], "With --mode=eval: run directories whose networks' softmax is averaged.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "scores", None, "With --mode=eval and task multilabel: a file for the scores of each image.", flag_values=values
     )
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
     flags.DEFINE_bool("json", False, "Print the result as one JSON object, as --mode=eval does.", flag_values=values)
@@ -105,7 +109,10 @@ def parse(argv: Sequence[str]) -> Command:
     ensemble = tuple(local_directory("--ensemble", directory) for directory in values.ensemble)
     if ensemble and values.mode != "eval":
         raise UserError(f"--ensemble={','.join(values.ensemble)}: only with --mode=eval")
-    return Command(config_lib.check(values.config), workdir, values.mode, ensemble, values.json)
+    if values.scores and values.mode != "eval":
+        raise UserError(f"--scores={values.scores}: only with --mode=eval")
+    scores = local_directory("--scores", values.scores) if values.scores else None
+    return Command(config_lib.check(values.config), workdir, values.mode, ensemble, values.json, scores)
 
 
 def run(command: Command) -> None:
@@ -133,7 +140,7 @@ def run(command: Command) -> None:
     elif command.mode == "eval":
         from nin_jax.training.evaluate import evaluate_run
 
-        evaluate_run(command.config, command.workdir, command.ensemble)
+        evaluate_run(command.config, command.workdir, command.ensemble, command.scores)
     else:
         from nin_jax.training.build import Run
         from nin_jax.training.describe import describe

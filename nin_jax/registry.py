@@ -45,7 +45,8 @@ class Dataset(Protocol):
     """A module of data/datasets/.
 
     Its facts (`data.splits.Info`) are `INFO`, or, where they depend on the folder or on arguments, what
-    `info(data_dir, **arguments)` returns; see `data.splits.facts`.
+    `info(data_dir, **arguments)` returns; see `data.splits.facts`. Where a network does not see the centre of a picture, the
+    module also has `image(pixels, **arguments)`: the image that is made of a picture uint8 `[H, W, C]`.
     """
 
     def load(self, split: str, data_dir: str | None, **arguments: Any) -> Any:
@@ -91,7 +92,11 @@ class RandomOp(Protocol):
 
 
 class Task(Protocol):
-    """A module of training/tasks/. Logits are float32 `[B, K]`."""
+    """A module of training/tasks/. Logits are float32 `[B, K]`.
+
+    `MULTILABEL = True` says that labels are int32 `[B, K]`. A task may also have `of_split(logits [N, K], labels)`: metrics of a
+    whole evaluation, from 0 to 1, which are no means over its examples; they take the place of those of the same name.
+    """
 
     def objective(self, logits: jax.Array, labels: jax.Array, **arguments: Any) -> jax.Array:
         """What training minimises, float32 `[B]`."""

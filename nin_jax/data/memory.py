@@ -18,7 +18,7 @@ from nin_jax.devices.replicas import steps_per_dispatch
 
 
 class Arrays(NamedTuple):
-    """A split: `image` uint8 `[N, H * W * C]`, `label` int32 `[N]`; in training also the epoch's `order`, int32 `[N]`.
+    """A split: `image` uint8 `[N, H * W * C]`, `label` int32 `[N]` or `[N, K]`; in training also the epoch's `order`, int32 `[N]`.
 
     Images are flat, so that a batch can be gathered from them as they lie: a TPU would first copy all of `[N, H, W, C]`.
     """

@@ -117,11 +117,18 @@ def open_picture(source: Path | bytes, formats: tuple[str, ...] = FORMATS, *, pi
 def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tuple[int, int, int]) -> np.ndarray:
     """A picture as a network sees it, uint8 `[H, W, C]` of that shape.
 
-    It is turned upright as its EXIF data say, laid on the background colour where it is transparent, made grey (C = 1) or
-    red, green, blue (C = 3), scaled (bilinear with antialiasing) until it just covers the shape, and cropped to the
-    centre.
+    It is made `upright`, scaled (bilinear with antialiasing) until it just covers the shape, and cropped to the centre.
     """
     height, width, channels = shape
+    fitted = ImageOps.fit(upright(picture, channels, background), (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted, np.uint8).reshape(shape)
+
+
+def upright(picture: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
+    """A picture turned upright as its EXIF data say, grey (`channels` is 1) or red, green, blue (3).
+
+    It is laid on the background colour where it is transparent.
+    """
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format == "PPM"):
         wide, clear = np.asarray(upright), upright.info.get("transparency")
@@ -135,9 +142,7 @@ def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tupl
     if upright.has_transparency_data:
         ground = Image.new("RGBA", upright.size, (*background, 255))
         upright = Image.alpha_composite(ground, upright.convert("RGBA"))
-    upright = upright.convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
-    return np.asarray(fitted, np.uint8).reshape(shape)
+    return upright.convert("L" if channels == 1 else "RGB")
 
 
 def _is_of_32_bits(picture: Image.Image) -> bool:

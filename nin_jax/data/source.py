@@ -13,7 +13,7 @@ class Batch(NamedTuple):
 
     Attributes:
       image: uint8 `[B, H, W, C]`; in an evaluation `[B, V, H, W, C]`, V views of each image.
-      label: int32 `[B]`.
+      label: int32 `[B]`, or `[B, K]` where an image may have several.
       weight: in an evaluation, float32 `[B]`: 1, or 0 for padding.
     """
 

@@ -12,7 +12,7 @@ from nin_jax.console import say
 from nin_jax.errors import UserError, nearest, one_line
 from nin_jax.registry import Call, Dataset
 
-Split = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int32 [N]
+Split = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int32 [N], or [N, K] if `Info.multilabel`
 
 
 # The label of a record that could not be read. It keeps its place, so that slices keep their meaning.
@@ -35,6 +35,7 @@ class Info(NamedTuple):
       found: lines printed at the start of a run: what a user's own folder holds, and how its classes match those of a
         run.
       counts: the same in numbers, for the summary.
+      multilabel: whether an image may have several labels: int32 `[N, K]`, see `training.tasks.multilabel`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Info(NamedTuple):
     prepared: bool = False
     found: tuple[str, ...] = ()
     counts: Mapping[str, int] = MappingProxyType({})
+    multilabel: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,13 +65,16 @@ def facts(dataset: Call[Dataset], data_dir: str | None) -> Info:
 
 def to_notes(info: Info) -> dict[str, Any]:
     """What a checkpoint notes of the data set that its network was trained on."""
-    return {name: getattr(info, name) for name in ("name", "classes", "image_shape", "class_names", "streamed")}
+    kept = "name", "classes", "image_shape", "class_names", "streamed", "multilabel"
+    return {name: getattr(info, name) for name in kept}
 
 
 def from_notes(plain: Mapping[str, Any]) -> Info:
     """The facts that a checkpoint notes, without its splits."""
     shape, names = tuple(plain["image_shape"]), tuple(plain["class_names"])
-    return Info(plain["name"], plain["classes"], shape, {}, "", class_names=names, streamed=plain["streamed"])
+    several = plain.get("multilabel", False)  # older notes do not have it
+    info = Info(plain["name"], plain["classes"], shape, {}, "", class_names=names, streamed=plain["streamed"])
+    return info._replace(multilabel=several)
 
 
 def match_classes(data: Info, trained: Info) -> np.ndarray | None:
@@ -91,6 +96,15 @@ def match_classes(data: Info, trained: Info) -> np.ndarray | None:
     if mine == theirs:
         return None
     return np.array([theirs.index(name) for name in mine], np.int32)
+
+
+def renamed(labels: np.ndarray, to: np.ndarray, info: Info) -> np.ndarray:
+    """Labels by the numbers `to` of `match_classes`, of a run on `info`."""
+    if labels.ndim == 1:
+        return to[labels]
+    found = np.full((len(labels), info.classes), -1, np.int32)
+    found[:, to] = labels
+    return found
 
 
 def take(split: str, sizes: Mapping[str, int], load: Callable[[str], Split], dataset: str) -> Split:
@@ -163,7 +177,8 @@ def usable(split: Split, info: Info, which: str, bad_records: str) -> tuple[Spli
     not what `info` says. Names classes without an example.
     """
     images, labels = split
-    absent = np.setdiff1d(np.arange(info.classes), labels).tolist()
+    present = np.flatnonzero((labels > 0).any(0)) if info.multilabel else labels
+    absent = np.setdiff1d(np.arange(info.classes), present).tolist()
     if absent:
         named = ", ".join(info.names[k] for k in absent[:20])
         say(f"warning: {which} has no example of {len(absent)} of {info.classes} classes: {named}")
@@ -172,10 +187,13 @@ def usable(split: Split, info: Info, which: str, bad_records: str) -> tuple[Spli
             f"{which}: images are {images.dtype} {list(images.shape)}, expected uint8 "
             f"{[len(labels), *info.image_shape]}"
         )
-    bad = np.flatnonzero((labels < 0) | (labels >= info.classes))
+    if info.multilabel and labels.shape != (len(images), info.classes):
+        raise UserError(f"{which}: labels are {list(labels.shape)}, expected {[len(images), info.classes]}")
+    wrong = (abs(labels) > 1).any(1) if info.multilabel else (labels < 0) | (labels >= info.classes)
+    bad = np.flatnonzero(wrong)
     if not len(bad):
         return split, 0
-    first = labels[bad[0]]
+    first = np.ravel(labels[bad[0]])[0]
     why = (
         f"example {bad[0]} could not be read"
         if first == UNREADABLE

@@ -58,7 +58,7 @@ class Summary:
             "epochs": step / self.epoch_updates,
             "params": self.params,
             "test_error_pct": evaluation.get("error_pct"),
-            **{f"test_{k}": v for k, v in evaluation.items() if k == "top5_error_pct"},
+            **{f"test_{k}": v for k, v in evaluation.items() if k not in ("error_pct", "loss", "examples")},
             "test_loss": evaluation.get("loss"),
             "test_examples": evaluation.get("examples"),
             "train_seconds": train_seconds,

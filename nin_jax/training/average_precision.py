@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from nin_jax.data.objects.boxes import iou
+from nin_jax.errors import UserError
 
 
 class Truth(NamedTuple):
@@ -122,3 +123,23 @@ def ranking(
     hits = np.cumsum(kinds[np.argsort(-values, kind="stable")] > 0)
     wanted = int((kinds > 0).sum()) if objects is None else objects
     return Curve(hits / np.arange(1, len(hits) + 1), hits / wanted if wanted else np.zeros(len(hits)))
+
+
+def mean_precision(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Means of the average precision, 0 to 1, over the classes that some picture has.
+
+    Args:
+      scores: float `[N, K]`, of N pictures.
+      labels: int32 `[N, K]`, see `ranking`.
+
+    Returns:
+      "map": that of VOC 2007 (11 points), and "area_map": that of VOC 2010 and later. Raises `UserError` if no picture has
+      any class.
+    """
+    curves = [ranking(scores[:, k], labels[:, k]) for k in range(labels.shape[1]) if (labels[:, k] > 0).any()]
+    if not curves:
+        raise UserError("no picture has a label, so there is no average precision")
+    return {
+        name: float(np.mean([of(c) for c in curves]))
+        for name, of in (("map", eleven_points), ("area_map", under_curve))
+    }

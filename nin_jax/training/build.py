@@ -101,7 +101,7 @@ class Run:
             return whole
         what = f"split {split!r} of {c.dataset}"
         (images, labels), self.left_out[split] = splits.usable(whole, self.data, what, c.bad_records)
-        return images, (labels if self.labels is None else self.labels[labels])
+        return images, (labels if self.labels is None else splits.renamed(labels, self.labels, self.info))
 
     def training(self, data: Split | Pictures) -> TrainSource:
         """The source of a run's training batches."""
@@ -216,7 +216,15 @@ def check_network(config: Config, info: Info, model: nn.Module) -> dict[str, Any
 
 def check_objective(config: Config, info: Info) -> None:
     """Tries, without computing, the loss."""
-    logits, labels = jax.ShapeDtypeStruct((1, info.classes), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    if info.multilabel != getattr(config.task.entry, "MULTILABEL", False):
+        wanted = (
+            "several labels an image: use task='multilabel'"
+            if info.multilabel
+            else "one label an image: use task='classify'"
+        )
+        raise UserError(f"task={str(config.task)!r}: dataset {info.name} has {wanted}")
+    logits = jax.ShapeDtypeStruct((1, info.classes), jnp.float32)
+    labels = jax.ShapeDtypeStruct((1, info.classes) if info.multilabel else (1,), jnp.int32)
     objective = functools.partial(config.task.entry.objective, **config.task.arguments)
     _trial(repr(str(config.task)), functools.partial(jax.eval_shape, objective, logits, labels))
 

@@ -25,6 +25,7 @@ from nin_jax.devices.mesh import compiled_in_32_bits, host, replicate, replicate
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.errors import Diverged, UserError
 from nin_jax.runs.checkpoint import Checkpoints
+from nin_jax.training import fusion
 from nin_jax.training.build import Run
 from nin_jax.training.state import Recipe, TrainState, init_state
 from nin_jax.training.step import eval_steps
@@ -38,12 +39,16 @@ class Evaluator:
       mesh, mapper: see `compile_replicas`.
       source: the split; see `Run.evaluation`.
       stats: the fitted preprocessing of each network, on the devices.
+
+    Attributes:
+      outputs: logits and labels of the last evaluation, of a task with metrics of a whole split.
     """
 
     def __init__(self, recipes: Sequence[Recipe], mesh: Mesh, mapper: str, source: EvalSource, stats: Sequence[Any]):
         self.recipes, self.mesh, self.mapper, self.source, self.stats = recipes, mesh, mapper, source, tuple(stats)
         self.first = replicate(np.int32(0), mesh)
         self.compiled: dict[Any, Callable[..., Any]] = {}
+        self.outputs: tuple[np.ndarray, np.ndarray] | None = None
 
     def compile(self, variables: Sequence[Any], data: Any = None) -> Callable[..., Any]:
         """The function that evaluates a dispatch of such `data` (None: that of the first one), compiled once."""
@@ -68,26 +73,37 @@ class Evaluator:
           variables: of each network.
           stopped: asked before each dispatch.
         """
-        source, variables, number, parts = self.source, tuple(variables), self.first, []
+        source, variables, number, parts, rows = self.source, tuple(variables), self.first, [], []
         self.compile(variables)
         processes.meet()
         with bar("evaluating", source.batches) as update, contextlib.closing(iter(source)) as dispatches:
             for data in dispatches:
                 if stopped():
                     return None
-                sums, number = self.compile(variables, data)(variables, data, self.stats, number)
+                sums, each, number = self.compile(variables, data)(variables, data, self.stats, number)
                 parts.append(host(sums))
+                rows.append(host(each))
                 update(advance=source.batches_per_dispatch)
         sums = {key: float(np.sum(np.concatenate([p[key] for p in parts]), dtype=np.float64)) for key in parts[0]}
         examples = round(sums.pop("examples"))
         assert examples == source.examples or not source.exact, (examples, source.examples)
         if not examples:
             raise UserError("no example of the split can be used")
-        loss = sums.pop("loss") / examples
-        return {"loss": loss, **{f"{k}_pct": 100 * sums[k] / examples for k in sums}, "examples": examples}
+        means = {key: total / examples for key, total in sums.items()}
+        task: Any = self.recipes[0].task
+        if rows[0]:
+            logits, labels, weight = (
+                np.concatenate([a.reshape(-1, *a.shape[2:]) for a in part]) for part in zip(*rows, strict=True)
+            )
+            self.outputs = logits[weight > 0], labels[weight > 0]
+            means |= task.of_split(*self.outputs)
+        loss = means.pop("loss")
+        return {"loss": loss, **{f"{key}_pct": 100 * mean for key, mean in means.items()}, "examples": examples}
 
 
-def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -> dict[str, Any]:
+def evaluate_run(
+    config: Config, workdir: Path, ensemble: Sequence[Path] = (), scores: Path | None = None
+) -> dict[str, Any]:
     """--mode=eval: evaluates the newest checkpoint of a run directory under `config`, and changes nothing in it.
 
     Keys that differ from the run's own config are named on stderr; preprocessing other than the run's is fitted on the
@@ -98,12 +114,13 @@ def evaluate_run(config: Config, workdir: Path, ensemble: Sequence[Path] = ()) -
       workdir: the run directory.
       ensemble: run directories whose networks' softmax is averaged, instead of `workdir`. Model, preprocessing and task
         are each run's own; the rest is that of `config`.
+      scores: the file that gets the probability of each class for each image, see `fusion`; for task "multilabel".
     """
     with compiled_in_32_bits():
-        return _evaluate(config, workdir, ensemble)
+        return _evaluate(config, workdir, ensemble, scores)
 
 
-def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[str, Any]:
+def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path], scores: Path | None) -> dict[str, Any]:
     directories = ensemble or (workdir,)
     configs = [processes.from_first(functools.partial(_config, directory)) for directory in directories]
     trained = [trained_on(directory) for directory in directories]
@@ -121,8 +138,13 @@ def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path]) -> dict[s
         numbers.append(number)
     recipes, stats, variables = zip(*members, strict=True)
     source = run.evaluation(run.load(config.eval_split))
-    result = Evaluator(recipes, run.mesh, config.mapper, source, stats)(variables)
+    evaluator = Evaluator(recipes, run.mesh, config.mapper, source, stats)
+    result = evaluator(variables)
     assert result is not None
+    if scores and processes.is_first():
+        if evaluator.outputs is None:
+            raise UserError(f"--scores={scores}: task={config.task} has none; that of 'multilabel' has")
+        fusion.write(scores, fusion.Scores.of(run.info.names, *evaluator.outputs))
     if not math.isfinite(result["loss"]):
         raise Diverged(f"the loss on split {config.eval_split!r} is not finite")
     line = {"split": config.eval_split, "views": config.eval.views, "examples": result.pop("examples"), **result}

@@ -14,7 +14,7 @@ from nin_jax import config as config_lib
 from nin_jax.console import say
 from nin_jax.data.splits import Info
 from nin_jax.errors import UserError
-from nin_jax.training import evaluate
+from nin_jax.training import evaluate, pretrained, safetensors
 from nin_jax.training.build import Run, make_model
 from nin_jax.training.predict import Classifier
 from nin_jax.training.state import init_variables
@@ -43,6 +43,22 @@ def variables_of(workdir: Path) -> tuple[Run, Mapping[str, Any]]:
     """A run, and the Flax variables that its newest good checkpoint is evaluated with. Raises `UserError`."""
     run = run_of(workdir)
     return run, evaluate.restore(run, run.recipe(1), workdir)[1].variables
+
+
+def trained_network(source: str) -> tuple[Info, Mapping[str, Any]]:
+    """What a network was trained on, and the Flax variables that it is evaluated with. Raises `UserError`.
+
+    Args:
+      source: a name as `nin_jax.load` takes it, such as "nin.cifar10", or a run directory, of its newest good checkpoint.
+    """
+    if found := pretrained.find(source):
+        network = safetensors.read(*found)
+        return network.info, network.variables
+    workdir = Path(source).expanduser()
+    if not workdir.is_dir():
+        raise pretrained.unknown(source)
+    run, variables = variables_of(workdir)
+    return run.info, variables
 
 
 def by_class(old: Mapping[str, Any], trained: Info, run: Run) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageColor
 from nin_jax.config import Config
 from nin_jax.console import say
 from nin_jax.data import fitted
-from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture, reason, to_image
+from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture, reason, to_image, upright
 from nin_jax.data.splits import Info
 from nin_jax.devices.mesh import host
 from nin_jax.errors import UserError, nearest, one_line
@@ -248,7 +248,14 @@ class Classifier(Predictor):
         return np.stack(images)
 
     def _decoded(self, picture: Picture, shape: tuple[int, int, int]) -> np.ndarray:
-        return decoded(picture, shape, self.config.dataset.arguments.get("background", "white"))
+        dataset, background = self.config.dataset, self.config.dataset.arguments.get("background", "white")
+        make: Any = getattr(dataset.entry, "image", None)
+        if make is None:
+            return decoded(picture, shape, background)
+        if shape == self.info.image_shape:
+            return decoded(picture, shape, background, lambda pixels: make(pixels, **dataset.arguments))
+        size = shape[1], shape[0]  # for the eye: all of the picture, as the network sees it
+        return decoded(picture, shape, background, lambda pixels: np.asarray(Image.fromarray(pixels).resize(size)))
 
     def _index(self, name_or_index: str | int) -> int:
         """The index of a class. Raises `UserError`."""
@@ -261,13 +268,19 @@ class Classifier(Predictor):
         return int(name_or_index)
 
 
-def decoded(picture: Picture, shape: tuple[int, int, int], background: str = "white") -> np.ndarray:
+def decoded(
+    picture: Picture,
+    shape: tuple[int, int, int],
+    background: str = "white",
+    make: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
     """A picture as an image, uint8 `[H, W, C]` of that shape: see `data.pictures.to_image`. Raises `UserError`.
 
     Args:
       picture: the name of a file, a PIL picture, or a uint8 array `[H, W]` or `[H, W, C]` with C of 1, 3 or 4 (transparency).
       shape: height, width and channels.
       background: the colour that transparent pictures are laid on.
+      make: makes the image of the whole picture, uint8 `[H', W', C]`, instead.
     """
     if isinstance(picture, np.ndarray):
         if picture.dtype == np.uint8 and picture.shape == shape:
@@ -293,8 +306,12 @@ def decoded(picture: Picture, shape: tuple[int, int, int], background: str = "wh
     try:
         if not isinstance(picture, Image.Image):
             picture = open_picture(Path(picture).expanduser(), FOLDER_FORMATS)
-        return to_image(picture, shape, ImageColor.getrgb(background)[:3])
-    except MemoryError:
+        ground = ImageColor.getrgb(background)[:3]
+        if make is None:
+            return to_image(picture, shape, ground)
+        whole = np.asarray(upright(picture, shape[-1], ground))
+        return make(whole.reshape(*whole.shape[:2], shape[-1]))
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # Pillow raises anything on damaged EXIF data
         why = str(error) if isinstance(error, Unreadable) else reason(error)

@@ -32,7 +32,7 @@ from nin_jax.runs.summary import Summary
 from nin_jax.training import optim
 from nin_jax.training.build import Run
 from nin_jax.training.evaluate import Evaluator, trained_on
-from nin_jax.training.load import by_class, merge, variables_of
+from nin_jax.training.load import by_class, merge, trained_network
 from nin_jax.training.programs import Programs
 from nin_jax.training.state import Recipe, TrainState, init_state, state_of
 
@@ -155,9 +155,9 @@ def with_weights(run: Run, state: TrainState, recipe: Recipe) -> TrainState:
     source = run.config.init_from
     if source is None:
         return state
-    other, theirs = variables_of(Path(source).expanduser())
-    variables, kept, unused = merge(state.current, by_class(host(theirs), other.info, run))
+    trained, theirs = trained_network(source)
+    variables, kept, unused = merge(state.current, by_class(host(theirs), trained, run))
     if len(kept) == len(jax.tree.leaves(state.current)):
-        raise UserError(f"init_from={source!r}: no parameter of that run fits this network")
+        raise UserError(f"init_from={source!r}: no parameter of that network fits this one")
     say(f"weights of {source}; newly initialised: {', '.join(kept) or 'none'}; not used: {', '.join(unused) or 'none'}")
     return state_of(recipe, **variables)

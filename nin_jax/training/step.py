@@ -108,25 +108,28 @@ def eval_steps(recipes: Sequence[Recipe], draw: Draw, count: int = 1, *, mirrore
       mirrored: whether the mirror image of each view is seen too.
 
     Returns:
-      `(variables, data, stats, number: int32) -> (sums, number + count)`: for each batch from `number` on, float32
-      `[count]`, the sum of each metric of the task over its examples, and "examples", their number. `variables` and
+      `(variables, data, stats, number: int32) -> (sums, each, number + count)`: for each batch from `number` on, float32
+      `[count]`, the sum of each metric of the task over its examples, and "examples", their number; and, for a task with
+      metrics of a whole split (`of_split`), the logits, labels and weights of its examples, else (). `variables` and
       `stats` are tuples with those of each network.
     """
     task = recipes[0].task
 
     def evaluate(variables: Any, stats: Any, batch: Batch):
-        """Sums over the batch."""
+        """Sums over the batch, and what `of_split` needs of it."""
         views = jnp.concatenate([batch.image, batch.image[..., ::-1, :]], 1) if mirrored else batch.image
         images = views.reshape(-1, *views.shape[2:])
         every = [predict(r, v, s, images)[0] for r, v, s in zip(recipes, variables, stats, strict=True)]
         opinions = jnp.concatenate([logits.reshape(*views.shape[:2], -1) for logits in every], 1)
         logits = opinions[:, 0] if opinions.shape[1] == 1 else task.combine(opinions)
         metrics = task.per_example(logits, batch.label) | {"examples": jnp.ones_like(batch.weight)}
-        return lax.psum(jax.tree.map(lambda m: jnp.sum(m * batch.weight), metrics), AXIS)
+        sums = lax.psum(jax.tree.map(lambda m: jnp.sum(m * batch.weight), metrics), AXIS)
+        each = (logits, batch.label, batch.weight) if hasattr(task, "of_split") else ()
+        return sums, lax.all_gather(each, AXIS, tiled=True)
 
     def steps(variables: Any, data: Any, stats: Any, number: jax.Array):
-        number, sums = _repeat(lambda _, n: (n + 1, evaluate(variables, stats, draw(data, n))), number, count, count)
-        return sums, number
+        number, rows = _repeat(lambda _, n: (n + 1, evaluate(variables, stats, draw(data, n))), number, count, count)
+        return *rows, number
 
     return steps
 

@@ -86,7 +86,7 @@ def test_a_directory_without_a_run_is_a_mistake(where, said, tmp_path, monkeypat
 
 
 def test_a_network_that_has_nothing_in_common_is_a_mistake(trained, tmp_path):
-    with pytest.raises(UserError, match="no parameter of that run fits"):
+    with pytest.raises(UserError, match="no parameter of that network fits"):
         train(
             tmp_path / "second",
             f"--config.init_from={trained[0]}",

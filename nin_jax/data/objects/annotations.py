@@ -51,21 +51,45 @@ def voc(root: Path, split: str, classes: Sequence[str] = VOC_CLASSES) -> list[An
       split: "trainval", "test", ..., or "all": every annotation there is.
       classes: names, by label.
     """
-    if not (root / "Annotations").is_dir():
-        raise UserError(f"{root} has no folder Annotations: name one like VOCdevkit/VOC2007")
-    lists = root / "ImageSets" / "Main"
+    known = lists(root)  # it also says whether the folder is one
     if split == "all":
         names = sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
+    elif split not in known:
+        raise UserError(f"split {split!r} of {root}: {nearest(split, [*known, 'all'])}")
     else:
-        try:
-            names = [line.split()[0] for line in (lists / f"{split}.txt").read_text().splitlines() if line.strip()]
-        except OSError as error:
-            known = {file.stem for file in lists.glob("*.txt") if "_" not in file.stem} | {"all"}
-            raise UserError(f"split {split!r} of {root}: {nearest(split, known)}") from error
+        names = listed(root, split)
+    return [_voc(root, name, classes) for name in names]
+
+
+def lists(root: Path) -> list[str]:
+    """The splits of a folder laid out as VOC's, such as ["test", "train", "trainval", "val"]. Raises `UserError`."""
+    if not (root / "Annotations").is_dir():
+        raise UserError(f"{root} has no folder Annotations: name one like VOCdevkit/VOC2007")
+    return sorted(file.stem for file in (root / "ImageSets" / "Main").glob("*.txt") if "_" not in file.stem)
+
+
+def listed(root: Path, split: str) -> list[str]:
+    """The names of a split's pictures. Raises `UserError`."""
+    file = root / "ImageSets" / "Main" / f"{split}.txt"
+    try:
+        names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from error
     for name in names:
         if name != Path(name).name:
-            raise UserError(f"{lists / split}.txt: {name!r} is not the name of a picture")
-    return [_voc(root, name, classes) for name in names]
+            raise UserError(f"{file}: {name!r} is not the name of a picture")
+    return names
+
+
+def presence(labels: np.ndarray, difficult: np.ndarray, classes: int) -> np.ndarray:
+    """Which classes a picture has, as in VOC's lists: int32 `[classes]`.
+
+    1: an object of it is there; 0: difficult ones alone; -1: none. `labels` `[N]` and `difficult` `[N]` are of its objects.
+    """
+    found = np.full(classes, -1, np.int32)
+    found[labels[difficult]] = 0
+    found[labels[~difficult]] = 1
+    return found
 
 
 def _voc(root: Path, name: str, classes: Sequence[str]) -> Annotated:

@@ -1,0 +1,122 @@
+"""PASCAL VOC 2007 and 2012 (Everingham et al. 2010), several labels for a picture, from a folder laid out as its devkit's:
+
+    PATH/Annotations/NAME.xml, PATH/JPEGImages/NAME.jpg, PATH/ImageSets/Main/SPLIT.txt      --config.data_dir=PATH
+
+such as VOCdevkit/VOC2007. Splits are the devkit's own lists: train, val, trainval, test. An image is the whole picture, or,
+for HCP, a bag of hypotheses; see `data.objects.hypotheses`.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from nin_jax.data.cache import cached
+from nin_jax.data.objects import annotations, hypotheses
+from nin_jax.data.objects.annotations import VOC_CLASSES, Annotated
+from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture
+from nin_jax.data.splits import UNREADABLE, Info, Split, bad_record, take
+from nin_jax.data.worker import map_threads
+from nin_jax.errors import UserError
+
+
+def info(
+    data_dir: str | None,
+    *,
+    size: int = 32,
+    clusters: int = 0,
+    each: int = 1,
+    proposals: str = "windows",
+    smallest: float = 900.0,
+) -> Info:
+    """The facts of a devkit's folder. Raises `UserError`.
+
+    Args:
+      data_dir: the folder.
+      size: height and width that a picture, or each of its hypotheses, is scaled to.
+      clusters, each: of hypotheses; 0 clusters: the whole picture.
+      proposals: "windows", "selective_search" or a JSON file.
+      smallest: area of a hypothesis in pixels squared.
+    """
+    del proposals, smallest
+    shape = hypotheses.shape(size, 3, clusters, each)
+    root = _root(data_dir)
+    sizes = {name: len(annotations.listed(root, name)) for name in annotations.lists(root)}
+    names = VOC_CLASSES
+    return Info("voc", len(names), shape, sizes, str(root), class_names=names, multilabel=True)
+
+
+def load(
+    split: str,
+    data_dir: str | None,
+    *,
+    bad_records: str = "stop",
+    size: int = 32,
+    clusters: int = 0,
+    each: int = 1,
+    proposals: str = "windows",
+    smallest: float = 900.0,
+) -> Split:
+    """uint8 `[N, M * size, size, 3]` and int32 `[N, 20]`, 1, 0 or -1, see `training.tasks.multilabel`.
+
+    With `bad_records="skip"` a picture that cannot be read is named in a line and has the labels `UNREADABLE`.
+    """
+    arguments = size, clusters, each, proposals, smallest
+    facts, root = info(data_dir, size=size, clusters=clusters, each=each), _root(data_dir)
+
+    def read(name: str) -> Split:
+        listed = annotations.voc(root, name)
+        labels = np.stack([annotations.presence(a.labels, a.difficult, len(VOC_CLASSES)) for a in listed])
+        files = [(str(a.picture), *a.picture.stat()[6:9:2]) for a in listed]  # size and time of change
+        if Path(proposals).is_file():
+            files.append((proposals, *Path(proposals).stat()[6:9:2]))
+        make = functools.partial(_make, listed, labels, facts.image_shape, arguments, bad_records)
+        return cached(f"voc-{name}", [arguments, files, labels.tolist()], make)
+
+    return take(split, facts.splits, read, f"voc {root}")
+
+
+def image(
+    pixels: np.ndarray,
+    *,
+    size: int = 32,
+    clusters: int = 0,
+    each: int = 1,
+    proposals: str = "windows",
+    smallest: float = 900.0,
+) -> np.ndarray:
+    """The image that a network sees of a picture uint8 `[H, W, 3]`."""
+    return hypotheses.bag(pixels, size, clusters, each, proposals, smallest)
+
+
+def _root(data_dir: str | None) -> Path:
+    if data_dir is None:
+        raise UserError("dataset voc: set --config.data_dir=PATH to a folder such as VOCdevkit/VOC2007")
+    return Path(data_dir).expanduser().absolute()
+
+
+def _make(
+    listed: list[Annotated],
+    labels: np.ndarray,
+    shape: tuple[int, int, int],
+    arguments: tuple[int, int, int, str, float],
+    bad_records: str,
+) -> Split:
+    def one(number: int) -> np.ndarray:
+        a = listed[number]
+        try:
+            pixels = np.asarray(open_picture(a.picture, FOLDER_FORMATS).convert("RGB"))
+            if pixels.shape[1::-1] != a.size:
+                raise Unreadable(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotation says {a.size}")
+            return hypotheses.bag(pixels, *arguments, a.name)
+        except Unreadable as error:
+            try:
+                bad_record(f"{a.picture} is not a readable picture", error, bad_records)
+            except ValueError as why:
+                raise UserError(str(why)) from error
+            labels[number] = UNREADABLE
+            return np.zeros(shape, np.uint8)
+
+    return np.stack(list(map_threads(one, range(len(listed)), len(listed), "pictures of VOC"))), labels

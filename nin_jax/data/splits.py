@@ -189,7 +189,7 @@ def usable(split: Split, info: Info, which: str, bad_records: str) -> tuple[Spli
         )
     if info.multilabel and labels.shape != (len(images), info.classes):
         raise UserError(f"{which}: labels are {list(labels.shape)}, expected {[len(images), info.classes]}")
-    wrong = (abs(labels) > 1).any(1) if info.multilabel else (labels < 0) | (labels >= info.classes)
+    wrong = ~np.isin(labels, (-1, 0, 1)).all(1) if info.multilabel else (labels < 0) | (labels >= info.classes)
     bad = np.flatnonzero(wrong)
     if not len(bad):
         return split, 0

@@ -57,7 +57,7 @@ def read(file: Path) -> Scores:
         wanted = len(found.scores), len(found.classes)
         if found.scores.shape != wanted or found.labels.shape != wanted or not wanted[0]:
             raise ValueError(f"scores {found.scores.shape} and labels {found.labels.shape}, expected {wanted}")
-        if not np.isfinite(found.scores).all() or (abs(found.labels) > 1).any():
+        if not np.isfinite(found.scores).all() or not np.isin(found.labels, (-1, 0, 1)).all():
             raise ValueError("scores must be finite, and labels 1, 0 or -1")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} is not a file of scores: {one_line(error)[:300]}") from error

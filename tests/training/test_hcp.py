@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -45,12 +47,15 @@ def test_dropout_of_a_hypothesis_does_not_depend_on_the_devices():
     """A half of a batch has the masks that it has in the whole one."""
     model = registry.create("hcp", 4, network=TINY.replace("batch_norm=True", "relu_on_class_maps=False"))
     image = jnp.ones((4, 24, 8, 3))
-    variables = jax.jit(lambda: model.init(jax.random.key(0), image, train=False))()
-    call = {"train": True, "rngs": {"dropout": jax.random.key(1)}}
-    whole, half = (
-        model.apply(variables, image, **call)[0],
-        model.apply(variables, image[2:], example=jnp.array([2, 3]), **call)[0],
-    )
+
+    @jax.jit
+    def run():
+        variables = model.init(jax.random.key(0), image, train=False)
+        call = {"train": True, "rngs": {"dropout": jax.random.key(1)}}
+        half = model.apply(variables, image[2:], example=jnp.array([2, 3]), **call)[0]
+        return model.apply(variables, image, **call)[0], half
+
+    whole, half = run()
     np.testing.assert_allclose(whole[2:], half, rtol=1e-5)
     assert np.abs(whole[0] - whole[1]).max() > 1e-4
 
@@ -90,6 +95,7 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
     return flatten_dict(jax.tree.map(np.asarray, dict(nin_jax.load(str(folder)).variables)), sep="/")
 
 
+@pytest.mark.slow
 def test_two_stages_an_interruption_and_fusion(tmp_path, capsys):
     """Images first; hypotheses from there, stopped within an epoch and resumed: bit for bit the run that was not."""
     main.run(main.parse(words(tmp_path / "images", bags=False)))
@@ -100,9 +106,6 @@ def test_two_stages_an_interruption_and_fusion(tmp_path, capsys):
 
     def stop(event: Event, step: int) -> None:
         if event is Event.AFTER_UPDATES and step == 5:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Preempted):
@@ -115,11 +118,10 @@ def test_two_stages_an_interruption_and_fusion(tmp_path, capsys):
     assert summaries[0]["test_map_pct"] == summaries[1]["test_map_pct"] == 100 - summaries[0]["test_error_pct"]
 
     files = [str(tmp_path / f"{name}.json") for name in ("images", "whole")]
-    for file, bags in zip(files, (False, True), strict=True):
-        name = "whole" if bags else "images"
-        main.run(
-            main.parse(words(tmp_path / name, start if bags else "", "--mode=eval", f"--scores={file}", bags=bags)[:])
-        )
+    for name, file in zip(("images", "whole"), files, strict=True):
+        bags = name == "whole"
+        more = ["--mode=eval", f"--scores={file}", *[start] * bags]
+        main.run(main.parse(words(tmp_path / name, *more, bags=bags)))
     capsys.readouterr()
     fusion.main([*files, "--weight=1", "-o", str(tmp_path / "fused.json")])
     said = json.loads(capsys.readouterr().out)

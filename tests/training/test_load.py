@@ -51,6 +51,19 @@ def test_what_fits_is_taken_and_the_rest_is_named(trained, tmp_path, capsys):
     assert "mlpconv2/cccp2/bias" not in said  # ten numbers in both
 
 
+def test_a_shipped_network_is_named_as_it_is_for_load(tmp_path):
+    """At rate 0 a run ends with its weights; a name that is none is a mistake."""
+    words = ["--config.optimizer.learning_rate=0.0", "--config.train_split=train[:64]", "--config.eval_split=test[:64]"]
+    mine = train(tmp_path / "run", "--config.init_from=nin.digits", *words, widths="--config.model.name=nin")
+    theirs = flatten_dict(dict(nin_jax.load("nin.digits").params), sep="/")
+    assert mine.keys() == theirs.keys()
+    assert all(np.array_equal(mine[path], theirs[path]) for path in mine)
+    with pytest.raises(
+        UserError, match=r"no trained network 'nin\.digit', and no such folder: did you mean 'nin\.digits'"
+    ):
+        train(tmp_path / "other", "--config.init_from=nin.digit")
+
+
 def test_a_resumed_run_does_not_need_the_other_one(trained, tmp_path):
     folder, _ = trained
     (tmp_path / "first").symlink_to(folder)

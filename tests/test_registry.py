@@ -68,7 +68,7 @@ def test_entries_are_files_that_keep_the_contract(kind: str) -> None:
     files = sorted(f.stem for f in Path(package.__path__[0]).glob("[!_]*.py"))
     assert registry.names(kind) == files
     if kind in ("preprocess", "augment"):
-        files = [name for name in files if (name in ("crop", "flip")) == (kind == "augment")]
+        files = [name for name in files if (name in ("crop", "flip", "hypotheses")) == (kind == "augment")]
     assert files
     assert [registry.find(kind, name).__name__ for name in files] == [f"{package.__name__}.{name}" for name in files]
 
@@ -221,7 +221,7 @@ def forward_and_gradient(module: ModuleType, dtype: str):
 
 
 # By default the stages of one network and the layers of the rivals; nin_imagenet's stages are those of the large ones.
-LARGE = ("alexnet", "convnet", "network_in_zfnet", "nin", "zfnet")
+LARGE = ("alexnet", "convnet", "hcp", "network_in_zfnet", "nin", "zfnet")
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])

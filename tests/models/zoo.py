@@ -15,12 +15,13 @@ CLASSES = 4
 
 
 class Case(NamedTuple):
-    """A model by name, its arguments, and the images it is tried with: `side` x `side` x `channels`."""
+    """A model by name, its arguments, and the images it is tried with: `hypotheses` of `side` x `side` x `channels`."""
 
     model: str
     arguments: dict[str, Any]
     side: int = 16
     channels: int = 3
+    hypotheses: int = 1
 
     def create(self, num_classes: int = CLASSES, **changes: Any) -> nn.Module:
         """The model."""
@@ -40,9 +41,13 @@ class Case(NamedTuple):
         return jax.tree_util.tree_map_with_path(draw, shapes)
 
     def images(self, batch: int, seed: int = 0) -> np.ndarray:
-        """float32 `[batch, side, side, channels]`, normally distributed."""
-        shape = batch, self.side, self.side, self.channels
-        return np.random.default_rng(seed).standard_normal(shape, np.float32)
+        """float32 `[batch, *shape]`, normally distributed."""
+        return np.random.default_rng(seed).standard_normal((batch, *self.shape), np.float32)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image; hypotheses lie one below the other."""
+        return self.hypotheses * self.side, self.side, self.channels
 
 
 NIN = {"widths": ((24, 12, 8), (12, 8, 8), (12, 8)), "deviations": ("he",), "class_map_bias": 0.5}
@@ -131,6 +136,12 @@ CASES = {
     "convnet, fc": Case("convnet", RIVAL | {"head": "fc", "local_maps": 5}),
     "convnet, fc_dropout": Case("convnet", RIVAL | {"head": "fc_dropout", "pools": ("avg_padded", "max", "avg")}),
     "stochastic_pooling": Case("stochastic_pooling", RIVAL),
+    "hcp": Case(
+        "hcp",
+        {"network": "nin(widths=((12, 8), (12, 8)), kernels=(5, 3), pools=('max',), deviations=('he',), batch_norm=True)"},
+        side=12,
+        hypotheses=3,
+    ),
     "radial_basis": Case("radial_basis", {"units": (20, 8, 10), "widths": (12, 8), "batch_norm": True}),
 }
 

@@ -58,7 +58,7 @@ def network_of(case: Case) -> Network:
         return p + np.float32(1) if path[-1].key == "scale" else p
 
     variables = jax.tree_util.tree_map_with_path(scaled, case.variables(model))
-    return Network.of((model, variables, (case.side, case.side, case.channels)))
+    return Network.of((model, variables, case.shape))
 
 
 def onnx_session(network: Network, maps: tuple[str, ...] = ()) -> Any:

@@ -37,7 +37,7 @@ def choose(boxes: np.ndarray, clusters: int, each: int, *, ranked: bool, smalles
     kept = boxes[(area(boxes) >= smallest) & (size.max(1) <= ELONGATED * size.min(1))]
     kept = kept if len(kept) else boxes
     share = iou(kept, kept)
-    labels, chosen = _clustered(share, clusters), []
+    labels, chosen = normalised_cut(share, clusters), []
     for number in range(labels.max() + 1):
         members = np.flatnonzero(labels == number)
         order = np.arange(len(members)) if ranked else _covering(share[np.ix_(members, members)], each)
@@ -45,8 +45,11 @@ def choose(boxes: np.ndarray, clusters: int, each: int, *, ranked: bool, smalles
     return np.concatenate([chosen[i % len(chosen)] for i in range(clusters)])
 
 
-def _clustered(share: np.ndarray, clusters: int) -> np.ndarray:
-    """The cluster of each box, int `[N]`, by normalised cut."""
+def normalised_cut(share: np.ndarray, clusters: int) -> np.ndarray:
+    """The cluster of each box, int `[N]`, 0 to `clusters` - 1 at most, by normalised cut (Shi and Malik 2000).
+
+    `share` float64 `[N, N]`: how near boxes are, above 0.
+    """
     if len(share) <= clusters:
         return np.arange(len(share))
     from sklearn.cluster import SpectralClustering  # a second
@@ -68,7 +71,7 @@ def _covering(share: np.ndarray, count: int) -> np.ndarray:
 
 
 @functools.lru_cache(4096)
-def _of_windows(width: int, height: int, clusters: int, each: int, smallest: float) -> np.ndarray:
+def of_windows(width: int, height: int, clusters: int, each: int, smallest: float) -> np.ndarray:
     """Hypotheses of sliding windows, which are the same for every picture of a size."""
     windows = proposals.sliding_windows(width, height, smallest=0.2, scales=5)
     return choose(windows, clusters, each, ranked=False, smallest=smallest)
@@ -92,7 +95,7 @@ def bag(
     if not clusters:
         boxes = np.array([[0.0, 0, width, height]])
     elif source == "windows":
-        boxes = _of_windows(width, height, clusters, each, smallest)
+        boxes = of_windows(width, height, clusters, each, smallest)
     else:
         if source == "selective_search":
             found = proposals.selective_search(np.repeat(image, 3, -1) if image.shape[-1] == 1 else image)

@@ -34,7 +34,7 @@ def test_two_clusters_are_the_least_normalised_cut_of_all(seed):
 
     every = [np.array((True, *rest)) for rest in itertools.product((True, False), repeat=7) if not all(rest)]
     best = min(every, key=cost)
-    labels = hypotheses._clustered(share, 2)
+    labels = hypotheses.normalised_cut(share, 2)
     assert np.array_equal(labels == labels[0], best)
 
 
@@ -85,7 +85,7 @@ def test_a_bag_has_the_images_of_its_boxes_one_below_the_other(tmp_path):
 
 
 def test_windows_of_a_picture_are_not_all_of_one_size():
-    chosen = hypotheses._of_windows(96, 96, 10, 3, 400.0)
+    chosen = hypotheses.of_windows(96, 96, 10, 3, 400.0)
     assert chosen.shape == (30, 4)
     assert area(chosen).min() >= 400
     assert chosen.min() >= 0

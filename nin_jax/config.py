@@ -154,8 +154,7 @@ class Config:
     )
     init_from: str | None = key(
         None,
-        "trained network whose weights training starts from (fine-tuning), as far as they fit: a name such as nin.cifar10, or a run "
-        "directory; None: random weights",
+        "trained network (name or run directory) that training starts from, as far as its weights fit; None: random weights",
         storage.local_path,
     )
     batch_size: int = key(128, "images per update, over all devices", at_least(1))

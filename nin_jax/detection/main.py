@@ -80,7 +80,7 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
         "pictures": [len(train), len(test)],
     }
     if config.localise:
-        report["localisation"] = localisation.measure(config, train, test)
+        report["localisation"] = localisation.measure(config, train, test, workdir / "localisation.json")
     results, store = pipeline.detect(config, train, test, workdir)
     measured = [(100 * r.ap, 100 * r.area) for r in results if r.ap is not None and r.area is not None]
     if not measured:
@@ -125,6 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(argv or sys.argv)
     config, workdir = parse(words)
     checked = detection_config.check(config)
+
+    from nin_jax.data.cache import cache_dir
+    from nin_jax.devices.process import prepare_process
+
+    prepare_process(cache_dir() / "xla")
     try:
         run(checked, json.loads(config.to_json_best_effort()), workdir, words)
     except OSError as error:

@@ -35,7 +35,8 @@ figure { margin: 0 } figcaption { font-size: .85rem; overflow-wrap: anywhere } s
 .wide { overflow-x: auto } table { border-collapse: collapse } td, th { padding: .15rem .6rem; text-align: right }
 td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #8885 }
 .truth { fill: none; stroke: #0072b2; stroke-dasharray: 5 3 } .found { fill: none; stroke: #d55e00 }
-rect { stroke-width: 2; vector-effect: non-scaling-stroke } .axis { fill: none; stroke: #888; stroke-width: 1 }
+rect { stroke-width: 2; vector-effect: non-scaling-stroke } .axis { fill: none; stroke: #888; vector-effect: non-scaling-stroke }
+.curves { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)) }
 .line { fill: none; stroke: #d55e00; stroke-width: 2; vector-effect: non-scaling-stroke }
 """
 
@@ -96,9 +97,9 @@ def picture(image: np.ndarray, boxes: Iterable[tuple[np.ndarray, str]]) -> str:
 
 def curve(of: Curve) -> str:
     """Precision over recall, both from 0 to 1."""
-    last = np.flatnonzero(np.diff(of.recall, append=2.0) > 0)  # of each recall the last, lowest precision
+    found = np.flatnonzero(np.diff(of.recall, prepend=0.0) > 0)  # where another object is found
     points = " ".join(
-        f"{100 * r:.1f},{100 - 100 * p:.1f}" for r, p in zip(of.recall[last], of.precision[last], strict=True)
+        f"{100 * r:.1f},{100 - 100 * p:.1f}" for r, p in zip(of.recall[found], of.precision[found], strict=True)
     )
     return (
         '<svg viewBox="-2 -2 104 104" role="img" aria-label="precision over recall"><path class="axis" '
@@ -150,7 +151,7 @@ def write(workdir: Path, report: Mapping[str, Any], results: Sequence[Any], test
         "detections, as many as it has objects.</p>",
         f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>',
         "<h2>Precision over recall</h2>",
-        f'<div class="grid">{"".join(_figure(curve(r.curve), r.name) for r in results if r.ap is not None)}</div>',
+        f'<div class="grid curves">{"".join(_figure(curve(r.curve), r.name) for r in results if r.ap is not None)}</div>',
         "<h2>Pictures</h2><p>Dashed blue: objects. Orange: the most certain boxes of all classes, as many as objects.</p>",
         f'<div class="grid">{"".join(_examples(results, test))}</div><h2>Worst errors</h2>',
     ]

@@ -26,6 +26,7 @@ from nin_jax.detection import features
 from nin_jax.detection.config import BASELINES, Detection
 from nin_jax.detection.pictures import Pictures
 from nin_jax.errors import UserError
+from nin_jax.training.predict import Predictor
 from nin_jax.weights import zoo
 
 BROKEN = OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError  # what a file that is missing or cut short raises
@@ -152,14 +153,19 @@ def _source(name: str, wanted: str, config: Detection) -> tuple[features.Source,
     """What features are taken from, and what tells it from others. Raises `UserError`."""
     if name in BASELINES:
         return (features.hog() if name == "hog" else features.colour(8)), name
-    network, digest = zoo.load(name), hashlib.sha256()
+    network = zoo.load(name)
     source = features.network(network, wanted, config.grid)
     if config.finest and not source.maps:
         raise UserError(f"finest={config.finest:g}: {name} prepares images of one size, so its regions must be warped")
+    return source, [wanted, config.grid, config.finest, *fingerprint(network)]
+
+
+def fingerprint(network: Predictor) -> list[Any]:
+    """What tells the networks of two starts apart: their weights, and how they prepare images."""
+    digest = hashlib.sha256()
     for leaf in jax.tree.leaves((network.variables, network.stats)):
         digest.update(np.asarray(leaf).tobytes())
-    ops = [str(op) for op in network.config.preprocess]
-    return source, [wanted, config.grid, config.finest, digest.hexdigest(), ops]
+    return [digest.hexdigest(), [str(op) for op in network.config.preprocess]]
 
 
 def _origin(config: Detection) -> list[Any]:

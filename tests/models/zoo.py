@@ -28,7 +28,10 @@ class Case(NamedTuple):
         return registry.create(self.model, num_classes, **self.arguments | changes)
 
     def variables(self, model: nn.Module, seed: int = 1) -> Any:
-        """Variables drawn by NumPy, which compiles nothing: weights as "he", biases and statistics that are not 0."""
+        """Variables drawn by NumPy, which compiles nothing: weights as "he", biases and statistics that are not 0.
+
+        Scales of batch norm are near 1: near 0, layer after layer, all images would have the same logits.
+        """
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), self.images(1), train=False))
         rng = np.random.default_rng(seed)
 
@@ -36,6 +39,8 @@ class Case(NamedTuple):
             noise = rng.standard_normal(p.shape, np.float32)
             if path[-1].key == "var":
                 return 1 + noise**2
+            if path[-1].key == "scale":
+                return 1 + np.float32(0.1) * noise
             return noise * np.float32(np.sqrt(2 / np.prod(p.shape[:-1])) if path[-1].key == "kernel" else 0.1)
 
         return jax.tree_util.tree_map_with_path(draw, shapes)

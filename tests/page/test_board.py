@@ -13,7 +13,6 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +23,9 @@ from PIL import Image
 import nin_jax
 from nin_jax.data.datasets import synthetic
 from nin_jax.page import run_files
-from nin_jax.training import loop
-from tests.tiny import tiny
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two finished runs."""
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        loop.train(tiny(seed=seed), folder / f"seed{seed}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(runs: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "nin_jax.page.board", str(runs), "--port=0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        line = process.stderr.readline()
-        found = re.search(r"2 runs on (http://127\.0\.0\.1:\d+)/", line)
-        assert found, line
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield found[1]
-        process.terminate()
 
 
 def ask(address: str, data: bytes | None = None, **headers: str) -> tuple[int, Any]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-
-from nin_jax.training import loop
-from tests.tiny import tiny
 
 api = pytest.importorskip("playwright.sync_api", reason='Playwright drives the browser: pip install "nin_jax[browser]"')
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -26,51 +22,53 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
 ]
+WIDE, PHONE = ({"width": 1280, "height": 900}, "light"), ({"width": 390, "height": 844}, "dark")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        loop.train(tiny(seed=seed), folder / f"seed{seed}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(runs: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "nin_jax.page.board", str(runs), "--port=0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        found = re.search(r"(http://\S+)/", process.stderr.readline())
-        assert found
-        yield found[1]
-        process.terminate()
-
-
-@pytest.fixture(
-    scope="module", params=[({"width": 1280, "height": 900}, "light"), ({"width": 390, "height": 844}, "dark")]
-)
-def page(request: Any, address: str) -> Iterator[Any]:
-    viewport, scheme = request.param
+def visit(server: str) -> Iterator[Callable[..., Any]]:
+    """Opens the page in a window of its own, with what it asks for and complains of as attributes."""
     with api.sync_playwright() as playwright:
         flags = [
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
         ]
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = chromium.new_context(viewport=viewport, color_scheme=scheme, bypass_csp=True).new_page()
-        page.asked, page.complaints = [], []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        page.locator("svg path").first.wait_for(state="attached")  # a flat line counts as hidden
-        yield page
+
+        def opened(viewport: Any, scheme: str) -> Any:
+            page = chromium.new_context(viewport=viewport, color_scheme=scheme, bypass_csp=True).new_page()
+            page.asked, page.complaints = [], []
+            page.on("request", lambda request: page.asked.append(request.url))
+            page.on("pageerror", lambda error: page.complaints.append(str(error)))
+            page.set_default_timeout(120_000)
+            page.goto(server)
+            page.locator("svg path").first.wait_for(state="attached")  # a flat line counts as hidden
+            return page
+
+        yield opened
         chromium.close()
 
 
-def test_runs_are_drawn_compared_evaluated_and_asked(page: Any, address: str, runs: Path, tmp_path: Path) -> None:
-    assert page.locator("#runs tbody tr").count() >= 2
+def is_fine(page: Any, server: str) -> None:
+    """It is accessible, by axe-core; nothing is wider than the window; it complained of nothing and asked nobody else."""
+    found = axe.Axe().run(page).response["violations"]
+    assert not found, json.dumps([(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in found], indent=1)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not page.complaints
+    assert all(url.startswith((f"{server}/", "data:")) for url in page.asked)
+    if folder := os.environ.get("NIN_JAX_SCREENSHOTS"):
+        name = f"board-{page.viewport_size['width']}-{len(page.asked)}.png"
+        page.screenshot(path=Path(folder) / name, full_page=True)
+
+
+@pytest.mark.parametrize("window", [WIDE, PHONE], ids=["wide", "phone"])
+def test_runs_are_drawn_compared_evaluated_and_asked(
+    visit: Any, window: Any, server: str, runs: Path, tmp_path: Path
+) -> None:
+    page = visit(*window)
+    for seed in (0, 1):
+        page.get_by_label(f"draw seed{seed}").set_checked(True)
+    page.locator("#differences tbody th").first.wait_for()
     assert page.locator("#differences tbody th").all_inner_texts() == ["seed"]
     page.locator("#chosen").select_option(label="seed0")
     page.locator("#evaluate").click()
@@ -83,35 +81,34 @@ def test_runs_are_drawn_compared_evaluated_and_asked(page: Any, address: str, ru
     page.locator("#answer .bars button").first.wait_for()
     page.locator("#answer .bars button").nth(2).hover()
     assert page.locator("#answer .bars button").nth(2).get_attribute("aria-pressed") == "true"
+    is_fine(page, server)
     (tmp_path / "text.png").write_text("no picture")
     page.locator("#picture").set_input_files(tmp_path / "text.png")
     page.locator("#answer .error").wait_for()
-    assert not page.complaints
-    assert all(url.startswith((f"{address}/", "data:")) for url in page.asked)
 
 
-def test_rows_that_a_run_writes_are_drawn_without_a_reload(page: Any, runs: Path) -> None:
-    folder = runs / f"live-{page.viewport_size['width']}"
-    folder.mkdir()
-    shutil.copy(runs / "seed0/config.json", folder)
-    row = {
-        "step": 10,
-        "epoch": 1,
-        "split": "train",
-        "loss": 1.0,
-        "error_pct": 50.0,
-        "learning_rate": 0.1,
-        "images_per_s": 100.0,
-    }
-    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    line = page.locator("#runs tbody tr", has_text=folder.name)
-    line.get_by_text("training").wait_for()
-    assert "1 / 3" in line.inner_text()
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({**row, "step": 20, "epoch": 2}) + "\n")
-    line.get_by_text("2 / 3").wait_for()
-
-
-def test_the_page_is_accessible(page: Any) -> None:
-    found = axe.Axe().run(page).response["violations"]
-    assert not found, json.dumps([(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in found], indent=1)
+def test_a_run_is_followed_while_it_trains(visit: Any, server: str, runs: Path) -> None:
+    """The digits, trained by the command beside the page: epochs, curves and the time left move without a reload."""
+    page = visit(*WIDE)
+    command = [sys.executable, "-m", "nin_jax", "train", "digits", f"--workdir={runs / 'live'}", "--config.epochs=30"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as training:
+        line = page.locator("#runs tbody tr", has_text="live")
+        line.get_by_text("training").wait_for()
+        for name, drawn in {"live": True, "seed0": True, "seed1": False}.items():
+            page.get_by_label(f"draw {name}").set_checked(drawn)
+        seen = set()
+        while training.poll() is None:
+            page.wait_for_timeout(500)
+            label = page.locator("#charts svg").first.get_attribute("aria-label")
+            epoch, left = line.locator("td").nth(2).inner_text(), line.locator("td").last.inner_text()
+            if " / 30" in epoch and "live train" in label and left:
+                seen.add((epoch, label.partition("live train")[2].partition(";")[0]))
+        assert training.returncode == 0
+    assert len(seen) >= 3, seen  # epochs, each with another loss at the end of its curve
+    line.get_by_text("done").wait_for()
+    assert "30 / 30" in line.inner_text()
+    error = json.loads((runs / "live/summary.json").read_text())["test_error_pct"]
+    assert f"{error:.2f} %" in line.inner_text()
+    cells = page.locator("#differences tbody tr", has=page.get_by_role("rowheader", name="dataset", exact=True))
+    assert {*cells.locator("td").all_inner_texts()} == {"digits", "synthetic"}
+    is_fine(page, server)

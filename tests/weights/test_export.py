@@ -52,13 +52,7 @@ FULL = [
 
 def network_of(case: Case) -> Network:
     model = case.create()
-
-    def scaled(path: Any, p: np.ndarray) -> np.ndarray:
-        """Normalised maps keep a deviation of about 1; with one of 0.1, layer after layer, all images would look alike."""
-        return p + np.float32(1) if path[-1].key == "scale" else p
-
-    variables = jax.tree_util.tree_map_with_path(scaled, case.variables(model))
-    return Network.of((model, variables, case.shape))
+    return Network.of((model, case.variables(model), case.shape))
 
 
 def onnx_session(network: Network, maps: tuple[str, ...] = ()) -> Any:

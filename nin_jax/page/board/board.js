@@ -49,9 +49,9 @@ function drawRuns() {
       onchange: () => { box.checked ? state.ticked.add(run.key) : state.ticked.delete(run.key); refresh(); },
     });
     box.checked = state.ticked.has(run.key);
-    const mark = state.ticked.has(run.key) ? make("span", { class: `swatch ${colour(run.key)}`, "aria-hidden": "true" }) : null;
+    const mark = make("span", { class: state.ticked.has(run.key) ? `swatch ${colour(run.key)}` : "swatch", "aria-hidden": "true" });
     const cell = (text) => make("td", {}, text);
-    return make("tr", {}, make("td", {}, box), make("th", { scope: "row" }, mark || "", run.name),
+    return make("tr", {}, make("td", {}, box), make("th", { scope: "row" }, mark, run.name),
       make("td", {}, make("span", { class: `state ${run.state}` }, run.state)),
       cell(`${number(run.epoch, 0)} / ${number(run.epochs, 0)}`), cell(percent((run.last.train || {}).error_pct)),
       cell(percent(evaluated(run).error_pct)), cell(run.images_per_s ? Math.round(run.images_per_s).toLocaleString("en") : ""),
@@ -77,7 +77,7 @@ function ticks(low, high, count) {
 }
 
 function chart(title, field, unit) {
-  const W = 520, H = 300, L = 46, R = 10, T = 10, B = 30;
+  const W = byId("charts").firstElementChild.clientWidth || 400, H = 260, L = 46, R = 10, T = 10, B = 30; // a unit is a pixel
   const series = [];
   for (const run of state.runs.filter((r) => state.ticked.has(r.key))) {
     const known = state.rows.get(run.key);
@@ -101,14 +101,14 @@ function chart(title, field, unit) {
   for (const t of ticks(0, top, 5)) {
     svg.append(make("line", { class: "grid", x1: L, x2: W - R, y1: y(t), y2: y(t) }), make("text", { x: L - 6, y: y(t) + 4, "text-anchor": "end" }, String(t)));
   }
-  for (const t of ticks(0, xMax, 6)) svg.append(make("text", { x: x(t), y: H - 10, "text-anchor": "middle" }, String(t)));
+  for (const t of ticks(0, xMax, Math.min(6, xMax))) svg.append(make("text", { x: x(t), y: H - 10, "text-anchor": "middle" }, String(t)));
   for (const s of series) {
     const d = s.points.map((p, i) => `${i ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`).join("");
-    svg.append(make("path", { d, class: `${colour(s.run.key)} ${s.split === "train" ? "train" : "test"}` }));
+    svg.append(make("path", { d, class: `${colour(s.run.key)} ${s.split === "train" && field !== "learning_rate" ? "train" : "test"}` }));
   }
   const cross = make("line", { class: "cross", y1: T, y2: H - B, visibility: "hidden" });
   svg.append(cross);
-  const reading = make("div", { class: "reading" }, "over epochs; point at it, or use the arrow keys, to read values");
+  const reading = make("div", { class: "reading" }, "epoch");
   let at = xMax;
   const show = (epoch) => {
     at = Math.min(Math.max(epoch, 0), xMax);
@@ -175,7 +175,7 @@ async function update() {
     }));
     const after = JSON.stringify([...state.ticked].map((key) => [key, state.rows.get(key).mark]));
     drawRuns();
-    if (before !== after || !byId("charts").childElementCount || drawn !== after) { drawn = after; drawCharts(); drawDifferences(); }
+    if (before !== after || drawn !== after) { drawn = after; drawCharts(); drawDifferences(); }
     const training = state.runs.filter((run) => run.state === "training").length;
     say(state.runs.length ? `${state.runs.length} runs, ${training} training` : "no runs here yet");
   } catch (error) {
@@ -194,7 +194,7 @@ async function look(file) {
   const place = byId("answer"), key = byId("chosen").value;
   if (!file || !key) return;
   if (file.size > 20 * 2 ** 20) { place.replaceChildren(make("p", { class: "error" }, "This file is larger than 20 MiB.")); return; }
-  place.replaceChildren(make("p", { class: "note" }, "looking"));
+  place.replaceChildren(make("p", { class: "note" }, "computing"));
   try {
     const type = file.type.startsWith("image/") ? file.type : "image/unknown";
     const found = await ask(`runs/${key}/answer`, { method: "POST", headers: { "Content-Type": type }, body: file });
@@ -206,7 +206,7 @@ async function look(file) {
     shown.append(layered(found.image, null, "your picture"), make("ul", { class: "bars" }, ...found.top.map((guess) => {
       const button = make("button", { type: "button", "aria-pressed": "false", onclick: () => show(guess, button),
         onpointerenter: () => show(guess, button), onfocus: () => show(guess, button) },
-        `${guess.name} ${(100 * guess.probability).toFixed(1)} %`,
+        make("span", {}, guess.name), make("span", { class: "share" }, ` ${(100 * guess.probability).toFixed(1)} %`),
         make("meter", { min: 0, max: 1, value: guess.probability, "aria-label": `probability of ${guess.name}` }));
       return make("li", {}, button);
     })));
@@ -219,8 +219,8 @@ async function look(file) {
 
 function confusion(classes, counts) {
   const most = Math.max(1, ...counts.flatMap((row, i) => row.filter((_, j) => i !== j)));
-  const head = make("tr", {}, make("th", {}, "is \\ named"), ...classes.map((name) => make("th", { scope: "col" }, name)));
-  return make("table", { class: "confusion" }, make("caption", { class: "hidden" }, "Examples by class and by the class that the network named"),
+  const head = make("tr", {}, make("th", {}, "true \\ predicted"), ...classes.map((name) => make("th", { scope: "col" }, name)));
+  return make("table", { class: "confusion" }, make("caption", { class: "hidden" }, "Images by true class and by predicted class"),
     make("thead", {}, head), make("tbody", {}, ...counts.map((row, i) => make("tr", {}, make("th", { scope: "row" }, classes[i]),
       ...row.map((count, j) => {
         const cell = make("td", { class: i === j ? "right" : null }, count ? String(count) : "·");
@@ -240,10 +240,10 @@ async function evaluate() {
       make("h3", {}, `Step ${found.step}: error ${found.error_pct.toFixed(2)} % of ${found.examples} images of ${found.split}`),
       ...(found.confusion ? [make("h3", {}, "Confusion"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "confusion matrix" }, confusion(found.classes, found.confusion))] : []),
       make("h3", {}, "Worst mistakes"),
-      make("p", { class: "note" }, "Beside each other: the evidence for the class that was named, and for the right one."),
+      make("p", { class: "note" }, "On the left the evidence for the predicted class, on the right that for the true one."),
       make("div", { class: "mistakes" }, ...found.mistakes.map((m) => make("figure", {},
         layered(m.image, m.evidence[m.named], `evidence for ${m.named}`), layered(m.image, m.evidence[m.label], `evidence for ${m.label}`),
-        make("figcaption", {}, `${m.named} (${(100 * m.probability).toFixed(0)} %), is ${m.label}`)))),
+        make("figcaption", {}, `predicted ${m.named} (${(100 * m.probability).toFixed(0)} %), true ${m.label}`)))),
       ...(found.filters.length ? [make("h3", {}, "Filters of the first layer"), make("div", { class: "filters" }, ...found.filters.map((src) => make("img", { src, alt: "" })))] : []));
   } catch (error) {
     place.replaceChildren(make("p", { class: "error" }, error.message));
@@ -259,6 +259,8 @@ document.addEventListener("dragover", (event) => { event.preventDefault(); byId(
 document.addEventListener("dragleave", () => byId("drop").classList.remove("over"));
 document.addEventListener("drop", (event) => { event.preventDefault(); byId("drop").classList.remove("over"); look(event.dataTransfer.files[0]); });
 document.addEventListener("paste", (event) => look([...event.clipboardData.files][0]));
+
+addEventListener("resize", drawCharts);
 
 async function live() {
   if (!document.hidden) await refresh();

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from nin_jax.errors import UserError
 from nin_jax.page import network, samples
 from nin_jax.training.predict import Classifier
@@ -39,9 +41,10 @@ def html(classifier: str | Path | Classifier) -> str:
     rows = network.layers(classifier.model, classifier.variables)
     layers, weights = network.pack(rows)
     subject = TITLES.get(info.name, info.name)
-    about = f"A network of {network.parameters(rows):,} parameters, trained on {subject}"
+    size = sum(p.size for p in jax.tree.leaves(classifier.params))
+    about = f"A network of {size:,} parameters, trained on {subject}"
     if facts:
-        about += f"; it is wrong for {facts['error_pct']:.2f} % of {facts['examples']:,} images of the {facts['split']} split"
+        about += f"; error {facts['error_pct']:.2f} % on the {facts['examples']:,} images of the {facts['split']} split"
     description = {
         **{"shape": info.image_shape, "classes": classifier.class_names, "layers": layers},
         **network.standardisation(classifier.config.preprocess, classifier.stats),

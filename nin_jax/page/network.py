@@ -101,11 +101,6 @@ def standardisation(ops: Sequence[Any], stats: Sequence[Tree]) -> dict[str, list
     return {"scale": scale.tolist(), "shift": shift.tolist()}
 
 
-def parameters(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The number of kernels' and maps' numbers: what the network learned, less what batch norm has besides a gain and a bias."""
-    return sum(row["kernel"].size + row["bias"].size for row in rows if row["op"] == "conv")
-
-
 def pack(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], bytes]:
     """Layers without their kernels, as JSON takes them, and the kernels as little-endian float16, each `[maps, size, size, C]`."""
     plain, parts = [], []

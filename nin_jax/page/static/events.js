@@ -12,7 +12,7 @@ function setDrawing(on) {
   $("picture").tabIndex = on ? 0 : -1;
   $("hint").textContent = on ?
     "Draw with the pointer or a finger. With the keyboard: arrows move the pen, Space puts it down or lifts it." :
-    "Or drop a picture anywhere, or paste one. Its middle is cut out as a square of the network's size.";
+    "Or drop a picture anywhere, or paste one. The network gets its central square.";
 }
 
 function clearSheet() {

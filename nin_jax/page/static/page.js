@@ -170,7 +170,7 @@ function ofClass(k) {
   const map = classMaps(), { most } = state.answer;
   const rank = state.answer.order.indexOf(k) + 1;
   const text = `Where the network sees “${D.classes[k]}” (${percent(state.answer.shares[k])}). The mean of this map is the score ` +
-    `of the class, ${state.answer.logits[k].toFixed(2)}: number ${rank} of ${D.classes.length}.`;
+    `of the class, ${state.answer.logits[k].toFixed(2)}: rank ${rank} of ${D.classes.length}.`;
   return { map, channel: k, most, text };
 }
 
@@ -289,6 +289,6 @@ function layerTiles() {
   const layer = D.layers.find(({ name }) => name === state.layer), side = `${layer.size} × ${layer.size}`;
   const what = layer.op === "conv" ? `${side} convolution${layer.relu ? " with ReLU" : ""}` :
     `${layer.op === "max" ? "largest" : "mean"} value of ${side}, every ${layer.stride}`;
-  const few = map.channels > MOST_TILES ? ` The ${MOST_TILES} that this picture excites most:` : "";
+  const few = map.channels > MOST_TILES ? ` The ${MOST_TILES} that are strongest in this picture:` : "";
   $("layer-text").textContent = `${map.name}: ${what}; ${map.channels} maps of ${map.width} × ${map.height}.${few}`;
 }

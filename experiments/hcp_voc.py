@@ -44,10 +44,10 @@ def get_config(arg=None):
     config.eval_every_epochs = 10
     config.checkpoint_every_epochs = 10 if images else 1
     if "short" in chosen:
-        config.epochs = 20 if images else 3
+        config.epochs = 12 if images else 2
         config.optimizer.learning_rate = 0.01
         config.optimizer.learning_rate_factors = ()
-        config.schedule.boundaries_epochs = (12, 16) if images else (2,)
+        config.schedule.boundaries_epochs = (8, 10) if images else (1,)
         config.eval_every_epochs = config.epochs
         if not images:
             config.init_from = "runs/hcp_voc-images_short"

@@ -143,7 +143,9 @@ CASES = {
     "stochastic_pooling": Case("stochastic_pooling", RIVAL),
     "hcp": Case(
         "hcp",
-        {"network": "nin(widths=((12, 8), (12, 8)), kernels=(5, 3), pools=('max',), deviations=('he',), batch_norm=True)"},
+        {
+            "network": "nin(widths=((12, 8), (12, 8)), kernels=(5, 3), pools=('max',), deviations=('he',), batch_norm=True)"
+        },
         side=12,
         hypotheses=3,
     ),

@@ -69,11 +69,12 @@ def load(
     def read(name: str) -> Split:
         listed = annotations.voc(root, name)
         labels = np.stack([annotations.presence(a.labels, a.difficult, len(VOC_CLASSES)) for a in listed])
-        files = [(str(a.picture), *a.picture.stat()[6:9:2]) for a in listed]  # size and time of change
-        if Path(proposals).is_file():
-            files.append((proposals, *Path(proposals).stat()[6:9:2]))
+        stats = [
+            (file, file.stat()) for file in (*(a.picture for a in listed), *filter(Path.is_file, [Path(proposals)]))
+        ]
+        changes = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
         make = functools.partial(_make, listed, labels, facts.image_shape, arguments, bad_records)
-        return cached(f"voc-{name}", [arguments, files, labels.tolist()], make)
+        return cached(f"voc-{name}", [arguments, changes, labels.tolist()], make)
 
     return take(split, facts.splits, read, f"voc {root}")
 

@@ -73,7 +73,7 @@ def _covering(share: np.ndarray, count: int) -> np.ndarray:
 @functools.lru_cache(4096)
 def of_windows(width: int, height: int, clusters: int, each: int, smallest: float) -> np.ndarray:
     """Hypotheses of sliding windows, which are the same for every picture of a size."""
-    windows = proposals.sliding_windows(width, height, smallest=0.2, scales=5)
+    windows = proposals.sliding_windows(width, height, smallest=0.2, scales=5, stride=0.5)
     return choose(windows, clusters, each, ranked=False, smallest=smallest)
 
 

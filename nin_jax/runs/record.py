@@ -1,9 +1,11 @@
-"""The record of a run: metrics.jsonl, a row for each (step, split)."""
+"""The record of a run: metrics.jsonl, a row for each (step, split); at its end the same rows as metrics.csv."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib.util
+import io
 import json
 import os
 from pathlib import Path
@@ -81,6 +83,18 @@ class Record:
             ours = False
         if not ours:
             raise StorageFailed(f"{self.path} was deleted, moved or replaced while the run was writing it")
+
+    def write_csv(self) -> None:
+        """Writes all rows as metrics.csv, for spreadsheets: a column for each key. Raises `StorageFailed`."""
+        processes.from_first(self._write_csv)
+
+    def _write_csv(self) -> None:
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        storage.write_whole(self.path.with_suffix(".csv"), table.getvalue())
 
     def close(self) -> None:
         """Closes the files."""

@@ -99,6 +99,7 @@ def loop(
 
     def summarize(status: str) -> dict[str, Any]:
         hook(Event.BEFORE_SUMMARY, step)
+        s.record.write_csv()
         return s.summary.write(status, step, evaluation, clock.seconds)
 
     def record(row: dict[str, Any]) -> None:

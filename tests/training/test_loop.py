@@ -1,5 +1,6 @@
 """The loop under faults that are caused: signals in every phase, kill -9, broken checkpoints, dead and exploding nets."""
 
+import csv
 import json
 import math
 import re
@@ -532,5 +533,12 @@ def test_the_clock_and_the_record_survive(tmp_path):
         f.write(json.dumps({"step": 5, "split": "train"}) + "\nnot json\n[1]\n")
     record = Record(tmp_path, 4)
     assert record.done == {(1, "train")}
+    record.write({"step": 5, "split": "test", "loss": 0.5, "error_pct": 2.0})
+    record.write_csv()
     record.close()
-    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1 / 3]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [1 / 3, 0.5]
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["step", "epoch", "split", "loss", "error_pct"]
+    assert [{k: v for k, v in row.items() if v} for row in table] == [{k: str(v) for k, v in row.items()} for row in rows]

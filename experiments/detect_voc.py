@@ -20,6 +20,7 @@ def get_config(arg=None):
     config.localise = "nin.cifar10"
     config.names = ("aeroplane=airplane", "boat=ship", "car=automobile")
     config.finest = 0.2
+    config.flip = False
     config.enlarge = (0.1, 0.15, 0.22)
     if "three" in chosen or "context" in chosen:
         config.networks = ("nin.cifar10", "nin.cifar100", "nin.mnist")

@@ -96,6 +96,7 @@ class Detection:
     names: tuple[tuple[str, str], ...] = key(
         (), 'names of classes in its vocabulary where they differ: "aeroplane=airplane"', _pairs
     )
+    flip: bool = key(True, "whether class maps are averaged with those of the mirror image")
     enlarge: tuple[float, ...] = key((1.0,), "scales of a picture at which class maps are computed")
 
     def __post_init__(self) -> None:

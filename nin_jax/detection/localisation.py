@@ -62,7 +62,7 @@ def measure(config: Detection, train: Pictures, test: Pictures, kept: Path) -> d
             if not wanted:
                 continue
             indices = [network.class_names.index(theirs[train.classes[k]]) for k in wanted]
-            maps = localise.dense_maps(network, pictures.image(i), config.enlarge, classes=indices)
+            maps = localise.dense_maps(network, pictures.image(i), config.enlarge, config.flip, indices)
             for layer, k in enumerate(wanted):
                 boxes = objects.boxes[(objects.labels == k) & ~objects.difficult]
                 evidence = maps[..., layer]
@@ -74,7 +74,7 @@ def measure(config: Detection, train: Pictures, test: Pictures, kept: Path) -> d
         return np.array(rights), np.array(centres), np.array(points), np.array(middles), np.array(chance)
 
     objects = [[p.stamp(i), *map(str, o)] for p in (train, test) for i, o in enumerate(p.listed)]
-    made_by = [config.localise, fingerprint(network), config.names, config.enlarge, config.seed, objects]
+    made_by = [config.localise, fingerprint(network), config.names, config.enlarge, config.flip, config.seed, objects]
     key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         before = json.loads(kept.read_text())

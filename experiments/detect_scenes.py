@@ -5,12 +5,13 @@ detect_scenes.py:three     those of three networks behind one another, as in the
 detect_scenes.py:context   three, with scores corrected by the whole picture
 detect_scenes.py:hog       a baseline without a network: histograms of oriented gradients
 detect_scenes.py:colour    another: mean colours
+detect_scenes.py:places    no detection, only the boxes of class maps
 """
 
 from nin_jax.config import words
 from nin_jax.detection.config import default
 
-ARGUMENTS = ("three", "context", "hog", "colour")
+ARGUMENTS = ("three", "context", "hog", "colour", "places")
 
 
 def get_config(arg=None):
@@ -24,6 +25,8 @@ def get_config(arg=None):
     if "three" in chosen or "context" in chosen:
         config.networks = ("nin.cifar10", "nin.cifar100", "nin.mnist")
         config.context = "context" in chosen
+    elif "places" in chosen:
+        config.networks = ()
     elif chosen:
         config.networks = tuple(chosen)
         config.localise = None

@@ -104,8 +104,8 @@ class Detection:
             raise UserError(f"path: data={self.data!r} needs it")
         if self.data == "coco" and not self.pictures:
             raise UserError("pictures: data='coco' needs the folder of the pictures")
-        if not self.networks:
-            raise UserError("networks=(): name one at least")
+        if not self.networks and not self.localise:
+            raise UserError("networks=(): name one at least, or one of localise")
 
 
 def default() -> ConfigDict:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -28,6 +28,9 @@ from nin_jax.console import exiting, say
 from nin_jax.detection import config as detection_config
 from nin_jax.detection.config import Detection
 from nin_jax.errors import StorageFailed, UserError, one_line
+
+if TYPE_CHECKING:
+    from nin_jax.detection.pictures import Pictures
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
@@ -64,7 +67,7 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
       workdir: the run directory.
       words: of its command line, for the report.
     """
-    from nin_jax.detection import localisation, pictures, pipeline, report_page
+    from nin_jax.detection import localisation, pictures
     from nin_jax.runs.provenance import commit, versions
 
     begin = time.perf_counter()
@@ -81,11 +84,31 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
     }
     if config.localise:
         report["localisation"] = localisation.measure(config, train, test, workdir / "localisation.json")
+    if config.networks:
+        report |= _detected(config, train, test, workdir, report)
+    report |= {
+        "seconds": time.perf_counter() - begin,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    storage.write_json(workdir / "report.json", report)
+    found = f"mAP {report['map_pct']:.2f} % (VOC 2007) in {len(test)} pictures; " if config.networks else ""
+    say(f"done: {found}{workdir}/report.json")
+    return report
+
+
+def _detected(
+    config: Detection, train: Pictures, test: Pictures, workdir: Path, report: dict[str, Any]
+) -> dict[str, Any]:
+    """What a report says of detection. Writes detections.json and report.html."""
+    from nin_jax.detection import pipeline, report_page
+
     results, store = pipeline.detect(config, train, test, workdir)
     measured = [(100 * r.ap, 100 * r.area) for r in results if r.ap is not None and r.area is not None]
     if not measured:
         raise UserError(f"no test picture has an object of {', '.join(r.name for r in results)} that is not difficult")
-    report |= {
+    found = {
         "map_pct": sum(ap for ap, _ in measured) / len(measured),
         "area_map_pct": sum(area for _, area in measured) / len(measured),
         "classes": {
@@ -99,10 +122,6 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
         },
         "proposals": pipeline.coverage(store, test),
         "features_s_per_picture": sum(store.seconds) / len(store.seconds),
-        "seconds": time.perf_counter() - begin,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "versions": versions(),
-        "commit": commit(),
     }
     detections = {
         r.name: {
@@ -112,12 +131,8 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
         for r in results
     }
     storage.write_json(workdir / "detections.json", detections)
-    report_page.write(workdir, report, results, test)
-    storage.write_json(workdir / "report.json", report)
-    say(
-        f"done: mAP {report['map_pct']:.2f} % (VOC 2007) over {len(measured)} classes in {len(test)} pictures; {workdir}/report.json"
-    )
-    return report
+    report_page.write(workdir, report | found, results, test)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

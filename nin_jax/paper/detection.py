@@ -9,6 +9,7 @@ A recorded run is experiments/results/detection/NAME.json, NAME being that of it
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,8 @@ METHODS = {
     "colour": ("", "colours"),
 }
 
+LOCAL = re.compile(r"(--config\.path=)\S*/(?=[^/\s]+/[^/\s]+)")  # where pictures are on this machine
+
 Run = Mapping[str, Any]  # a report
 
 
@@ -40,7 +43,8 @@ def collect(workdirs: Iterable[Path], folder: Path) -> None:
     for workdir in workdirs:
         try:
             report = json.loads((workdir / "report.json").read_text())
-            report = {key: report[key] for key in ("command", "experiment", "seed", "map_pct")} | report
+            report = {key: report[key] for key in ("experiment", "seed", "peak_memory_mib")} | report
+            report["command"] = LOCAL.sub(r"\1", report["command"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"--collect={workdir} is not a finished run of detection: {one_line(error)}") from error
         storage.write_whole(folder / f"{workdir.name}.json", json.dumps(_rounded(report), sort_keys=True) + "\n")
@@ -64,7 +68,7 @@ def generated(runs: Sequence[Run]) -> dict[str, str]:
     detection = []
     for argument, (method, name) in METHODS.items():
         mine = [[r for r in runs if _is(r, experiment, argument)] for experiment in data]
-        cells = [_mean([r["map_pct"] for r in of]) for of in mine]
+        cells = [_mean([r["map_pct"] for r in of if "map_pct" in r]) for of in mine]
         detection.append([name, slides.get(method, ""), *cells])
     places = []
     for experiment in data:
@@ -83,6 +87,7 @@ def generated(runs: Sequence[Run]) -> dict[str, str]:
             f"{run['peak_memory_mib']:.0f}",
         ]
         for run in runs
+        if "map_pct" in run
     ]
     voc = reported.VOC_2012
     methods = list(next(iter(voc.values())))

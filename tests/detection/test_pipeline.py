@@ -80,6 +80,20 @@ def test_a_run_writes_a_page_that_loads_nothing(done: tuple[Path, dict]) -> None
     assert 50 < report["proposals"]["recall_pct"] <= 100
 
 
+def test_places_alone_need_no_features(done: tuple[Path, dict], tmp_path: Path) -> None:
+    """The same localisation as with detection, measured once: what is kept is taken again."""
+    folder, report = done
+    words = [w.replace("=detect_scenes", "=detect_scenes:places") for w in WORDS if "networks" not in w]
+    (tmp_path / "localisation.json").write_bytes((folder / "localisation.json").read_bytes())
+    kept = (tmp_path / "localisation.json").stat().st_mtime_ns
+    main.main([*words, f"--workdir={tmp_path}"])
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["localisation"] == report["localisation"]
+    assert "map_pct" not in found
+    assert (tmp_path / "localisation.json").stat().st_mtime_ns == kept
+    assert not (tmp_path / "features").exists()
+
+
 def test_the_detector_of_a_run_finds_what_the_run_found(done: tuple[Path, dict]) -> None:
     folder, _ = done
     words = [*(w for w in WORDS if "context" not in w), "--config.context=False"]

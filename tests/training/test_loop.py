@@ -541,4 +541,6 @@ def test_the_clock_and_the_record_survive(tmp_path):
     with open(tmp_path / "metrics.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert list(table[0]) == ["step", "epoch", "split", "loss", "error_pct"]
-    assert [{k: v for k, v in row.items() if v} for row in table] == [{k: str(v) for k, v in row.items()} for row in rows]
+    assert [{k: v for k, v in row.items() if v} for row in table] == [
+        {k: str(v) for k, v in row.items()} for row in rows
+    ]

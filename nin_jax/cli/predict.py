@@ -43,6 +43,8 @@ def main() -> None:
 
         detect.run(given.images, detect.network(given), given.maps, given.json)
         return
+    if given.run and (Path(given.run).expanduser() / "detector.npz").is_file():
+        raise UserError(f"--run={given.run} is a run of detection: it answers with --detect")
     classifier = network.load(given)
     predictions = classifier.classify(given.images)
     maps: list[Path | None] = [None] * len(predictions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 from pathlib import Path
@@ -49,7 +50,7 @@ def selective_search(image: np.ndarray, most: int = 2000) -> np.ndarray:
         search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     except (ImportError, AttributeError) as error:
         raise UserError('proposals="selective_search" needs the extra: pip install "nin_jax[detection]"') from error
-    cv2.setRNGSeed(0)
+    ctypes.CDLL(None).srand(0)  # OpenCV draws the order of its boxes by C's rand(), not by its own generator
     search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
     search.switchToSelectiveSearchFast()
     found = np.asarray(search.process()[:most], np.float64).reshape(-1, 4)  # x, y, width, height

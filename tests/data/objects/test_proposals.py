@@ -1,0 +1,30 @@
+"""Proposals of OpenCV's selective search, where the extra is installed."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from nin_jax.data.objects import proposals
+from nin_jax.data.objects.boxes import iou
+from nin_jax.errors import UserError
+
+
+def test_selective_search_finds_what_stands_out() -> None:
+    pytest.importorskip("cv2.ximgproc")
+    image = np.random.default_rng(0).integers(100, 130, (120, 160, 3)).astype(np.uint8)
+    image[30:80, 40:110] = (220, 30, 40)
+    found = proposals.selective_search(image, most=50)
+    assert 1 < len(found) <= 50
+    assert iou(np.array([[40.0, 30, 110, 80]]), found).max() > 0.9
+    assert (found[:, :2] >= 0).all()
+    assert (found[:, 2:] <= [160, 120]).all()
+    np.testing.assert_array_equal(proposals.selective_search(image, most=50), found)
+
+
+def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"nin_jax\[detection\]"):
+        proposals.selective_search(np.zeros((32, 32, 3), np.uint8))

@@ -1,20 +1,24 @@
-"""Writes the tables of docs/performance.md from the recorded measurements.
+"""Writes the tables of docs/performance.md, and of the model in docs/scaling.md, from the recorded measurements.
 
 python -m benchmarks.report
 """
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import measure, scaling
+from benchmarks.accelerators import roofline
 from nin_jax.paper import pages
 from nin_jax.paper.pages import markdown
 
 DOC = Path(__file__).parent.parent / "docs" / "performance.md"
+SCALING = DOC.with_name("scaling.md")
+DEVICES = tuple(2**k for k in range(9))  # of the model in docs/scaling.md
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -166,16 +170,36 @@ def replicas() -> str:
     )
 
 
-def predicted() -> str:
-    """The model's efficiencies."""
+def strong() -> str:
+    """Strong scaling by the model: a batch of one size on more and more devices."""
     lines = []
-    for images in (128, 1024):
-        for devices in (8, 64):
-            step, sums = scaling.model(images, devices)
-            lines.append(
-                [images, devices, f"{1e3 * step:.2f}", f"{1e3 * sums:.3f}", f"{100 * step / (step + sums):.0f} %"]
-            )
-    return markdown(["images a device", "accelerators", "compute, ms", "all-reduce, ms", "efficiency"], lines)
+    for kind in scaling.LINKS:
+        for batch in (128, 1024, 8192):
+            speeds = {n: scaling.efficiency(kind, batch / n, n, batch) for n in DEVICES if n <= batch}
+            half = max(n for n, part in speeds.items() if part >= 0.5)
+            shown = [
+                f"{1e3 * sum(scaling.model(kind, batch / n, n)):.3f} ({100 * speeds[n]:.0f} %)" if n in speeds else ""
+                for n in (1, 8, 64, 256)
+            ]
+            lines.append([kind, f"{batch:,}", *shown, half])
+    return markdown(
+        ["accelerator", "batch", *(f"on {n}, ms" for n in (1, 8, 64, 256)), "half the ideal speed up to"], lines
+    )
+
+
+def weak() -> str:
+    """Weak scaling by the model: so many images on each device."""
+    lines = []
+    for kind in scaling.LINKS:
+        for images in (16, 128, 1024):
+            compute = 1e3 * scaling.model(kind, images, 1)[0]
+            cells = [
+                f"{1e3 * scaling.model(kind, images, n)[1]:.3f} ({100 * scaling.efficiency(kind, images, n, images):.0f} %)"
+                for n in (8, 64, 256)
+            ]
+            lines.append([kind, f"{images:,}", f"{compute:.3f}", *cells])
+    head = ["accelerator", "images a device", "compute, ms", *(f"all-reduce on {n}, ms" for n in (8, 64, 256))]
+    return markdown(head, lines)
 
 
 def stream() -> str:
@@ -236,29 +260,39 @@ def gpu() -> str:
 
 
 def accelerators() -> str:
-    """What compilers say of the update on accelerators."""
-    lines = []
-    for r in rows("accelerators"):
+    """What compilers say of an update or an evaluation on accelerators; in brackets, as a part of the textbook's."""
+    recorded = measure.read("accelerators")
+    keys, lines = ("target", "what", "precision", "batch_size"), []
+    theirs = {tuple(r[key] for key in keys): r["update"] for r in recorded["rows"] if r["textbook"]}
+    for r in recorded["rows"]:
         update, devices = r["update"], math.prod(int(n) for n in r["target"].split(":")[-1].split("x"))
+        textbook = None if r["textbook"] else theirs.get(tuple(r[key] for key in keys))
+        shown = {}
+        for key, form in (("bytes", "{:.2f}"), ("cycles", "{:.1f}")):
+            scale = 1e9 if key == "bytes" else 1e6
+            part = f" ({update[key] / textbook[key]:.2f})" if key in update and textbook else ""
+            shown[key] = form.format(update[key] / scale) + part if key in update else ""
+        unpriced = collections.Counter[str]()
+        for op, count in update.get("unpriced", {}).items():
+            unpriced[op.split(" ")[0]] += 0 if op.startswith("copy in") else count
         lines.append(
             [
-                r["target"],
-                r["batch_size"] // devices,
+                *(r[key] for key in keys[:3]),
+                f"{r['batch_size'] // devices:,}",
                 "textbook" if r["textbook"] else "nin_jax",
-                f"{update['bytes'] / 1e9:.2f}",
+                shown["bytes"],
                 update["kernels"],
                 f"{r['temporaries'] / 1e6:,.0f}",
-                f"{update['cycles'] / 1e6:.1f}" if "cycles" in update else "",
-                ", ".join(f"{n} {op}" for op, n in update.get("unpriced", {}).items()),
+                shown["cycles"],
+                ", ".join(f"{n} {op}" for op, n in (+unpriced).items()),
+                *(f"{1e3 * seconds:.2f}" for seconds in roofline(r)),
             ]
         )
-    head = ["target", "images a device", "network", "GB read and written", "kernels", "temporary memory, MB"]
-    recorded = measure.read("accelerators")
+    head = ["target", "of", "precision", "images a device", "network", "GB read and written", "kernels"]
+    head += ["temporary memory, MB", "cycles, M", "without an estimate of cycles", "ms by arithmetic", "ms by bytes"]
     compilers = "; ".join(dict.fromkeys(r["compiler"] for r in recorded["rows"]))
-    source = (
-        f"{compilers}; commit {recorded['commit'][:9]}{'+' * recorded['commit'].endswith('+')}, {recorded['date']}."
-    )
-    return f"{source}\n\n{markdown([*head, 'cycles, M', 'without an estimate of cycles'], lines)}"
+    changed = "+" * recorded["commit"].endswith("+")
+    return f"{compilers}; commit {recorded['commit'][:9]}{changed}, {recorded['date']}.\n\n{markdown(head, lines)}"
 
 
 TABLES = (
@@ -269,12 +303,16 @@ TABLES = (
     inside,
     memory,
     replicas,
-    predicted,
     gpu,
     accelerators,
     stream,
     stream_besides,
 )
+
+
+def modelled() -> dict[str, str]:
+    """The tables of docs/scaling.md, by their names in the page."""
+    return {"strong": strong(), "weak": weak()}
 
 
 def generated() -> dict[str, str]:
@@ -284,8 +322,9 @@ def generated() -> dict[str, str]:
 
 
 def main() -> None:
-    """Rewrites the tables in the page."""
+    """Rewrites the tables in both pages."""
     pages.write(DOC, generated())
+    pages.write(SCALING, modelled())
 
 
 if __name__ == "__main__":

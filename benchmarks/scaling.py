@@ -1,34 +1,50 @@
 """Data-parallel training on 1, 2, 4, 8 devices: bytes all-reduced per step, equality of the results, and a model of the time.
 
 The devices are forced CPU devices on the same cores: bytes and equality carry over to real ones, seconds do not.
-docs/performance.md has the model and its assumptions.
+docs/scaling.md has the model and its assumptions.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import measure
+from benchmarks.accelerators import roofline
 from benchmarks.hlo import Program
 from nin_jax.devices.cpu_memory import await_dispatches, reuse_memory
 
 DEVICES = 1, 2, 4, 8
 
-# The model's assumptions about an accelerator (H100 and H200 class); none of them was measured here.
-# Operations per CIFAR-10 image: forward, and twice that backward, without the gradient by the image.
-OPERATIONS = 3 * 2 * 222_486_528 - 2 * 14_745_600
-RATE = 790e12 * 0.4  # operations per second in bfloat16, and the fraction that a step reaches
-BYTES = 4 * 966_986  # of the gradients, float32
-HOST = 8  # accelerators per host
-INSIDE, BETWEEN = 300e9, 50e9  # bytes per second and accelerator, inside a host and between hosts
-LATENCY = 5e-6  # seconds per hop
+
+class Links(NamedTuple):
+    """What joins accelerators; assumptions from data sheets, of which none was measured here.
+
+    Attributes:
+      inside, between: bytes per second and device in a group of devices, and between groups.
+      hop: seconds from one device to the next.
+      group: devices of a group: a host's GPUs, or the side of a TPU's square, whose links in the other direction are
+        those between groups.
+    """
+
+    inside: float
+    between: float
+    hop: float
+    group: Callable[[int], int]
+
+
+LINKS = {
+    "cuda:h100": Links(300e9, 50e9, 5e-6, lambda n: min(n, 8)),
+    "tpu:v5e": Links(50e9, 50e9, 1e-6, lambda n: 2 ** (n.bit_length() // 2)),
+}
 NAME, BATCH, UPDATES = "digits", 128, 3
 
 
@@ -38,25 +54,50 @@ def all_reduced(compiled: Any) -> list[int]:
     return [size for kind, size in collectives if kind == "all-reduce"]
 
 
-def model(images: int, devices: int) -> tuple[float, float]:
-    """Seconds of compute and of the all-reduce of a step with so many images on each device; nothing overlaps.
+@functools.cache
+def compiled(kind: str) -> tuple[list[tuple[int, float]], int]:
+    """Of CIFAR-10's update in bfloat16, compiled for accelerators of a kind, by the rows of benchmarks/accelerators.py:
+    seconds by roofline for each number of images on a device, and the bytes that are all-reduced."""
+    seconds, sizes = {}, set()
+    for row in measure.read("accelerators")["rows"]:
+        ours = row["what"] == "update" and row["precision"] == "bfloat16" and not row["textbook"]
+        if ours and row["target"].startswith(f"{kind}:"):
+            devices = math.prod(int(n) for n in row["target"].split(":")[-1].split("x"))
+            seconds[row["batch_size"] // devices] = max(roofline(row))
+            if devices > 1:
+                sizes.add(sum(size for _, size in row["collectives"]))
+    (size,) = sizes  # however many devices
+    return sorted(seconds.items()), size
 
-        compute = images * OPERATIONS / RATE
-        all-reduce = 2 (n - 1) / n * BYTES / link + 2 (n - 1) * LATENCY,   n = devices, or HOST and then hosts
 
-    A ring sends 2 (n - 1) / n of the bytes through every link. With several hosts there is a ring in each host and then
-    one across hosts, in which each accelerator sends 1 / HOST of the bytes.
+def model(kind: str, images: float, devices: int) -> tuple[float, float]:
+    """Seconds of compute and of the all-reduce of an update with so many images on each device; nothing overlaps.
+
+        compute = the roofline's time, linear between the sizes that were compiled, beyond them constant and proportional
+        all-reduce = 2 (n - 1) / n * bytes / link + 2 (n - 1) * hop,   for n = devices of a group, and then groups
+
+    A ring sends 2 (n - 1) / n of the bytes through every link. There is a ring in each group and then one across groups,
+    in which each device sends 1 / group of the bytes.
     """
-    compute = images * OPERATIONS / RATE
+    points, size = compiled(kind)
+    sizes, seconds = np.array(points).T
+    most = max(images / sizes[-1], 1.0)  # times the largest that was compiled
+    compute = most * float(np.interp(images / most, sizes, seconds))
+    links = LINKS[kind]
+    group = links.group(devices)
 
     def ring(n: int, size: float, link: float) -> float:
-        return 2 * (n - 1) / n * size / link + 2 * (n - 1) * LATENCY
+        return 2 * (n - 1) / n * size / link + 2 * (n - 1) * links.hop
 
-    inside = min(devices, HOST)
-    sums = ring(inside, BYTES, INSIDE)
-    if devices > HOST:
-        sums += ring(devices // HOST, BYTES / HOST, BETWEEN)
-    return compute, sums
+    return compute, ring(group, size, links.inside) + ring(devices // group, size / group, links.between)
+
+
+def efficiency(kind: str, images: float, devices: int, alone: float) -> float:
+    """Images per second and device, as a part of those of one device with `alone` images an update.
+
+    `alone` is `images` for weak scaling, `images * devices` for strong scaling.
+    """
+    return (images / sum(model(kind, images, devices))) / (alone / sum(model(kind, alone, 1)))
 
 
 def child(devices: int) -> list[dict[str, Any]]:

@@ -42,10 +42,11 @@ def test_the_table_of_starts_is_that_of_the_recorded_rows():
 
 
 def test_the_page_of_speed_is_that_of_the_recorded_measurements():
-    """docs/performance.md shows benchmarks/results/*.json, by `python -m benchmarks.report`."""
-    text, generated = report.DOC.read_text(), report.generated()
-    assert pages.fill(text, generated) == text
-    assert sorted(match[2] for match in pages.PLACE.finditer(text)) == sorted(generated)
+    """docs/performance.md, and the model in docs/scaling.md, show benchmarks/results/*.json, by `python -m benchmarks.report`."""
+    for page, generated in ((report.DOC, report.generated()), (report.SCALING, report.modelled())):
+        text = page.read_text()
+        assert pages.fill(text, generated) == text
+        assert sorted(match[2] for match in pages.PLACE.finditer(text)) == sorted(generated)
 
 
 def test_the_page_of_detection_is_that_of_the_recorded_runs():

@@ -19,7 +19,7 @@ def get_config(arg=None):
     config.data = "voc"
     config.localise = "nin.cifar10"
     config.names = ("aeroplane=airplane", "boat=ship", "car=automobile")
-    config.finest = 0.14
+    config.finest = 0.5
     config.flip = False
     config.enlarge = (0.1, 0.15, 0.22)
     if "three" in chosen or "context" in chosen:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
 
 from nin_jax import storage
 from nin_jax.arguments import Parser
 from nin_jax.console import exiting
 from nin_jax.errors import UserError, one_line
 from nin_jax.training.average_precision import mean_precision
+from nin_jax.training.tasks.multilabel import probabilities
 
 
 class Scores(NamedTuple):
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
     @classmethod
     def of(cls, classes: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> Scores:
         """The probabilities of a network's logits."""
-        return cls(tuple(classes), scipy.special.softmax(logits.astype(np.float64), axis=-1), labels)
+        return cls(tuple(classes), probabilities(logits), labels)
 
 
 def write(file: Path, scores: Scores) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 from nin_jax.training.average_precision import mean_precision
 from nin_jax.training.tasks.classify import combine as combine
@@ -42,11 +41,17 @@ def per_example(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     return {"loss": loss, "error": 1.0 - first}
 
 
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """softmax(logits), float64 `[N, K]`. SciPy's would change the warnings of a notebook that loads a network."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
 def of_split(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The metrics of a whole split, 0 to 1, of logits float32 `[N, K]` and labels int32 `[N, K]`.
 
     Returns:
       those of `average_precision.mean_precision`, images ranked by softmax(logits), and "error": 1 - map.
     """
-    found = mean_precision(scipy.special.softmax(logits.astype(np.float64), axis=-1), labels)
+    found = mean_precision(probabilities(logits), labels)
     return {"error": 1 - found["map"], **found}

@@ -218,6 +218,17 @@ def calls(kind: str, texts: Iterable[str]) -> tuple[Call[Any], ...]:
     return tuple(call(kind, text) for text in texts)
 
 
+def zoo_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """`parse_call` for an entry that another one names in its arguments: only the zoo's own are allowed.
+
+    `config.modules` does not look into arguments, so loading a stranger's config would import such a module unasked.
+    """
+    name, arguments = parse_call(text)
+    if name not in names(kind):
+        raise UserError(f"unknown {KINDS[kind].noun} {name!r}: {nearest(name, names(kind))}; here only the zoo's own")
+    return name, arguments
+
+
 def create(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     """The module of a model: `Model(num_classes, **arguments)`, see its file for the arguments; nothing is computed.
 

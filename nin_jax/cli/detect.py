@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from nin_jax.cli import network as networks
 from nin_jax.data.cache import cache_dir
-from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture, reason
 from nin_jax.detection import detector, localise
 from nin_jax.detection.detector import Detector
 from nin_jax.devices.process import prepare_process
 from nin_jax.errors import StorageFailed, UserError, one_line
+from nin_jax.training.predict import decoded
 
 if TYPE_CHECKING:
     from nin_jax.training.predict import Classifier
@@ -80,17 +80,6 @@ def _rounded(box: np.ndarray) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def read(file: str) -> np.ndarray:
-    """uint8 `[H, W, 3]`. Raises `UserError`."""
-    try:
-        picture = open_picture(Path(file).expanduser().read_bytes(), FOLDER_FORMATS)
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{file}: {one_line(error)}") from error
-    except Unreadable as error:
-        raise UserError(f"{file} is not a readable picture: {reason(error)}") from error
-
-
 def drawn(image: np.ndarray, objects: Sequence[Object]) -> Image.Image:
     """An image with the boxes and names of its objects."""
     picture = Image.fromarray(image)
@@ -110,7 +99,7 @@ def run(images: Sequence[str], seer: Classifier | Detector, maps: str | None, as
     """
     folder, files = Path(maps).expanduser() if maps else None, set()
     for name in images:
-        image = read(name)
+        image = decoded(name, (1, 1, 3), make=lambda pixels: pixels)  # all of it, at its own size
         found = of_detector(seer, image) if isinstance(seer, Detector) else of_maps(seer, image)
         line: dict[str, Any] = {"image": name, "objects": [of._asdict() for of in found]}
         if folder:

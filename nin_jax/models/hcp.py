@@ -33,7 +33,7 @@ class Model(nn.Module):
     axis_name: str | None = None
 
     def setup(self) -> None:
-        name, arguments = registry.parse_call(self.network)
+        name, arguments = registry.zoo_call("models", self.network)
         if name == "hcp":
             raise UserError("model hcp: network='hcp': must be another model of the zoo")
         known = getattr(registry.find("models", name).Model, "__dataclass_fields__", {})

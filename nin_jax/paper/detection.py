@@ -8,6 +8,7 @@ A recorded run is experiments/results/detection/NAME.json, NAME being that of it
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import statistics
@@ -16,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nin_jax import config as config_lib
+from nin_jax import main as main_lib
 from nin_jax import storage
 from nin_jax.arguments import Parser
 from nin_jax.console import exiting
@@ -32,6 +35,9 @@ METHODS = {
     "colour": ("", "colours"),
 }
 
+SETTING = re.compile(r"--config\.([\w.]+)=(\S*)")
+# What may be set without making another experiment: repetitions, and where things are.
+FREE = {"seed", "path", "pictures", "scenes.data_dir", "localise"}
 LOCAL = re.compile(r"(--config\.path=)\S*/(?=[^/\s]+/[^/\s]+)")  # where pictures are on this machine
 
 Run = Mapping[str, Any]  # a report
@@ -67,7 +73,7 @@ def generated(runs: Sequence[Run]) -> dict[str, str]:
     data = list(dict.fromkeys(run["experiment"].split(":")[0] for run in runs))
     detection = []
     for argument, (method, name) in METHODS.items():
-        mine = [[r for r in runs if _is(r, experiment, argument)] for experiment in data]
+        mine = [[r for r in runs if _is(r, experiment, argument) and as_it_stands(r)] for experiment in data]
         cells = [_mean([r["map_pct"] for r in of if "map_pct" in r]) for of in mine]
         detection.append([name, slides.get(method, ""), *cells])
     places = []
@@ -110,6 +116,13 @@ def generated(runs: Sequence[Run]) -> dict[str, str]:
 def _is(run: Run, experiment: str, argument: str) -> bool:
     name, _, given = run["experiment"].partition(":")
     return (name, given) == (experiment, argument)
+
+
+def as_it_stands(run: Run) -> bool:
+    """Whether a run is of its experiment as the file is now: others are listed, but are no part of a mean."""
+    config = main_lib.load(*main_lib.find(run["experiment"], config_lib.experiments(detection=True)))
+    settings = {key: value for key, value in SETTING.findall(run["command"]) if key not in FREE}
+    return all(str(functools.reduce(getattr, key.split("."), config)) == value for key, value in settings.items())
 
 
 def _short(experiment: str) -> str:

@@ -47,6 +47,8 @@ def write(file: Path, scores: Scores) -> None:
 
 def read(file: Path) -> Scores:
     """Reads a file of scores. Raises `UserError`."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
     try:
         plain = json.loads(file.read_text())
         found = Scores(

@@ -30,11 +30,8 @@ def run_of(workdir: Path, *, trust: bool = False) -> Run:
         config = config_lib.read(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if (outside := config_lib.modules(config)) and not trust:
-        raise UserError(
-            f"{path} names modules outside the zoo ({', '.join(outside)}), which loading would execute; "
-            "if you know them: load(DIR, trust=True), or --trust"
-        )
+    if not trust:
+        safetensors.refuse_modules(config, str(path))
     info = evaluate.trained_on(workdir)
     return Run(config_lib.check(config), info, info)
 

@@ -123,7 +123,7 @@ class Predictor:
     def class_maps(self, images: np.ndarray) -> np.ndarray:
         """The class maps alone, float32 `[B, h, w, K]`, of images as for `__call__`. Raises `UserError` if it has none."""
         with jax.enable_x64(False):
-            _, maps = self._shown(self.variables, self.stats, self._checked(images))
+            _, maps = self._shown(self.variables, self.stats, self._checked(images, quiet=True))
         if maps is None:
             raise UserError(f"model {self.config.model.name!r} has no class maps to show")
         return np.asarray(maps, np.float32)
@@ -137,7 +137,7 @@ class Predictor:
                 filled = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
                 yield *self._shown(self.variables, self.stats, filled), len(batch)
 
-    def _checked(self, images: np.ndarray) -> np.ndarray:
+    def _checked(self, images: np.ndarray, quiet: bool = False) -> np.ndarray:
         (height, width, channels), wanted = self.info.image_shape, self._wanted
         try:
             images = np.asarray(images)
@@ -157,7 +157,8 @@ class Predictor:
             say(f"warning: {given} from 0 to 1, which is almost black: white is 255")
         if images.shape[1:3] not in self._sizes:
             self._check_size(f"{given}: {wanted}", images.shape)
-            say(f"{given}: the network was trained on {height} x {width}")
+            if not quiet:
+                say(f"{given}: the network was trained on {height} x {width}")
             self._sizes.add(images.shape[1:3])
         return images.astype(np.uint8)
 

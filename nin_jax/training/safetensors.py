@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 from safetensors import SafetensorError
 
 from nin_jax import config as config_lib
@@ -105,6 +106,15 @@ def tensors_of(content: bytes) -> dict[str, np.ndarray]:
     return safetensors.numpy.load(content)
 
 
+def refuse_modules(config: ConfigDict, what: str) -> None:
+    """Raises `UserError` if an unchecked config, which comes from `what`, names modules outside the zoo."""
+    if outside := config_lib.modules(config):
+        raise UserError(
+            f"{what} names modules outside the zoo ({', '.join(outside)}), which loading would execute; "
+            "if you know them: load(DIR, trust=True), or --trust"
+        )
+
+
 def decode(content: bytes, what: str, *, trust: bool = False) -> Classifier:
     """The network in the content of a file, computing in float32 whatever it was trained in. Raises `UserError`.
 
@@ -124,11 +134,8 @@ def decode(content: bytes, what: str, *, trust: bool = False) -> Classifier:
         info = splits.from_notes(facts["dataset"])
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{what} is not the file of a network: {one_line(error)[:300]}") from error
-    if (outside := config_lib.modules(config)) and not trust:
-        raise UserError(
-            f"{what} names modules outside the zoo ({', '.join(outside)}), which loading would execute; "
-            "if you know them: load(DIR, trust=True), or --trust"
-        )
+    if not trust:
+        refuse_modules(config, what)
     checked = config_lib.check(config)
     try:
         model = registry.create(checked.model.name, info.classes, **checked.model.arguments)

@@ -12,14 +12,16 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import nin_jax
-from nin_jax import config, main, storage
-from nin_jax.data import pictures
+from nin_jax import config, main, registry, storage
+from nin_jax.data import pictures, splits
 from nin_jax.errors import StorageFailed, UserError
 from nin_jax.runs.directory import claim
+from nin_jax.training.state import init_variables
 from tests.faults import harness
 
 
@@ -87,6 +89,17 @@ def test_no_module_is_imported_by_a_name_in_a_config(
     with pytest.raises(UserError, match="SystemExit: executed"):
         nin_jax.load_run(str(workdir), trust=True)
     tally["exit 2, named"] += 1
+
+
+def test_no_module_is_imported_by_a_name_inside_an_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of HCP and the objects of scenes are the zoo's own, whoever asks."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("evil", "evil(x=1)", "evil.net"):
+        with pytest.raises(UserError, match=r"unknown model 'evil.*only the zoo's own"):
+            jax.eval_shape(lambda n=name: init_variables(registry.create("hcp", 3, network=n), 0, (8, 8, 3)))
+        with pytest.raises(UserError, match=r"unknown dataset 'evil.*only the zoo's own"):
+            splits.facts(registry.call("datasets", f"scenes(of={name!r})"), None)
 
 
 def test_a_lock_that_is_a_link(tmp_path: Path) -> None:

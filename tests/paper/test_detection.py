@@ -28,6 +28,10 @@ def report(seed: int, argument: str, value: float, maps: float | None = None) ->
 
 def test_runs_stand_beside_the_slides_with_their_deviation(tmp_path: Path) -> None:
     runs = {"a": report(0, "", 12.0, 40.0), "b": report(1, "", 14.0, 44.0), "c": report(0, "hog", 2.5)}
+    runs["same"] = report(0, "colour", 2.0)
+    runs["same"]["command"] += " --config.proposals.scales=4"  # what the experiment says too
+    runs["other"] = report(2, "", 99.0)
+    runs["other"]["command"] += " --config.finest=0.1"
     for name, run in runs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(run))
@@ -36,8 +40,9 @@ def test_runs_stand_beside_the_slides_with_their_deviation(tmp_path: Path) -> No
     assert "| one network | 35.61 | 13.0 ± 1.4 (n = 2) |" in generated["Detection"]
     assert "| three networks | 36.52 | not run |" in generated["Detection"]
     assert "| gradients (hog) |  | 2.5 (n = 1) |" in generated["Detection"]
+    assert "| colours |  | 2.0 (n = 1) |" in generated["Detection"]
     assert "| scenes | nin.cifar10 | 10 | 42.0 ± 2.8 (n = 2) | 5.0 ± 0.0 (n = 2) |" in generated["Localisation"]
-    assert generated["Detection runs"].count("python -m nin_jax.detection.main") == 3
+    assert generated["Detection runs"].count("python -m nin_jax.detection.main") == 5
     assert "| plane | 97.3 |" in generated["Slides: VOC 2012"]
 
 

@@ -41,6 +41,7 @@ def info(
       smallest: area of a hypothesis in pixels squared.
     """
     del seed, smallest
+    registry.zoo_call("datasets", of)
     base = splits.facts(registry.call("datasets", of), data_dir)
     if base.streamed or base.multilabel:
         raise UserError(f"dataset scenes(of={of!r}): must be a data set that fits in memory, with one label an image")

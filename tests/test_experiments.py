@@ -191,20 +191,20 @@ def noise(preprocess: tuple[str, ...], shape: tuple[int, int, int]) -> tuple[np.
     "config", distinct("model.name", "model.head", "model.batch_norm", "optimizer.learning_rate_factors")
 )
 def test_every_kind_of_network_of_a_recipe_makes_two_updates(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On noise of the data set's shape, at the recipe's own widths with a batch of 8: every parameter moves that may."""
+    """On noise of the data set's shape, at the recipe's own widths with a batch of 2: every parameter moves that may."""
     mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     monkeypatch.setattr("nin_jax.training.build.make_mesh", lambda: mesh)
-    run = Run(parse(config, "--config.batch_size=8"))
+    run = Run(parse(config, "--config.batch_size=2"))
     images, fitted = noise(tuple(str(call) for call in run.config.preprocess), run.info.image_shape)
     labels = (np.arange(64) % run.info.classes).astype(np.int32)
     if run.info.multilabel:
         labels = 2 * np.eye(run.info.classes, dtype=np.int32)[labels] - 1
     stats = replicate(fitted, mesh)
-    recipe, seed = run.recipe(8), replicate(jnp.uint32(0), mesh)
+    recipe, seed = run.recipe(2), replicate(jnp.uint32(0), mesh)
     state = replicate(jax.jit(lambda s: init_state(recipe, s, run.info.image_shape))(seed), mesh)
     before = jax.tree.map(np.asarray, state.params)
     source = memory.Shuffled(
-        replicate(memory.Arrays(images.reshape(64, -1), labels), mesh), run.info.image_shape, 8, 0, mesh
+        replicate(memory.Arrays(images.reshape(64, -1), labels), mesh), run.info.image_shape, 2, 0, mesh
     )
     arguments = (source.at(0), stats, seed, replicate(np.int32(1), mesh))
     update = compile_replicas(train_steps(recipe, source.draw), (state, *arguments), mesh, run.config.mapper)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = Path(os.environ.get("NIN_JAX_TFDS", ROOT.parent / "shared" / "tfds"))
 NARROW = {
     "seed": 3,
-    "preprocess": ("gcn(scale=55)", "zca(eps=0.1)"),
+    "preprocess": ("gcn(scale=55)",),
     "augment": ("crop(pad=4)", "flip()"),
     "batch_size": 32,
     "epochs": 3,
@@ -27,7 +27,12 @@ NARROW = {
     "optimizer.learning_rate_factors": ("bias=2",),
 }
 SYNTHETIC = {"dataset": "synthetic", "train_split": "train[:320]", "eval_split": "test[:72]"}
-CIFAR10 = {"dataset": "cifar10", "train_split": "train[:1024]", "eval_split": "train[1024:1124]"}
+CIFAR10 = {
+    "dataset": "cifar10",
+    "preprocess": ("gcn(scale=55)", "zca(eps=0.1)"),
+    "train_split": "train[:1024]",
+    "eval_split": "train[1024:1124]",
+}
 
 
 def flags(workdir, **changes):

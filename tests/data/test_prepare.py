@@ -655,7 +655,7 @@ def command(*arguments: str, code: str = "", **environment: str) -> subprocess.C
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -23,7 +23,7 @@ def run(script: str, expression: str, argument: Any) -> Any:
         (async () => console.log(JSON.stringify(await ({expression}))))();
     """
     done = subprocess.run(
-        [str(NODE), "-e", code], input=json.dumps(argument), capture_output=True, text=True, timeout=60
+        [str(NODE), "-e", code], input=json.dumps(argument), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -67,7 +67,10 @@ class Detection:
     )
     pictures: str | None = key(None, "coco: the folder of the pictures", storage.local_path)
     train_split: str = key("trainval", "voc: the list of training pictures, ImageSets/Main/NAME.txt")
-    test_split: str = key("test", "voc: the list of test pictures; coco: every second picture is one")
+    test_split: str = key(
+        "test", "voc: the list of test pictures; for coco, and in a folder without lists, every second picture is one"
+    )
+    classes: tuple[str, ...] = key((), "voc: names of a folder's own classes; (): VOC's twenty", _texts)
     fewest_boxes: int = key(20, "classes with fewer training boxes are left out", at_least(1))
     scenes: Scenes = key(Scenes)
     networks: tuple[str, ...] = key(

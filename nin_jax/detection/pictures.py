@@ -116,11 +116,15 @@ def read(config: Detection) -> tuple[Pictures, Pictures]:
         return Scenes(config, "train", config.scenes.train), Scenes(config, "test", config.scenes.test)
     root = Path(str(config.path)).expanduser()
     if config.data == "voc":
-        parts = [annotations.voc(root, split) for split in (config.train_split, config.test_split)]
-        classes: Sequence[str] = annotations.VOC_CLASSES
+        classes: Sequence[str] = config.classes or annotations.VOC_CLASSES
+        listed = bool(annotations.lists(root))
+        names = (config.train_split, config.test_split) if listed else ("all",)
+        parts = [annotations.voc(root, split, classes) for split in names]
     else:
         everything, classes = annotations.coco(root, Path(str(config.pictures)).expanduser())
-        parts = [everything[::2], everything[1::2]]
+        parts = [everything]
+    if len(parts) == 1:
+        parts = [parts[0][::2], parts[0][1::2]]
     if shared := {a.name for a in parts[0]} & {a.name for a in parts[1]}:
         raise UserError(f"{len(shared)} pictures are in both splits, such as {min(shared)}")
     train, test = (

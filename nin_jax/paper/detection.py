@@ -2,8 +2,10 @@
 
     python -m nin_jax.paper.detection                      # rewrites the tables in docs/detection.md
     python -m nin_jax.paper.detection --collect RUN_DIR... # first adds finished runs to experiments/results/detection
+    python -m nin_jax.paper.detection --hcp=SCORES.json    # first adds what --scores of HCP on VOC 2012 (val) has written
 
 A recorded run is experiments/results/detection/NAME.json, NAME being that of its run directory: what its report.json holds.
+Of HCP on VOC 2012 the average precision of each class is recorded, in experiments/results/hcp_voc2012.json.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ from nin_jax import main as main_lib
 from nin_jax import storage
 from nin_jax.arguments import Parser
 from nin_jax.console import exiting
+from nin_jax.data.objects.annotations import VOC_CLASSES
 from nin_jax.errors import UserError, one_line
 from nin_jax.paper import pages, reported, tables
+from nin_jax.training import fusion
+from nin_jax.training.average_precision import ranking, under_curve
 
-PAGE, RESULTS = "docs/detection.md", "experiments/results/detection"
+PAGE, RESULTS, HCP = "docs/detection.md", "experiments/results/detection", "experiments/results/hcp_voc2012.json"
+VAL_2012 = 5823  # pictures
 # Arguments of experiments/detect_scenes.py and detect_voc.py, the slides' method, and what it is called here.
 METHODS = {
     "": ("NIN, validation", "one network"),
@@ -56,6 +62,17 @@ def collect(workdirs: Iterable[Path], folder: Path) -> None:
         storage.write_whole(folder / f"{workdir.name}.json", json.dumps(_rounded(report), sort_keys=True) + "\n")
 
 
+def collect_hcp(scores: Path, record: Path) -> None:
+    """Keeps the average precision of each class, by the rule of VOC 2012. Raises `UserError`."""
+    found = fusion.read(scores)
+    if found.classes != VOC_CLASSES or len(found.scores) != VAL_2012:
+        what = f"{len(found.scores)} pictures of {len(found.classes)} classes"
+        raise UserError(f"--hcp={scores}: has {what}; VOC 2012 (val) has {VAL_2012} of 20")
+    columns = zip(VOC_CLASSES, found.scores.T, found.labels.T, strict=True)
+    precisions = {name: 100 * under_curve(ranking(of, there)) for name, of, there in columns}
+    storage.write_whole(record, json.dumps(_rounded(precisions)) + "\n")
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(v) for key, v in value.items()}
@@ -67,8 +84,18 @@ def read(folder: Path) -> list[Run]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
 
 
-def generated(runs: Sequence[Run]) -> dict[str, str]:
-    """Every table as Markdown, by its name in the page."""
+def read_hcp(record: Path) -> dict[str, float]:
+    """The average precision of HCP on VOC 2012 by class, in per cent; empty where none has been recorded."""
+    return json.loads(record.read_text()) if record.is_file() else {}
+
+
+def generated(runs: Sequence[Run], hcp: Mapping[str, float]) -> dict[str, str]:
+    """Every table as Markdown, by its name in the page.
+
+    Args:
+      runs: of detection.
+      hcp: see `read_hcp`.
+    """
     slides = {row.method: row.value for row in reported.ROWS if row.metric == "map_pct"}
     data = list(dict.fromkeys(run["experiment"].split(":")[0] for run in runs))
     detection = []
@@ -97,6 +124,10 @@ def generated(runs: Sequence[Run]) -> dict[str, str]:
     ]
     voc = reported.VOC_2012
     methods = list(next(iter(voc.values())))
+    ours = [f"{hcp[name]:.1f}" for name in VOC_CLASSES] if hcp else ["not run"] * len(VOC_CLASSES)
+    ours.append(
+        f"{statistics.fmean(hcp.values()):.1f}" if hcp else "not run"
+    )  # of the categories, in the slide's order
     return {
         "Detection": pages.markdown(["features", "slides, ILSVRC %", *map(_short, data)], detection),
         "Localisation": pages.markdown(
@@ -108,7 +139,10 @@ def generated(runs: Sequence[Run]) -> dict[str, str]:
         ),
         "Slides: VOC 2012": pages.markdown(
             ["category", *methods, "HCP here"],
-            [[category, *(f"{v:.1f}" for v in row.values()), "not run"] for category, row in voc.items()],
+            [
+                [category, *(f"{v:.1f}" for v in row.values()), mine]
+                for (category, row), mine in zip(voc.items(), ours, strict=True)
+            ],
         ),
     }
 
@@ -141,9 +175,13 @@ def main(argv: Sequence[str] | None = None, root: Path = tables.ROOT) -> None:
     """Runs the command line above, in a checkout."""
     parser = Parser("python -m nin_jax.paper.detection", __doc__)
     parser.add_argument("--collect", nargs="+", default=[], type=Path, metavar="RUN_DIR", help="finished runs to add")
-    if workdirs := parser.parse(sys.argv[1:] if argv is None else argv).collect:
-        collect(workdirs, root / RESULTS)
-    pages.write(root / PAGE, generated(read(root / RESULTS)))
+    parser.add_argument("--hcp", type=Path, metavar="SCORES.json", help="scores of HCP on VOC 2012 (val) to add")
+    given = parser.parse(sys.argv[1:] if argv is None else argv)
+    if given.collect:
+        collect(given.collect, root / RESULTS)
+    if given.hcp:
+        collect_hcp(given.hcp, root / HCP)
+    pages.write(root / PAGE, generated(read(root / RESULTS), read_hcp(root / HCP)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Runs the real command with hooks: `python -m tests.faults.child HOOKS ARGUMENT ...`, HOOKS a JSON list.
+"""Runs a real command with hooks: `python -m tests.faults.child HOOKS MODULE ARGUMENT ...`, HOOKS a JSON list.
+
+MODULE is that of the command, such as nin_jax.main.
 
 A hook is {"at": "module:Class.function", "call": n, "do": WHAT, ...}; or at an event of the loop, such as
 "nin_jax.training.loop:Event.BEFORE_SAVE". At the n-th call of the function, or event, it does:
@@ -96,7 +98,6 @@ if __name__ == "__main__":
         from nin_jax.training import loop
 
         loop.train = functools.partial(loop.train, hook=lambda event, step: events.get(event, lambda: None)())
-    from nin_jax.main import main
-
-    sys.argv = ["nin_jax", *sys.argv[2:]]
-    main()
+    command = importlib.import_module(sys.argv[2])
+    sys.argv = ["nin_jax", *sys.argv[3:]]
+    command.main()

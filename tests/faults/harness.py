@@ -1,7 +1,7 @@
 """What the fault tests are made of: the real command as a subprocess, harm at a chosen moment, comparison, the tally.
 
 Harm at a moment of the clock is done from outside. Harm in a phase is done by `tests/faults/child.py`, which runs the real
-`nin_jax.main` with hooks on real functions: the n-th call of one kills the process, raises, hangs.
+command with hooks on real functions: the n-th call of one kills the process, raises, hangs.
 """
 
 from __future__ import annotations
@@ -54,13 +54,17 @@ def environment() -> dict[str, str]:
     }
 
 
-def start(arguments: Sequence[str], *hooks: dict[str, Any], prefix: Sequence[str] = (), **env: str) -> subprocess.Popen:
-    """Starts the command; with hooks, by way of child.py."""
-    module = (
-        ["-m", "tests.faults.child", json.dumps(hooks), *arguments] if hooks else ["-m", "nin_jax.main", *arguments]
-    )
+def start(
+    arguments: Sequence[str],
+    *hooks: dict[str, Any],
+    prefix: Sequence[str] = (),
+    module: str = "nin_jax.main",
+    **env: str,
+) -> subprocess.Popen:
+    """Starts the command, or that of another module; with hooks, by way of child.py."""
+    command = ["tests.faults.child", json.dumps(hooks), module] if hooks else [module]
     return subprocess.Popen(
-        [*prefix, sys.executable, *module],
+        [*prefix, sys.executable, "-m", *command, *arguments],
         cwd=ROOT,
         env=environment() | env,
         stdout=subprocess.PIPE,

@@ -30,6 +30,7 @@ def info(
     each: int = 1,
     proposals: str = "windows",
     smallest: float = 900.0,
+    classes: tuple[str, ...] = (),
 ) -> Info:
     """The facts of a devkit's folder. Raises `UserError`.
 
@@ -39,12 +40,13 @@ def info(
       clusters, each: of hypotheses; 0 clusters: the whole picture.
       proposals: "windows", "selective_search" or a JSON file.
       smallest: area of a hypothesis in pixels squared.
+      classes: names of a folder's own classes; (): VOC's twenty.
     """
     del proposals, smallest
     shape = hypotheses.shape(size, 3, clusters, each)
     root = _root(data_dir)
     sizes = {name: len(annotations.listed(root, name)) for name in annotations.lists(root)}
-    names = VOC_CLASSES
+    names = classes or VOC_CLASSES
     return Info("voc", len(names), shape, sizes, str(root), class_names=names, multilabel=True)
 
 
@@ -58,17 +60,18 @@ def load(
     each: int = 1,
     proposals: str = "windows",
     smallest: float = 900.0,
+    classes: tuple[str, ...] = (),
 ) -> Split:
-    """uint8 `[N, M * size, size, 3]` and int32 `[N, 20]`, 1, 0 or -1, see `training.tasks.multilabel`.
+    """uint8 `[N, M * size, size, 3]` and int32 `[N, K]`, 1, 0 or -1, see `training.tasks.multilabel`.
 
     With `bad_records="skip"` a picture that cannot be read is named in a line and has the labels `UNREADABLE`.
     """
     arguments = size, clusters, each, proposals, smallest
-    facts, root = info(data_dir, size=size, clusters=clusters, each=each), _root(data_dir)
+    facts, root = info(data_dir, size=size, clusters=clusters, each=each, classes=classes), _root(data_dir)
 
     def read(name: str) -> Split:
-        listed = annotations.voc(root, name)
-        labels = np.stack([annotations.presence(a.labels, a.difficult, len(VOC_CLASSES)) for a in listed])
+        listed = annotations.voc(root, name, facts.class_names)
+        labels = np.stack([annotations.presence(a.labels, a.difficult, facts.classes) for a in listed])
         stats = [
             (file, file.stat()) for file in (*(a.picture for a in listed), *filter(Path.is_file, [Path(proposals)]))
         ]
@@ -87,8 +90,10 @@ def image(
     each: int = 1,
     proposals: str = "windows",
     smallest: float = 900.0,
+    classes: tuple[str, ...] = (),
 ) -> np.ndarray:
     """The image that a network sees of a picture uint8 `[H, W, 3]`."""
+    del classes
     return hypotheses.bag(pixels, size, clusters, each, proposals, smallest)
 
 

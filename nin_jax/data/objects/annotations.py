@@ -152,7 +152,7 @@ def _annotated(
     for box, kind, hard in objects:
         x0, y0, x1, y1 = box
         if kind not in classes:
-            raise UserError(f"{what}: unknown class {kind!r}: {nearest(kind, classes)}")
+            raise UserError(f"{what}: unknown class {kind!r}: {nearest(kind, classes)}; classes=(...) names your own")
         if x0 >= x1 or y0 >= y1:
             raise UserError(f"{what}: the box {box} of a {kind} is empty")
         if x0 < 0 or y0 < 0 or x1 > size[0] or y1 > size[1]:

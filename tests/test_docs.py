@@ -52,9 +52,7 @@ def test_the_page_of_speed_is_that_of_the_recorded_measurements():
 def test_the_page_of_detection_is_that_of_the_recorded_runs():
     """docs/detection.md shows experiments/results/detection/*.json, by `python -m nin_jax.paper.detection`."""
     text = (ROOT / paper_detection.PAGE).read_text()
-    generated = paper_detection.generated(
-        paper_detection.read(ROOT / paper_detection.RESULTS), paper_detection.read_hcp(ROOT / paper_detection.HCP)
-    )
+    generated = paper_detection.tables_of(ROOT)
     assert pages.fill(text, generated) == text
     assert sorted(match[2] for match in pages.PLACE.finditer(text)) == sorted(generated)
 

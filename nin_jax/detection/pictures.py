@@ -11,7 +11,7 @@ import numpy as np
 
 from nin_jax import registry
 from nin_jax.data import splits
-from nin_jax.data.objects import annotations
+from nin_jax.data.objects import annotations, tfds_voc
 from nin_jax.data.objects.scenes import Scene, scene
 from nin_jax.data.pictures import Unreadable, open_picture, reason
 from nin_jax.detection.config import Detection
@@ -116,6 +116,7 @@ def read(config: Detection) -> tuple[Pictures, Pictures]:
         return Scenes(config, "train", config.scenes.train), Scenes(config, "test", config.scenes.test)
     root = Path(str(config.path)).expanduser()
     if config.data == "voc":
+        root = tfds_voc.devkit(root)
         classes: Sequence[str] = config.classes or annotations.VOC_CLASSES
         listed = bool(annotations.lists(root))
         names = (config.train_split, config.test_split) if listed else ("all",)

@@ -5,7 +5,8 @@
     python -m nin_jax.paper.detection --hcp=SCORES.json    # first adds what --scores of HCP on VOC 2012 (val) has written
 
 A recorded run is experiments/results/detection/NAME.json, NAME being that of its run directory: what its report.json holds.
-Of HCP on VOC 2012 the average precision of each class is recorded, in experiments/results/hcp_voc2012.json.
+Of HCP on VOC 2012 the average precision of each class is recorded, in experiments/results/hcp_voc2012.json. What an answer costs is
+in experiments/results/pictures.json, which benchmarks/pictures.py writes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from nin_jax.training import fusion
 from nin_jax.training.average_precision import ranking, under_curve
 
 PAGE, RESULTS, HCP = "docs/detection.md", "experiments/results/detection", "experiments/results/hcp_voc2012.json"
+COSTS = "experiments/results/pictures.json"
 VAL_2012 = 5823  # pictures
 # Arguments of experiments/detect_scenes.py and detect_voc.py, the slides' method, and what it is called here.
 METHODS = {
@@ -84,17 +86,20 @@ def read(folder: Path) -> list[Run]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
 
 
-def read_hcp(record: Path) -> dict[str, float]:
-    """The average precision of HCP on VOC 2012 by class, in per cent; empty where none has been recorded."""
+def read_one(record: Path) -> dict[str, Any]:
+    """A record that is one file; empty where there is none."""
     return json.loads(record.read_text()) if record.is_file() else {}
 
 
-def generated(runs: Sequence[Run], hcp: Mapping[str, float]) -> dict[str, str]:
+def generated(
+    runs: Sequence[Run], hcp: Mapping[str, float], answers: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
     """Every table as Markdown, by its name in the page.
 
     Args:
       runs: of detection.
-      hcp: see `read_hcp`.
+      hcp: the average precision of HCP on VOC 2012 by class, in per cent; empty where it has not been run.
+      answers: what an answer costs, by what was measured.
     """
     slides = {row.method: row.value for row in reported.ROWS if row.metric == "map_pct"}
     data = list(dict.fromkeys(run["experiment"].split(":")[0] for run in runs))
@@ -122,6 +127,16 @@ def generated(runs: Sequence[Run], hcp: Mapping[str, float]) -> dict[str, str]:
         for run in runs
         if "map_pct" in run
     ]
+    held = [
+        [
+            f"`{what}`",
+            str(row["hypotheses"]),
+            f"{row['cpu_s']:.2f}",
+            f"{row['pictures'][0]:,}, {row['pictures'][1]} different ones",
+            *(str(row[key]) for key in ("first_mib", "second_mib", "last_mib", "peak_mib")),
+        ]
+        for what, row in answers.items()
+    ]
     voc = reported.VOC_2012
     methods = list(next(iter(voc.values())))
     ours = [f"{hcp[name]:.1f}" for name in VOC_CLASSES] if hcp else ["not run"] * len(VOC_CLASSES)
@@ -136,6 +151,10 @@ def generated(runs: Sequence[Run], hcp: Mapping[str, float]) -> dict[str, str]:
         ),
         "Detection runs": pages.markdown(
             ["command", "mAP %", "boxes a picture, recall", "s a picture", "peak memory MiB"], costs
+        ),
+        "Answers": pages.markdown(
+            ["run", "hypotheses", "CPU s a picture", "pictures", "MiB: first 100", "second 100", "last 100", "peak"],
+            held,
         ),
         "Slides: VOC 2012": pages.markdown(
             ["category", *methods, "HCP here"],
@@ -171,6 +190,11 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.1f}{spread} (n = {len(values)})"
 
 
+def tables_of(root: Path) -> dict[str, str]:
+    """Those of what a checkout has recorded."""
+    return generated(read(root / RESULTS), read_one(root / HCP), read_one(root / COSTS))
+
+
 def main(argv: Sequence[str] | None = None, root: Path = tables.ROOT) -> None:
     """Runs the command line above, in a checkout."""
     parser = Parser("python -m nin_jax.paper.detection", __doc__)
@@ -181,7 +205,7 @@ def main(argv: Sequence[str] | None = None, root: Path = tables.ROOT) -> None:
         collect(given.collect, root / RESULTS)
     if given.hcp:
         collect_hcp(given.hcp, root / HCP)
-    pages.write(root / PAGE, generated(read(root / RESULTS), read_hcp(root / HCP)))
+    pages.write(root / PAGE, tables_of(root))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_runs_stand_beside_the_slides_with_their_deviation(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(run))
     detection.collect([tmp_path / name for name in runs], tmp_path / "kept")
-    generated = detection.generated(detection.read(tmp_path / "kept"), {})
+    generated = detection.generated(detection.read(tmp_path / "kept"), {}, {})
     assert "| one network | 35.61 | 13.0 ± 1.4 (n = 2) |" in generated["Detection"]
     assert "| three networks | 36.52 | not run |" in generated["Detection"]
     assert "| gradients (hog) |  | 2.5 (n = 1) |" in generated["Detection"]
@@ -61,10 +61,10 @@ def test_hcp_on_voc_2012_stands_beside_the_slides_once_it_is_recorded(tmp_path: 
     scores = labels.astype(np.float64)
     scores[:, 19] = 0.5 * scores[::-1, 19]  # a classifier of tvmonitor that knows nothing
     fusion.write(tmp_path / "val.json", fusion.Scores(VOC_CLASSES, scores, labels))
-    assert detection.read_hcp(tmp_path / "record.json") == {}
+    assert detection.read_one(tmp_path / "record.json") == {}
     detection.collect_hcp(tmp_path / "val.json", tmp_path / "record.json")
-    kept = detection.read_hcp(tmp_path / "record.json")
-    table = detection.generated([], kept)["Slides: VOC 2012"]
+    kept = detection.read_one(tmp_path / "record.json")
+    table = detection.generated([], kept, {})["Slides: VOC 2012"]
     assert "| plane | 97.3 | 93.5 | 94.6 | 96.8 | 98.4 | 99.5 | 100.0 |" in table
     assert 15 < kept["tvmonitor"] < 25
     assert f"| {(1900 + kept['tvmonitor']) / 20:.1f} |" in table.splitlines()[-1]

@@ -2,8 +2,9 @@
 
     PATH/Annotations/NAME.xml, PATH/JPEGImages/NAME.jpg, PATH/ImageSets/Main/SPLIT.txt      --config.data_dir=PATH
 
-such as VOCdevkit/VOC2007. Splits are the devkit's own lists: train, val, trainval, test. An image is the whole picture, or,
-for HCP, a bag of hypotheses; see `data.objects.hypotheses`.
+such as VOCdevkit/VOC2007, or from what TFDS has prepared of it, ROOT/voc/2007/5.0.0 (file_format="array_record"). Splits are the
+devkit's own lists: train, val, trainval, test. An image is the whole picture, or, for HCP, a bag of hypotheses; see
+`data.objects.hypotheses`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nin_jax.data.cache import cached
-from nin_jax.data.objects import annotations, hypotheses
+from nin_jax.data.objects import annotations, hypotheses, tfds_voc
 from nin_jax.data.objects.annotations import VOC_CLASSES, Annotated
 from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture
 from nin_jax.data.splits import UNREADABLE, Info, Split, bad_record, take
@@ -100,7 +101,7 @@ def image(
 def _root(data_dir: str | None) -> Path:
     if data_dir is None:
         raise UserError("dataset voc: set --config.data_dir=PATH to a folder such as VOCdevkit/VOC2007")
-    return Path(data_dir).expanduser().absolute()
+    return tfds_voc.devkit(Path(data_dir).expanduser().absolute())
 
 
 def _make(

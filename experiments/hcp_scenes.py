@@ -5,6 +5,8 @@
     hcp_scenes.py           hypotheses fine-tuning: the network of the first, in runs/hcp_scenes-images, on 10 clusters of
                             hypotheses; in training one of each is drawn at every update, in evaluation all 3 are seen.
                             Where the first run lies elsewhere: --config.init_from=DIR
+    hcp_scenes.py:direct    the same without the first stage: from the shipped network, which knows objects of about the size
+                            that they have in hypotheses.
     hcp_scenes.py:images,mnist and hcp_scenes.py:mnist
                             the same of MNIST's digits and the shipped MNIST network, a quarter of the work
 
@@ -14,7 +16,7 @@ to be learned in minutes on a CPU, so rates are higher and epochs fewer.
 
 from nin_jax.config import experiment, words
 
-ARGUMENTS = ("images", "mnist", "images,mnist")
+ARGUMENTS = ("images", "direct", "mnist", "images,mnist")
 # What nin.mnist is, so that its weights fit.
 MNIST = "nin(kernels=(5, 5, 5), widths=((96, 64, 48), (128, 96, 48), (128, 96)), deviations=('he',), class_map_bias=1.0, dropout=0.5)"
 
@@ -36,7 +38,7 @@ def get_config(arg=None):
         config.model.network = MNIST
         config.preprocess = ("scale(divisor=255)",)
         config.augment = () if images else ("hypotheses(clusters=10)",)
-    if images:
+    if images or "direct" in chosen:
         config.init_from = "nin.mnist" if mnist else "nin.cifar10"
     else:
         config.init_from = "runs/hcp_scenes-images_mnist" if mnist else "runs/hcp_scenes-images"

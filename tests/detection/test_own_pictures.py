@@ -70,6 +70,7 @@ def test_both_layouts_find_the_same_by_the_same_command(tmp_path: Path) -> None:
     ):
         workdir = tmp_path / str(len(found))
         changed = ["--config.fewest_boxes=4", "--config.names=()", "--config.regression=False"]
+        changed += ["--config.proposals.scales=2", "--config.proposals.smallest=0.35"]
         main.main(["detection", "--config=detect_voc:colour", f"--workdir={workdir}", *words, *changed])
         found.append(json.loads((workdir / "detections.json").read_text()))
         report = json.loads((workdir / "report.json").read_text())

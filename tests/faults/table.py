@@ -37,6 +37,14 @@ ROWS = (
         ),
     ),
     Row(
+        "kill -9 in each stage of detection, and in HCP's training",
+        "the next start goes on; detections, what was learned, measures, parameters and rows end bit-equal",
+        (
+            f"{HERE}/test_detection.py::test_detection_killed_in_every_stage",
+            f"{HERE}/test_detection.py::test_hcp_killed",
+        ),
+    ),
+    Row(
         "SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 in each phase, once and twice",
         "exit 75, one line, a checkpoint of the current step; under nohup SIGHUP stays ignored",
         (

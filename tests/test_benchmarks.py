@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import measure, scaling
+from benchmarks import measure, pictures, scaling
 from benchmarks.runs import on_noise
 from nin_jax.data import fitted
+from nin_jax.paper import detection
 
 
 def test_sides_take_turns_and_the_ratio_is_that_of_the_medians():
@@ -32,6 +36,21 @@ def test_the_model_of_an_all_reduce():
     assert sums[2] == pytest.approx(size / inside + 2 * hop)
     assert sums[16] - sums[8] == pytest.approx(size / 8 / between + 2 * hop)
     assert scaling.LINKS["tpu:v5e"].group(256) == 16
+
+
+@pytest.mark.slow
+def test_answers_are_measured_and_shown(tmp_path, monkeypatch):
+    """Of whole pictures; what is held grows by less than a MiB over the last 200 of 300."""
+    for i in range(3):
+        Image.new("L", (8 + i, 8), 80 * i).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(pictures, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(sys, "argv", ["pictures", "digits", str(tmp_path), "--model=nin.digits", "--count=300"])
+    pictures.main()
+    row = json.loads((tmp_path / "record.json").read_text())["digits"]
+    assert (row["pictures"], row["hypotheses"]) == ([300, 3], 0)
+    assert row["peak_mib"] >= row["last_mib"] > 100
+    assert row["last_mib"] - row["second_mib"] <= 1
+    assert "| `digits` | 0 |" in detection.generated([], {}, {"digits": row})["Answers"]
 
 
 @pytest.mark.parametrize("kind", scaling.LINKS)

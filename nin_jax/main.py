@@ -103,8 +103,7 @@ def parse(argv: Sequence[str]) -> Command:
         raise UserError(f"--config.KEY=VALUE: {one_line(error)}") from error
     if len(left) > 1:
         raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
-    name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
-    default = str(file) if file.is_dir() else f"runs/{name}"
+    default = str(file) if file.is_dir() else default_directory(file, argument)
     workdir = local_directory("--workdir", default if values.workdir in (None, "None") else values.workdir)
     ensemble = tuple(local_directory("--ensemble", directory) for directory in values.ensemble)
     if ensemble and values.mode != "eval":
@@ -241,6 +240,11 @@ def find(value: str, known: Mapping[str, Path] | None = None) -> tuple[Path, str
             raise UserError(f"--config={value}: no such file; {nearest(name, known)}")
         file = known[name]
     return file.absolute(), argument if colon else None
+
+
+def default_directory(file: Path, argument: str | None) -> str:
+    """The run directory of FILE:ARG where none is named: "runs/cifar10-fast"."""
+    return f"runs/{file.stem}" + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
 
 
 def load(file: Path, argument: str | None) -> ConfigDict:

@@ -55,8 +55,8 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
         raise UserError(f"--config.KEY=VALUE: {one_line(error)}") from error
     if len(left) > 1:
         raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
-    name = file.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
-    return values.config, training_main.local_directory("--workdir", values.workdir or f"runs/{name}")
+    default = training_main.default_directory(file, argument)
+    return values.config, training_main.local_directory("--workdir", values.workdir or default)
 
 
 def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence[str] = ()) -> dict[str, Any]:

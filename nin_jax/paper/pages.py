@@ -71,3 +71,9 @@ def cost(rows: Sequence[Mapping[str, str]]) -> tuple[str, str]:
     seconds = statistics.fmean(float(row["train_seconds"]) for row in rows)
     unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 1.5 * s or s == 1)
     return ", ".join(devices), f"{seconds / size:.3g} {unit}"
+
+
+def command(config: str, overrides: str = "") -> str:
+    """The exact command of a recipe, for a table."""
+    text = f"python -m nin_jax.main --config={config} {overrides}".strip()
+    return f"`{text}`".replace("|", r"\|")

@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from nin_jax import config as config_lib
+from nin_jax import main as main_lib
 from nin_jax import registry, storage
 from nin_jax.arguments import Parser
 from nin_jax.config import Config, ConfigDict
 from nin_jax.console import exiting, say
 from nin_jax.errors import UserError
 from nin_jax.paper import pages, reported
+from nin_jax.paper.pages import command
 from nin_jax.runs.record import eval_name
 
 ROOT = Path(__file__).parents[2]  # of a checkout
@@ -105,6 +107,7 @@ def result(workdir: Path) -> Result | None:
     if status != "done":
         say(f"{workdir} is left out: {status}")
         return None
+    plain["init_from"] = _first_stage(plain["init_from"])
     keys = _keys(plain)
     near = {name: _differing(recipe, plain) for name, recipe in recipes().items() if _keys(recipe) == keys}
     if not near:
@@ -128,6 +131,13 @@ def result(workdir: Path) -> Result | None:
         "date": datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat(),
     } | {key: summary[key] for key in ("seed", "epochs", "device", "devices")}
     return {column: str(row[column]) for column in COLUMNS}
+
+
+def _first_stage(init_from: str | None) -> str | None:
+    """ "runs/hcp_voc-images" for a run of hcp_voc.py:images, wherever it lies; what is no run of a recipe as it stands is itself."""
+    folder = Path(init_from or "")
+    row = result(folder) if init_from and (folder / "summary.json").is_file() else None
+    return init_from if row is None or row["overrides"] else main_lib.default_directory(*main_lib.find(row["config"]))
 
 
 def _value(plain: Mapping[str, Any], key: str) -> Any:
@@ -316,12 +326,6 @@ def _reported_table(table: str, recorded: Recorded) -> str:
             lines.append([*printed, pages.error(rows), difference, *pages.cost(rows), command(config)])
     head = ["method", "dataset", "reported %", "ours %", "ours - reported", "device", "training time", "command"]
     return pages.markdown(head, lines)
-
-
-def command(config: str, overrides: str = "") -> str:
-    """The exact command of a recipe, for a table."""
-    text = f"python -m nin_jax.main --config={config} {overrides}".strip()
-    return f"`{text}`".replace("|", r"\|")
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:

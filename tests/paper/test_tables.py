@@ -271,3 +271,25 @@ def test_the_command(run: Path, tmp_path: Path, clean_env: dict[str, str]) -> No
     (tmp_path / "README.md").unlink()
     with pytest.raises(UserError, match=r"README\.md is missing"):
         tables.main([], tmp_path)
+
+
+def test_a_first_stage_may_lie_anywhere(run: Path, tmp_path: Path) -> None:
+    """A run of HCP that starts from one of its recipe's first stage is a run of the recipe; one from another run is not."""
+    of = {
+        "first": ("hcp_scenes:images", None),
+        "second": ("hcp_scenes", tmp_path / "first"),
+        "other": ("hcp_scenes", run),
+    }
+    for name, (recipe, init_from) in of.items():
+        (tmp_path / name).mkdir()
+        words = [f"--config.init_from={init_from}"] if init_from else []
+        plain = config_lib.to_dict(main.parse(["nin_jax", f"--config={recipe}", *words]).config)
+        (tmp_path / name / "config.json").write_text(json.dumps(plain))
+        shutil.copyfile(run / "summary.json", tmp_path / name / "summary.json")
+    rows = {name: tables.result(tmp_path / name) for name in of}
+    assert {name: row["config"] for name, row in rows.items() if row} == {
+        "first": "experiments/hcp_scenes.py:images",
+        "second": "experiments/hcp_scenes.py",
+        "other": "experiments/hcp_scenes.py",
+    }
+    assert [row["overrides"] for row in rows.values() if row] == ["", "", f"--config.init_from={run}"]

@@ -137,6 +137,8 @@ def generated(
         ]
         for what, row in answers.items()
     ]
+    head = ["run", "hypotheses", "CPU s a picture", "pictures"]
+    head += ["MiB: first 100", "second 100", "last 100", "peak"]
     voc = reported.VOC_2012
     methods = list(next(iter(voc.values())))
     ours = [f"{hcp[name]:.1f}" for name in VOC_CLASSES] if hcp else ["not run"] * len(VOC_CLASSES)
@@ -152,10 +154,7 @@ def generated(
         "Detection runs": pages.markdown(
             ["command", "mAP %", "boxes a picture, recall", "s a picture", "peak memory MiB"], costs
         ),
-        "Answers": pages.markdown(
-            ["run", "hypotheses", "CPU s a picture", "pictures", "MiB: first 100", "second 100", "last 100", "peak"],
-            held,
-        ),
+        "Answers": pages.markdown(head, held) if held else "None has been recorded.",
         "Slides: VOC 2012": pages.markdown(
             ["category", *methods, "HCP here"],
             [

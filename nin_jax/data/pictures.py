@@ -63,6 +63,7 @@ BEGINNINGS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|....ftyp(avif|heic|heix|mif1)", re.DOTALL
 )
 
+WHITE = (255, 255, 255)  # what transparent pictures are laid on, unless something else is asked for
 PIXELS = 50_000_000  # a larger picture is refused before it is decoded: a small file can unpack to gigabytes
 STREAMED_PIXELS = 150_000_000  # the same where few are in memory at a time: photographs as cameras make them
 

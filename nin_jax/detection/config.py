@@ -66,6 +66,10 @@ class Detection:
         None, "voc: the folder with Annotations and JPEGImages; coco: the JSON file", storage.local_path
     )
     pictures: str | None = key(None, "coco: the folder of the pictures", storage.local_path)
+    test_path: str | None = key(
+        None, "coco: the JSON file of the test pictures; None: every second picture of `path`", storage.local_path
+    )
+    test_pictures: str | None = key(None, "coco: the folder of those; None: that of `pictures`", storage.local_path)
     train_split: str = key("trainval", "voc: the list of training pictures, ImageSets/Main/NAME.txt")
     test_split: str = key(
         "test", "voc: the list of test pictures; for coco, and in a folder without lists, every second picture is one"

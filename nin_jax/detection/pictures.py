@@ -13,7 +13,7 @@ from nin_jax import registry
 from nin_jax.data import splits
 from nin_jax.data.objects import annotations, tfds_voc
 from nin_jax.data.objects.scenes import Scene, scene
-from nin_jax.data.pictures import Unreadable, open_picture, reason
+from nin_jax.data.pictures import FOLDER_FORMATS, WHITE, Unreadable, open_picture, reason, upright
 from nin_jax.detection.config import Detection
 from nin_jax.errors import UserError
 
@@ -51,11 +51,10 @@ class Pictures:
         return f"{status.st_size} {status.st_mtime_ns}" if status else ""
 
     def image(self, number: int) -> np.ndarray:
-        """uint8 `[H, W, 3]`. Raises `UserError` for a picture that cannot be read."""
+        """uint8 `[H, W, 3]`, upright, on white where it is transparent. Raises `UserError` for one that cannot be read."""
         file = self.files[number]
         try:
-            with open_picture(file.read_bytes()) as picture:
-                image = np.asarray(picture.convert("RGB"))
+            image = np.asarray(upright(open_picture(file, FOLDER_FORMATS), 3, WHITE))
         except (Unreadable, OSError) as error:
             raise UserError(f"{file}: {reason(error)}") from error
         width, height = self.listed[number].size
@@ -122,8 +121,15 @@ def read(config: Detection) -> tuple[Pictures, Pictures]:
         names = (config.train_split, config.test_split) if listed else ("all",)
         parts = [annotations.voc(root, split, classes) for split in names]
     else:
-        everything, classes = annotations.coco(root, Path(str(config.pictures)).expanduser())
+        folder = Path(str(config.pictures)).expanduser()
+        everything, classes = annotations.coco(root, folder)
         parts = [everything]
+        if config.test_path:
+            folder = Path(config.test_pictures).expanduser() if config.test_pictures else folder
+            found, others = annotations.coco(Path(config.test_path).expanduser(), folder)
+            if others != classes:
+                raise UserError(f"test_path={config.test_path}: its categories are {others}, those of path {classes}")
+            parts.append(found)
     if len(parts) == 1:
         parts = [parts[0][::2], parts[0][1::2]]
     if shared := {a.name for a in parts[0]} & {a.name for a in parts[1]}:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nin_jax.data.objects import annotations
 from nin_jax.detection import config, main, pictures
 from nin_jax.errors import UserError
 from tests.data.objects.test_annotations import OBJECT
@@ -59,6 +60,75 @@ def test_a_folder_without_lists_and_with_other_classes(tmp_path: Path) -> None:
     assert [o.name for o in train.listed] == [f"yard {i}" for i in range(0, COUNT, 2)]
     assert [o.name for o in test.listed] == [f"yard {i}" for i in range(1, COUNT, 2)]
     assert test.classes == ("brick", "pond")
+
+
+def asked(root: Path, **keys: Any) -> config.Detection:
+    plain: Any = config.default()
+    plain.update({"data": "coco", "path": str(root / "boxes.json"), "pictures": str(root / "JPEGImages"), **keys})
+    return config.check(plain)
+
+
+def test_a_json_of_test_pictures_of_its_own(tmp_path: Path) -> None:
+    root, other = own(tmp_path / "yard"), own(tmp_path / "garden")
+    for i in range(COUNT):  # in a folder, under other names
+        (other / "JPEGImages" / "day").mkdir(exist_ok=True)
+        (other / f"JPEGImages/yard {i}.png").rename(other / f"JPEGImages/day/{i}.png")
+    text = (other / "boxes.json").read_text().replace("yard ", "day/")
+    (other / "boxes.json").write_text(text)
+    keys = {"test_path": str(other / "boxes.json"), "test_pictures": str(other / "JPEGImages")}
+    train, test = pictures.read(asked(root, **keys))
+    assert [o.name for o in train.listed] == [f"yard {i}" for i in range(COUNT)]
+    assert [o.name for o in test.listed] == [f"day_{i}" for i in range(COUNT)]
+    assert test.image(0).shape == (HEIGHT, WIDTH, 3)
+    (other / "boxes.json").write_text(text.replace("pond", "lake"))
+    with pytest.raises(UserError, match=r"its categories are \('brick', 'lake'\), those of path \('brick', 'pond'\)"):
+        pictures.read(asked(root, **keys))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ('"id": 8', '"id": 7', "categories, id: 7 is there twice"),
+        ('"name": "pond"', '"name": "brick"', "categories, name: 'brick' is there twice"),
+        ('{"id": 1, "file_name"', '{"id": 0, "file_name"', "images, id: 0 is there twice"),
+        (
+            '"file_name": "yard 1.png"',
+            '"file_name": "yard 0.png"',
+            "names of pictures without their suffix: 'yard 0' is",
+        ),
+    ],
+)
+def test_what_is_there_twice_is_refused(old: str, new: str, line: str, tmp_path: Path) -> None:
+    root = own(tmp_path / "yard")
+    text = (root / "boxes.json").read_text()
+    assert old in text
+    (root / "boxes.json").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=line):
+        pictures.read(asked(root))
+
+
+def test_a_list_that_names_a_picture_twice_is_refused(tmp_path: Path) -> None:
+    root = own(tmp_path / "yard")
+    (root / "ImageSets/Main").mkdir(parents=True)
+    (root / "ImageSets/Main/trainval.txt").write_text("yard\nyard\n")
+    with pytest.raises(UserError, match=r"trainval\.txt: 'yard' is there twice"):
+        annotations.listed(root, "trainval")
+
+
+def test_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
+    root = own(tmp_path / "yard")
+    clear = Image.new("RGBA", (WIDTH, HEIGHT))  # transparent, and black where nobody looks
+    clear.putpixel((0, 0), (255, 0, 0, 255))
+    clear.save(root / "JPEGImages/yard 0.png")
+    turned, exif = Image.new("RGB", (HEIGHT, WIDTH), (9, 9, 9)), Image.Exif()
+    exif[0x0112] = 6  # as a camera on its side says it: turn by a quarter
+    turned.save(root / "JPEGImages/yard 2.png", exif=exif)
+    Image.new("RGB", (HEIGHT, WIDTH)).save(root / "JPEGImages/yard 4.png")
+    train, _ = pictures.read(asked(root))
+    assert train.image(0)[0, :2].tolist() == [[255, 0, 0], [255, 255, 255]]
+    assert train.image(1).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(UserError, match=f"{HEIGHT} x {WIDTH} pixels, but its boxes are for {WIDTH} x {HEIGHT}"):
+        train.image(2)
 
 
 @pytest.mark.slow

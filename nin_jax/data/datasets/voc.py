@@ -17,7 +17,7 @@ import numpy as np
 from nin_jax.data.cache import cached
 from nin_jax.data.objects import annotations, hypotheses, tfds_voc
 from nin_jax.data.objects.annotations import VOC_CLASSES, Annotated
-from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture
+from nin_jax.data.pictures import FOLDER_FORMATS, WHITE, Unreadable, open_picture, upright
 from nin_jax.data.splits import UNREADABLE, Info, Split, bad_record, take
 from nin_jax.data.worker import map_threads
 from nin_jax.errors import UserError
@@ -114,7 +114,7 @@ def _make(
     def one(number: int) -> np.ndarray:
         a = listed[number]
         try:
-            pixels = np.asarray(open_picture(a.picture, FOLDER_FORMATS).convert("RGB"))
+            pixels = np.asarray(upright(open_picture(a.picture, FOLDER_FORMATS), 3, WHITE))
             if pixels.shape[1::-1] != a.size:
                 raise Unreadable(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotation says {a.size}")
             return hypotheses.bag(pixels, *arguments, a.name)

@@ -73,12 +73,19 @@ def listed(root: Path, split: str) -> list[str]:
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     try:
         names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+        refuse_duplicates(names, str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {one_line(error)}") from error
     for name in names:
         if name != Path(name).name:
             raise UserError(f"{file}: {name!r} is not the name of a picture")
     return names
+
+
+def refuse_duplicates(names: Sequence[Any], where: str) -> None:
+    """Raises `UserError` if a name, or a number, is there twice."""
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: {max(names, key=names.count)!r} is there twice")
 
 
 def presence(labels: np.ndarray, difficult: np.ndarray, classes: int) -> np.ndarray:
@@ -173,7 +180,8 @@ def _annotated(
 def coco(file: Path, pictures: Path) -> tuple[list[Annotated], tuple[str, ...]]:
     """COCO's instances in a JSON file, and the names of their classes, in the order of their numbers.
 
-    Its boxes are (x, y, width, height) from 0; crowds are taken for difficult. Raises `UserError`.
+    Its boxes are (x, y, width, height) from 0; crowds are taken for difficult. A picture in folders is called by all their
+    names: "day1/yard.jpg" is "day1_yard". Raises `UserError`.
 
     Args:
       file: such as annotations/instances_val2017.json.
@@ -181,6 +189,8 @@ def coco(file: Path, pictures: Path) -> tuple[list[Annotated], tuple[str, ...]]:
     """
     try:
         content = json.loads(file.read_text())
+        for part, what in (("categories", "id"), ("categories", "name"), ("images", "id")):
+            refuse_duplicates([item[what] for item in content[part]], f"{file}: {part}, {what}")
         names = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
         classes, objects = tuple(names.values()), {image["id"]: [] for image in content["images"]}
         for item in content["annotations"]:
@@ -197,5 +207,7 @@ def coco(file: Path, pictures: Path) -> tuple[list[Annotated], tuple[str, ...]]:
         picture = pictures / name
         if not picture.resolve().is_relative_to(pictures.resolve()) or not picture.is_file():
             raise UserError(f"{file}: its picture {name} is not in {pictures}")
-        annotated.append(_annotated(f"{file}, {name}", Path(name).stem, picture, size, objects[number], classes))
+        called = "_".join(Path(name).with_suffix("").parts)
+        annotated.append(_annotated(f"{file}, {name}", called, picture, size, objects[number], classes))
+    refuse_duplicates([a.name for a in annotated], f"{file}: names of pictures without their suffix")
     return annotated, classes

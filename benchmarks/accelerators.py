@@ -18,7 +18,6 @@ with the vendor's figures (`PEAKS`). Nothing on a real device is faster; much is
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import functools
 import importlib.metadata
@@ -30,9 +29,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +57,7 @@ from nin_jax.devices.mesh import (
 )
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.errors import UserError, nearest, one_line
+from nin_jax.runs import provenance
 from nin_jax.training.build import Run
 from nin_jax.training.describe import multiply_adds
 from nin_jax.training.state import init_state
@@ -224,15 +223,16 @@ def roofline(row: dict[str, Any]) -> tuple[float, float]:
     return row["operations"] / getattr(peak, row["precision"]), row["update"]["bytes"] / peak.bytes
 
 
-@contextlib.contextmanager
-def alone(platform: str) -> Iterator[None]:
-    """While it is entered, no other process of this command has libtpu, of which a machine can run one at a time."""
-    with open(
-        Path(tempfile.gettempdir()) / "nin_jax-libtpu.lock", "a"
-    ) as file:  # "w" would empty what a link points to
-        if platform == "tpu":
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+@functools.cache
+def alone() -> IO[str]:
+    """Waits until no other process of this command has libtpu, of which a machine runs one at a time.
+
+    The lock is kept until this process ends, as long as libtpu keeps its own.
+    """
+    # "w" would empty what a link points to
+    file = open(Path(tempfile.gettempdir()) / "nin_jax-libtpu.lock", "a")  # noqa: SIM115
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
 
 def show(row: dict[str, Any]) -> None:
@@ -279,7 +279,9 @@ def of_command_line(argv: list[str]) -> None:
     platform = args.target.split(":")[0]
     if platform == "cuda":  # trying kernels needs the card
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-    with compiled_in_32_bits(), alone(platform):
+    else:
+        alone()
+    with compiled_in_32_bits():
         compiled = compile_step(config, args.target, args.updates, plain=args.textbook, evaluation=args.evaluation)
         found = estimate(compiled)
     if args.hlo is not None:
@@ -289,7 +291,7 @@ def of_command_line(argv: list[str]) -> None:
     asked = {"target": args.target, "config": name, "precision": config.precision, "batch_size": config.batch_size}
     asked |= {"what": "evaluation" if args.evaluation else "update", "textbook": args.textbook}
     compiler = f"jax {jax.__version__}, {package} {importlib.metadata.version(package)}"
-    row = {**asked, "compiler": compiler, **found}
+    row = {**asked, "compiler": compiler, "commit": provenance.commit(), **found}
     show(row)
     if args.record:
         kept = measure.read("accelerators")["rows"] if (measure.RESULTS / "accelerators.json").exists() else []

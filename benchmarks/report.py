@@ -291,8 +291,8 @@ def accelerators() -> str:
     head = ["target", "of", "precision", "images a device", "network", "GB read and written", "kernels"]
     head += ["temporary memory, MB", "cycles, M", "without an estimate of cycles", "ms by arithmetic", "ms by bytes"]
     compilers = "; ".join(dict.fromkeys(r["compiler"] for r in recorded["rows"]))
-    changed = "+" * recorded["commit"].endswith("+")
-    return f"{compilers}; commit {recorded['commit'][:9]}{changed}, {recorded['date']}.\n\n{markdown(head, lines)}"
+    commits = ", ".join(dict.fromkeys(r["commit"][:9] + "+" * r["commit"].endswith("+") for r in recorded["rows"]))
+    return f"{compilers}; commits {commits}; {recorded['date']}.\n\n{markdown(head, lines)}"
 
 
 TABLES = (

@@ -150,6 +150,7 @@ def compile_step(
     shape, size = run.info.image_shape, config.batch_size
     examples = sum(stop - start for _, start, stop in parts(config.train_split, run.data.splits, run.data.name))
     recipe, stats, like = run.recipe(examples // size), [], jax.ShapeDtypeStruct
+    label = (run.info.classes,) if run.info.multilabel else ()  # the shape of an image's
     if plain:
         recipe = recipe._replace(model=textbook(run.model), preprocess=(), augment=())
     else:  # the shapes of what is fitted do not depend on what it is fitted on
@@ -159,10 +160,10 @@ def compile_step(
         views = (1,) if evaluation else ()
         images = like((size, *views, *shape), jnp.float32 if plain else jnp.uint8)
         weight = like((size,), jnp.float32) if evaluation else None
-        data: Any = shared_out_like(Batch(images, like((size,), jnp.int32), weight), mesh)
+        data: Any = shared_out_like(Batch(images, like((size, *label), jnp.int32), weight), mesh)
         draw, updates = (lambda data, step: data), 1
     else:
-        arrays: Any = like((examples, math.prod(shape)), jnp.uint8), like((examples,), jnp.int32)
+        arrays: Any = like((examples, math.prod(shape)), jnp.uint8), like((examples, *label), jnp.int32)
         whole = replicated_like(memory.Arrays(*arrays), mesh)
         in_order, shuffled = memory.InOrder, functools.partial(memory.Shuffled, seed=config.seed, mesh=mesh)
         source = (in_order if evaluation else shuffled)(whole, shape, batch_size=size)

@@ -21,6 +21,7 @@ from nin_jax import main
 from nin_jax.config import check, experiment
 from nin_jax.errors import UserError
 from nin_jax.training.build import Run
+from tests.test_experiments import distinct
 
 # A data set of 1,000 images of 4 bytes; each update of a dispatch takes two of them.
 CUDA = """HloModule jit_of_one, input_output_alias={ {0}: (0, {}, may-alias), {1}: (1, {}, may-alias) }
@@ -170,26 +171,35 @@ def test_an_update_on_four_h100(tmp_path: Path) -> None:
     assert Program(text.read_text()).update().bytes == row["update"]["bytes"]
 
 
+# Each kind of network of a recipe; compiling does not take longer for the real widths.
+KINDS = distinct("model.name", "model.head", "model.batch_norm")
+
+
 @pytest.mark.slow
-def test_what_real_widths_send_and_keep_on_four_h100() -> None:
-    """With batch norm also one all-reduce of each normalised layer, and one back. Other recipes were not compiled yet."""
-    names = ["experiments/digits.py", "experiments/cifar10.py", "experiments/cifar10.py:fast"]
+@pytest.mark.parametrize("names", [KINDS[i::6] for i in range(6)])
+def test_what_each_kind_of_network_sends_and_keeps_on_four_h100(names: list[str]) -> None:
+    """The gradient with the means of loss and error, and the extremes of each class's logits; with batch norm also one
+    all-reduce of each normalised layer, and one back."""
     flags = "--batch_size=32", "--config.precision=bfloat16"
     for row in printed("cuda:h100:1x1x4", *([f"--config={name}", *flags] for name in names)):
         run = Run(main.parse(["", f"--config={row['config']}"]).config)
         params = sum(p.size for p in jax.tree.leaves(run.variables["params"]))
         statistics = len(jax.tree.leaves(run.variables.get("batch_stats", {})))  # mean and variance of each layer
         sizes = [size for kind, size in row["collectives"] if kind == "all-reduce"]
-        assert len(sizes) == len(row["collectives"]) == 2 + statistics, row["config"]
-        if not statistics:  # the gradient with the means of loss and error; the extremes of each class's logits
-            assert sizes == [4 * (params + 2), 4 * 2 * run.info.classes], row["config"]
+        if statistics:
+            assert len(sizes) == 2 + statistics, row["config"]
+        else:  # a gradient of more than 30 MB is sent in parts
+            assert sum(sizes) == 4 * (params + 2) + 4 * 2 * run.info.classes, row["config"]
+            assert len(sizes) == 2 or params > 5_000_000, row["config"]
+        assert len(sizes) == len(row["collectives"]), row["config"]
         assert row["donated"] == row["state"], row["config"]
         assert row["data_set_copies"] == [], row["config"]
         assert row["float64"] == 0, row["config"]
 
 
-# What an update of `NARROW` moved on each H100 when it was recorded, by the compiler's version.
-BYTES = {"jax 0.11.2, jax-cuda13-plugin 0.11.2": 101_223_050}
+# What an update of `NARROW` moved on each H100 when it was recorded, and the compilers that say so.
+BYTES = 101_223_050
+COMPILERS = tuple(f"jax {version}, jax-cuda13-plugin {version}" for version in ("0.11.2", "0.12.0.1"))
 # Older forms, as the statements that put them back: 1.03, 1.03 and 1.14 times the bytes.
 OLDER = {
     "the bias of a 1x1 layer is added to maps in float32": (
@@ -207,9 +217,9 @@ OLDER = {
 def test_an_update_moves_what_it_did_and_with_an_older_form_more(older: str | None) -> None:
     """Within 2 %: the same compiler repeats itself to the byte."""
     (row,) = printed("cuda:h100:1x1x4", NARROW, put_back=OLDER[older] if older else "")
-    if row["compiler"] not in BYTES:
+    if row["compiler"] not in COMPILERS:
         pytest.skip(f"{row['compiler']}: nothing was recorded with it")
-    assert (row["update"]["bytes"] <= 1.02 * BYTES[row["compiler"]]) == (older is None), row["update"]
+    assert (row["update"]["bytes"] <= 1.02 * BYTES) == (older is None), row["update"]
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, target: str, *, installed: bool = True) -> str:

@@ -12,7 +12,7 @@ or aot-tpu.
 The time of a roofline is what arithmetic takes at the device's peak or what bytes take at its bandwidth, whichever is longer,
 with the vendor's figures (`PEAKS`). Nothing on a real device is faster; much is slower.
 
-    python -m benchmarks accelerators      # the rows of docs/performance.md
+    python -m benchmarks accelerators      # all rows of docs/performance.md; with --record the first command makes one
 """
 
 from __future__ import annotations
@@ -316,8 +316,7 @@ RECORDED = (
 )
 # More devices, for docs/scaling.md: our network alone.
 SCALED = (
-    *((f"tpu:v5e:{n}", 8192) for n in ("4x4", "8x8", "16x16")),
-    ("tpu:v5e:16x16", 1024),
+    *((f"tpu:v5e:{n}x{n}", batch) for n in (4, 8, 16) for batch in (8192, 1024)),
     *((f"cuda:h100:1x{n}x8", 8192) for n in (1, 2, 8)),
     ("cuda:h100:1x8x8", 1024),
 )

@@ -125,13 +125,6 @@ def test_what_a_text_for_a_tpu_costs() -> None:
     assert cost.bytes == whole // 4 + 2 * whole + (3 * whole + 4)  # what is on the chip is free
 
 
-def compiler(target: str) -> None:
-    """Skips where the compiler is missing, as in `.ci/run`, which has no time for it."""
-    module, package, extra = PLUGINS[target.split(":")[0]]
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{package} is not installed; the extra {extra} has it")
-
-
 def printed(target: str, *commands: Sequence[str], put_back: str = "") -> list[dict[str, Any]]:
     """The rows of commands for a target, in one process, after statements that put another form back."""
     module, package, extra = PLUGINS[target.split(":")[0]]
@@ -172,13 +165,13 @@ def test_an_update_on_four_h100(tmp_path: Path) -> None:
 
 
 # Each kind of network of a recipe; compiling does not take longer for the real widths.
-KINDS = distinct("model.name", "model.head", "model.batch_norm")
+KINDS = distinct("model.name", "model.batch_norm")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [KINDS[i::6] for i in range(6)])
 def test_what_each_kind_of_network_sends_and_keeps_on_four_h100(names: list[str]) -> None:
-    """The gradient with the means of loss and error, and the extremes of each class's logits; with batch norm also one
+    """The gradient with the means of the metrics, and the extremes of each class's logits; with batch norm also one
     all-reduce of each normalised layer, and one back."""
     flags = "--batch_size=32", "--config.precision=bfloat16"
     for row in printed("cuda:h100:1x1x4", *([f"--config={name}", *flags] for name in names)):
@@ -188,9 +181,14 @@ def test_what_each_kind_of_network_sends_and_keeps_on_four_h100(names: list[str]
         sizes = [size for kind, size in row["collectives"] if kind == "all-reduce"]
         if statistics:
             assert len(sizes) == 2 + statistics, row["config"]
-        else:  # a gradient of more than 30 MB is sent in parts
-            assert sum(sizes) == 4 * (params + 2) + 4 * 2 * run.info.classes, row["config"]
-            assert len(sizes) == 2 or params > 5_000_000, row["config"]
+        else:  # a gradient of tens of MB is sent in parts
+            logits, label = (
+                jax.ShapeDtypeStruct((1, run.info.classes), np.float32),
+                jax.ShapeDtypeStruct((1,), np.int32),
+            )
+            metrics = len(jax.eval_shape(run.config.task.entry.per_example, logits, label))
+            assert sum(sizes) == 4 * (params + metrics) + 4 * 2 * run.info.classes, row["config"]
+            assert len(sizes) == 2 or params > 10_000_000, row["config"]
         assert len(sizes) == len(row["collectives"]), row["config"]
         assert row["donated"] == row["state"], row["config"]
         assert row["data_set_copies"] == [], row["config"]
@@ -220,6 +218,32 @@ def test_an_update_moves_what_it_did_and_with_an_older_form_more(older: str | No
     if row["compiler"] not in COMPILERS:
         pytest.skip(f"{row['compiler']}: nothing was recorded with it")
     assert (row["update"]["bytes"] <= 1.02 * BYTES) == (older is None), row["update"]
+
+
+# CIFAR-10's images in a network of few layers, for which a TPU's compiler takes seconds, and the cycles that were
+# recorded with libtpu 0.0.48.1; 0.0.50.1 says 1 % more.
+FEW = "--config=experiments/digits.py", "--config.dataset=cifar10", "--config.model.widths=((16,), (16,))"
+FEW += "--config.optimizer.learning_rate_factors=()", "--config.precision=bfloat16", "--batch_size=32"
+CYCLES = 156_100
+# Older forms: 1.65 times the cycles; a copy of the data set in each dispatch.
+OLDER_ON_TPUS = {
+    "a pool of slices": "from nin_jax.layers import pool; pool.by_window = pool.by_slices",
+    "images that are not flat": (
+        "from nin_jax.data import memory; flat, like = memory.Arrays, jax.ShapeDtypeStruct; memory.Arrays ="
+        " lambda image, label: flat(like((image.shape[0], 32, 32, 3), image.dtype), label)"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("older", [None, *OLDER_ON_TPUS])
+def test_an_update_on_four_tpus_takes_what_it_did_and_with_an_older_form_more(older: str | None) -> None:
+    (row,) = printed("tpu:v5e:2x2", FEW, put_back=OLDER_ON_TPUS[older] if older else "")
+    assert [kind for kind, _ in row["collectives"]] == ["all-reduce", "all-reduce"]
+    assert row["donated"] == row["state"]
+    assert row["float64"] == 0
+    good = row["update"]["cycles"] <= 1.1 * CYCLES and row["data_set_copies"] == []
+    assert good == (older is None), row
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, target: str, *, installed: bool = True) -> str:

@@ -6,7 +6,6 @@ python -m benchmarks.report
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +201,24 @@ def weak() -> str:
     return markdown(head, lines)
 
 
+def small_parts() -> str:
+    """Updates in bfloat16 on TPUs v5e, by how many images each has."""
+    found = [
+        (r["batch_size"] // scaling.devices(r), r)
+        for r in rows("accelerators")
+        if r["target"].startswith("tpu:v5e")
+        and (r["what"], r["precision"], r["textbook"]) == ("update", "bfloat16", False)
+    ]
+    lines = []
+    for images, r in sorted(found, key=lambda one: (-one[0], one[1]["target"])):
+        cycles, (arithmetic, moved) = r["update"]["cycles"], roofline(r)
+        sent = f"{sum(size for _, size in r['collectives']):,}"
+        cells = [f"{1e3 * max(arithmetic, moved):.3f}", f"{cycles / 1e6:.2f}", f"{cycles / images / 1e3:.1f}", sent]
+        lines.append([f"{images:,}", r["target"], f"{r['batch_size']:,}", *cells])
+    head = ["images a device", "compiled for", "batch", "roofline, ms", "cycles, M", "cycles an image, thousands"]
+    return markdown([*head, "bytes all-reduced"], lines)
+
+
 def stream() -> str:
     """Images a second and core."""
     cores, lines = measure.read("stream")["machine"]["cores"], []
@@ -265,7 +282,7 @@ def accelerators() -> str:
     keys, lines = ("target", "what", "precision", "batch_size"), []
     theirs = {tuple(r[key] for key in keys): r["update"] for r in recorded["rows"] if r["textbook"]}
     for r in recorded["rows"]:
-        update, devices = r["update"], math.prod(int(n) for n in r["target"].split(":")[-1].split("x"))
+        update, devices = r["update"], scaling.devices(r)
         textbook = None if r["textbook"] else theirs.get(tuple(r[key] for key in keys))
         shown = {}
         for key, form in (("bytes", "{:.2f}"), ("cycles", "{:.1f}")):
@@ -312,7 +329,7 @@ TABLES = (
 
 def modelled() -> dict[str, str]:
     """The tables of docs/scaling.md, by their names in the page."""
-    return {"strong": strong(), "weak": weak()}
+    return {"strong": strong(), "weak": weak(), "small_parts": small_parts()}
 
 
 def generated() -> dict[str, str]:

@@ -54,6 +54,11 @@ def all_reduced(compiled: Any) -> list[int]:
     return [size for kind, size in collectives if kind == "all-reduce"]
 
 
+def devices(row: dict[str, Any]) -> int:
+    """How many devices a row of benchmarks/accelerators.py was compiled for."""
+    return math.prod(int(n) for n in row["target"].split(":")[-1].split("x"))
+
+
 @functools.cache
 def compiled(kind: str) -> tuple[list[tuple[int, float]], int]:
     """Of CIFAR-10's update in bfloat16, compiled for accelerators of a kind, by the rows of benchmarks/accelerators.py:
@@ -62,9 +67,8 @@ def compiled(kind: str) -> tuple[list[tuple[int, float]], int]:
     for row in measure.read("accelerators")["rows"]:
         ours = row["what"] == "update" and row["precision"] == "bfloat16" and not row["textbook"]
         if ours and row["target"].startswith(f"{kind}:"):
-            devices = math.prod(int(n) for n in row["target"].split(":")[-1].split("x"))
-            seconds[row["batch_size"] // devices] = max(roofline(row))
-            if devices > 1:
+            seconds[row["batch_size"] // devices(row)] = max(roofline(row))
+            if devices(row) > 1:
                 sizes.add(sum(size for _, size in row["collectives"]))
     (size,) = sizes  # however many devices
     return sorted(seconds.items()), size

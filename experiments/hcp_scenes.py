@@ -5,8 +5,8 @@
     hcp_scenes.py           hypotheses fine-tuning: the network of the first, in runs/hcp_scenes-images, on 10 clusters of
                             hypotheses; in training one of each is drawn at every update, in evaluation all 3 are seen.
                             Where the first run lies elsewhere: --config.init_from=DIR
-    hcp_scenes.py:direct    the same for longer and without the first stage: from the shipped network, which knows objects of
-                            about the size that they have in hypotheses.
+    hcp_scenes.py:direct    the same without the first stage and at the paper's rate of this stage: from the shipped network,
+                            which knows objects of about the size that they have in hypotheses.
     hcp_scenes.py:images,mnist and hcp_scenes.py:mnist
                             the same of MNIST's digits and the shipped MNIST network, a quarter of the work
 
@@ -29,10 +29,11 @@ def get_config(arg=None):
     hypotheses = "" if images else ", clusters=10, each=3"
     config.dataset = f"scenes({scenes}train=100, test=100{hypotheses})"
     config.train_split = "train"
-    config.optimizer.learning_rate = 0.01
-    config.optimizer.learning_rate_factors = ()
-    config.epochs = 20 if images else 10 if "direct" in chosen else 2
-    config.schedule.boundaries_epochs = (12, 16) if images else (8,) if "direct" in chosen else (1,)
+    if "direct" not in chosen:
+        config.optimizer.learning_rate = 0.01
+        config.optimizer.learning_rate_factors = ()
+    config.epochs = 20 if images else 2
+    config.schedule.boundaries_epochs = (12, 16) if images else (1,)
     config.eval_every_epochs = config.epochs
     if mnist:
         config.model.network = MNIST

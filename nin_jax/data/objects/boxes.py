@@ -32,11 +32,17 @@ def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, overlap: floa
     Of equal scores the first one counts as better. R-CNN uses an overlap of 0.3.
     """
     order = np.argsort(-scores, kind="stable")
-    kept = []
-    while order.size:
-        best, order = order[0], order[1:]
-        kept.append(best)
-        order = order[iou(boxes[best][None], boxes[order])[0] <= overlap]
+    ranked = boxes[order]
+    x0, y0, x1, y1 = (np.ascontiguousarray(corner) for corner in ranked.T)  # `iou` by columns takes a third of the time
+    areas, left, kept = area(ranked), np.arange(len(order)), []
+    while left.size:
+        best, left = left[0], left[1:]
+        kept.append(order[best])
+        width = np.minimum(x1[best], x1[left]) - np.maximum(x0[best], x0[left])
+        height = np.minimum(y1[best], y1[left]) - np.maximum(y0[best], y0[left])
+        shared = np.maximum(width, 0) * np.maximum(height, 0)
+        union = areas[best] + areas[left] - shared
+        left = left[np.divide(shared, union, out=np.zeros_like(shared), where=union > 0) <= overlap]
     return np.array(kept, np.int64)
 
 

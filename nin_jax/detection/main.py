@@ -31,6 +31,7 @@ from nin_jax.errors import StorageFailed, UserError, one_line
 
 if TYPE_CHECKING:
     from nin_jax.detection.pictures import Pictures
+    from nin_jax.detection.store import Store
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
@@ -67,13 +68,17 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
       workdir: the run directory.
       words: of its command line, for the report.
     """
-    from nin_jax.detection import localisation, pictures
+    from nin_jax.detection import localisation, pictures, pipeline
+    from nin_jax.detection.store import Store
     from nin_jax.runs.provenance import commit, versions
 
     begin = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
     storage.write_json(workdir / "config.json", plain)
     train, test = pictures.read(config)
+    for what, part, where in (("training", train, config.path), ("test", test, config.test_path or config.path)):
+        if not len(part):
+            raise UserError(f"{where}: there are no {what} pictures")
     kept = [w for w in words[1:] if not re.match(r"--?(workdir|config\.features)\b", w)]
     named = next((w.split("=", 1)[1] for w in kept if re.match(r"--?config=", w)), "")
     report: dict[str, Any] = {
@@ -82,10 +87,14 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
         "seed": config.seed,
         "pictures": [len(train), len(test)],
     }
+    # Before anything is computed: what it raises is about the config.
+    chosen = pipeline.classes(config, train, test) if config.networks else []
+    features = Path(config.features).expanduser() if config.features else workdir / "features"
+    store = Store(features, config) if config.networks else None
     if config.localise:
         report["localisation"] = localisation.measure(config, train, test, workdir / "localisation.json")
-    if config.networks:
-        report |= _detected(config, train, test, workdir, report)
+    if store:
+        report |= _detected(config, chosen, store, train, test, workdir, report)
     report |= {
         "seconds": time.perf_counter() - begin,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -99,15 +108,19 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
 
 
 def _detected(
-    config: Detection, train: Pictures, test: Pictures, workdir: Path, report: dict[str, Any]
+    config: Detection,
+    chosen: list[int],
+    store: Store,
+    train: Pictures,
+    test: Pictures,
+    workdir: Path,
+    report: dict[str, Any],
 ) -> dict[str, Any]:
     """What a report says of detection. Writes detections.json and report.html."""
     from nin_jax.detection import pipeline, report_page
 
-    results, store = pipeline.detect(config, train, test, workdir)
+    results = pipeline.detect(config, chosen, store, train, test, workdir)
     measured = [(100 * r.ap, 100 * r.area) for r in results if r.ap is not None and r.area is not None]
-    if not measured:
-        raise UserError(f"no test picture has an object of {', '.join(r.name for r in results)} that is not difficult")
     found = {
         "map_pct": sum(ap for ap, _ in measured) / len(measured),
         "area_map_pct": sum(area for _, area in measured) / len(measured),

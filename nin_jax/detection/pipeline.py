@@ -41,15 +41,31 @@ class Result(NamedTuple):
     objects: tuple[int, int]
 
 
-def detect(config: Detection, train: Pictures, test: Pictures, workdir: Path) -> tuple[list[Result], Store]:
-    """Trains on the training pictures and measures on the test pictures. Raises `UserError`."""
-    counts = np.bincount(np.concatenate([o.labels[~o.difficult] for o in train.listed]), minlength=len(train.classes))
+def counted(pictures: Pictures) -> np.ndarray:
+    """Objects of each class that are not difficult, `[K]`."""
+    labels = [objects.labels[~objects.difficult] for objects in pictures.listed]
+    return np.bincount(np.concatenate(labels), minlength=len(pictures.classes))
+
+
+def classes(config: Detection, train: Pictures, test: Pictures) -> list[int]:
+    """The classes with enough training boxes. Raises `UserError` if there is none, or none of them is in a test picture."""
+    counts, there = counted(train), counted(test)
     chosen = [k for k in range(len(train.classes)) if counts[k] >= config.fewest_boxes]
     if not chosen:
         raise UserError(
             f"fewest_boxes={config.fewest_boxes}: no class has as many training boxes; the most is {counts.max()}"
         )
-    store = Store(Path(config.features).expanduser() if config.features else workdir / "features", config)
+    if not there[chosen].any():
+        names = ", ".join(train.classes[k] for k in chosen)
+        raise UserError(f"no test picture has an object of {names} that is not difficult")
+    return chosen
+
+
+def detect(
+    config: Detection, chosen: list[int], store: Store, train: Pictures, test: Pictures, workdir: Path
+) -> list[Result]:
+    """Trains on the training pictures and measures on the test pictures, for the classes `chosen`."""
+    counts = counted(train)
     store.fill(train, "training")
     store.fill(test, "test")
     store.normalise(train, svm.NORM)
@@ -71,7 +87,7 @@ def detect(config: Detection, train: Pictures, test: Pictures, workdir: Path) ->
         results.append(Result(train.classes[k], of, curve, ap, area, (int(counts[k]), there)))
         measured = "not measured" if ap is None else f"{100 * ap:.2f} %"
         say(f"{train.classes[k]}: average precision {measured}, {there} objects")
-    return results, store
+    return results
 
 
 def machines(store: Store, train: Pictures, chosen: list[int], regression: bool) -> Machines:

@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         directories.append(directory)
     try:
         listening = socket.create_server((arguments.host, arguments.port))
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # also a port above 65535, a name that is none
         raise UserError(f"--host={arguments.host} --port={arguments.port}: {one_line(error)}") from error
     found = run_files.find(directories)
     hosts = {arguments.host, *(("localhost", "127.0.0.1") if arguments.host in ("localhost", "127.0.0.1") else ())}

@@ -80,6 +80,10 @@ def test_a_json_of_test_pictures_of_its_own(tmp_path: Path) -> None:
     assert [o.name for o in train.listed] == [f"yard {i}" for i in range(COUNT)]
     assert [o.name for o in test.listed] == [f"day_{i}" for i in range(COUNT)]
     assert test.image(0).shape == (HEIGHT, WIDTH, 3)
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps(json.loads(text) | {"images": [], "annotations": []}))
+    with pytest.raises(UserError, match=r"empty\.json: there are no test pictures"):
+        main.run(asked(root, test_path=str(empty)), {}, tmp_path / "run")
     (other / "boxes.json").write_text(text.replace("pond", "lake"))
     with pytest.raises(UserError, match=r"its categories are \('brick', 'lake'\), those of path \('brick', 'pond'\)"):
         pictures.read(asked(root, **keys))

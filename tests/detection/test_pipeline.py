@@ -159,6 +159,7 @@ def test_mistakes_get_one_line(words: list[str], line: str, tmp_path: Path) -> N
         main.main([*(w for w in WORDS if w.split("=")[0] not in given), f"--workdir={tmp_path}", *words])
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+    assert {file.name for file in tmp_path.iterdir()} <= {"config.json"}  # nothing was computed before
 
 
 def test_windows_lie_inside_and_find_most_objects() -> None:

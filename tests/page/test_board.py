@@ -197,6 +197,7 @@ def test_twenty_clients_are_answered_while_a_network_computes(server: str) -> No
         (["nowhere"], "nowhere is not a directory"),
         (["gs://bucket/runs"], "gs:// is not supported"),
         ([".", "--host=256.0.0.1"], "--host=256.0.0.1 --port=8470"),
+        ([".", "--port=65536"], "--port=65536: bind(): port must be 0-65535"),
     ],
 )
 def test_mistakes_get_one_line(words: list[str], line: str, tmp_path: Path) -> None:

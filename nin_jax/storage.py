@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nin_jax.errors import Preempted, StorageFailed, one_line
+from nin_jax.errors import Preempted, StorageFailed, UserError, one_line
 
 T = TypeVar("T")
 
@@ -162,8 +162,15 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
+def make_folder(path: Path) -> None:
+    """Creates a folder, and those that it is in, where they are not there. Raises `StorageFailed`."""
+    persist(str(path), lambda: path.mkdir(parents=True, exist_ok=True))
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file so that it is complete, or as it was before. Raises `StorageFailed`."""
+    """Writes a file so that it is complete, or as it was before. Raises `StorageFailed`, and `UserError` for a folder."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a file that can be written")
     # Not the process number alone: in two containers that share the folder, both may be process 1.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 

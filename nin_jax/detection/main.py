@@ -73,7 +73,7 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
     from nin_jax.runs.provenance import commit, versions
 
     begin = time.perf_counter()
-    workdir.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(workdir)
     storage.write_json(workdir / "config.json", plain)
     train, test = pictures.read(config)
     for what, part, where in (("training", train, config.path), ("test", test, config.test_path or config.path)):

@@ -31,6 +31,6 @@ def write(classifier: str | Path | Classifier, path: str | Path) -> Path:
     from nin_jax.page.inline import html
 
     made, path = html(classifier), Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     storage.write_whole(path, made)
     return path

@@ -53,7 +53,7 @@ Run = Mapping[str, Any]  # a report
 
 def collect(workdirs: Iterable[Path], folder: Path) -> None:
     """Keeps the reports of finished runs of `nin_jax.detection.main`. Raises `UserError`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder)
     for workdir in workdirs:
         try:
             report = json.loads((workdir / "report.json").read_text())

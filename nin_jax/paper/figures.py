@@ -9,8 +9,8 @@ Each writes NAME.png and NAME.svg into DIR (default: the first RUN_DIR). Needs t
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from nin_jax import config as config_lib
+from nin_jax import storage
+from nin_jax.arguments import Parser
 from nin_jax.console import exiting, say
 from nin_jax.errors import UserError
 from nin_jax.training.build import Run
@@ -198,11 +200,11 @@ def pyplot() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line above."""
-    parser = argparse.ArgumentParser(prog="python -m nin_jax.paper.figures", description=str(__doc__).splitlines()[0])
+    parser = Parser("python -m nin_jax.paper.figures", __doc__)
     parser.add_argument("figure", choices=("fig3", "fig4", "evidence"))
     parser.add_argument("workdirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go; default: the first RUN_DIR")
-    args = parser.parse_args(argv)
+    args = parser.parse(sys.argv[1:] if argv is None else argv)
     if args.figure != "fig3" and len(args.workdirs) > 1:
         raise UserError(f"{args.figure} shows one run, not {len(args.workdirs)}")
     if args.figure == "fig3":
@@ -210,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         figure = {"fig4": fig4, "evidence": evidence}[args.figure](Examples(args.workdirs[0]))
     out = args.out or args.workdirs[0]
-    out.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(out)
     for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         figure.savefig(out / (args.figure + ending), dpi=160, metadata=metadata)
     say(f"{out / args.figure}.png and .svg")

@@ -9,15 +9,16 @@ error in per cent], ...], "test": ...}. Needs the extra `plot`.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nin_jax import storage
+from nin_jax.arguments import Parser
 from nin_jax.console import exiting, say
 from nin_jax.errors import UserError
 from nin_jax.paper import figures, tables
@@ -43,7 +44,7 @@ def keep(workdir: Path, folder: Path) -> None:
         for split, points in figures.errors(workdir).items()
     }
     words = f"{row['config']} {row['overrides']}".strip()
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder)
     storage.write_whole(folder / f"{workdir.name}.json", json.dumps({"command": words, **curves}) + "\n")
 
 
@@ -137,10 +138,10 @@ def translations(rows: Iterable[Mapping[str, str]], names: Mapping[str, str]) ->
 
 def main(argv: Sequence[str] | None = None, root: Path = tables.ROOT) -> None:
     """Runs the command line above, in a checkout."""
-    parser = argparse.ArgumentParser(prog="python -m nin_jax.paper.recorded", description=str(__doc__).splitlines()[0])
+    parser = Parser("python -m nin_jax.paper.recorded", __doc__)
     parser.add_argument("--keep", nargs="+", default=[], type=Path, metavar="RUN_DIR", help="finished runs to copy")
     results, out = root / tables.RESULTS, root / "docs/figures"
-    for workdir in parser.parse_args(argv).keep:
+    for workdir in parser.parse(sys.argv[1:] if argv is None else argv).keep:
         keep(workdir, results / "curves")
     drawn = {}
     if files := sorted((results / "curves").glob("*.json")):
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None, root: Path = tables.ROOT) -> None:
     if (file := results / "translations" / "claims.csv").exists():
         with open(file, newline="") as f:
             drawn["translations"] = translations(csv.DictReader(f), names)
-    out.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(out)
     for name, figure in drawn.items():
         figure.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
         say(f"{out / name}.png")

@@ -183,7 +183,7 @@ def collect(workdirs: Iterable[Path], folder: Path) -> int:
         if identity(row) not in known:
             known.add(identity(row))
             new.setdefault(folder / f"{Path(row['config'].split(':')[0]).stem}.csv", []).append(row)
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder)
     for file, rows in new.items():
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

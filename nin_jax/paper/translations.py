@@ -9,9 +9,9 @@ NAME being that of the run's experiment. `python -m nin_jax.paper.recorded` draw
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from nin_jax import storage
+from nin_jax.arguments import Parser
 from nin_jax.console import exiting, say
 from nin_jax.errors import UserError
 from nin_jax.paper import tables
@@ -74,11 +75,10 @@ def measure(workdir: Path, count: int) -> list[dict[str, str]]:
 
 def main(argv: Sequence[str] | None = None, folder: Path = tables.ROOT / tables.RESULTS / "translations") -> None:
     """Runs the command line above."""
-    description = str(__doc__).splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m nin_jax.paper.translations", description=description)
+    parser = Parser("python -m nin_jax.paper.translations", __doc__)
     parser.add_argument("workdirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--images", type=int, default=2000, metavar="N", help="how many test images, the first ones")
-    args = parser.parse_args(argv)
+    args = parser.parse(sys.argv[1:] if argv is None else argv)
     if args.images < 1:
         raise UserError(f"--images={args.images}: must be 1 or more")
     for workdir in args.workdirs:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = tables.ROOT / tables.
         if not file.exists():
             writer.writeheader()
         writer.writerows(rows)
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder)
         storage.write_whole(file, (file.read_text() if file.exists() else "") + text.getvalue())
         say(f"{workdir}: {', '.join(row['error_pct'] for row in rows)} %")
 

@@ -10,10 +10,10 @@ example of the run's evaluation split. RUN_DIR has checkpoints or, where they we
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,13 @@ import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 
 from nin_jax import config as config_lib
+from nin_jax.arguments import Parser
 from nin_jax.console import exiting, say
 from nin_jax.data import splits
 from nin_jax.devices.mesh import host
 from nin_jax.errors import UserError, one_line
 from nin_jax.paper import tables
-from nin_jax.storage import write_json, write_whole
+from nin_jax.storage import make_folder, write_json, write_whole
 from nin_jax.training import evaluate
 from nin_jax.training.build import Run
 from nin_jax.training.pretrained import CARD, CONFIG, SUMS, WEIGHTS, checksums
@@ -83,7 +84,7 @@ def publish(
     facts |= blank | measure(encode(tensors, facts | blank), *split)
     content = encode(tensors, facts)
     facts["sha256"] = hashlib.sha256(content).hexdigest()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_whole(out / WEIGHTS, content)
     write_json(out / CONFIG, facts)
     write_whole(out / CARD, card(facts))
@@ -184,7 +185,7 @@ picture, and pictures unlike its training images are not what its error was meas
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line above."""
-    parser = argparse.ArgumentParser(prog="python -m nin_jax.weights.publish", description=str(__doc__).splitlines()[0])
+    parser = Parser("python -m nin_jax.weights.publish", __doc__)
     parser.add_argument("workdir", type=Path, metavar="RUN_DIR")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder that is written")
     parser.add_argument(
@@ -193,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--whitening", action="store_true", help="write a whitening matrix too")
     parser.add_argument("--commit", default="", metavar="HASH", help="of the run, if its summary has none")
     parser.add_argument("--licence", default="apache-2.0", help="of the weights, as the Hub abbreviates it")
-    args = vars(parser.parse_args(argv))
+    args = vars(parser.parse(sys.argv[1:] if argv is None else argv))
     facts = publish(args.pop("workdir"), args.pop("out").resolve(), **args)
     say(
         f"{facts['name']}: {facts['error_pct']:.2f} % of {facts['examples']:,} images ({facts['split']}); SHA-256 {facts['sha256']}"

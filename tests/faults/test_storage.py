@@ -17,7 +17,7 @@ import jax
 import pytest
 
 from nin_jax import storage
-from nin_jax.errors import StorageFailed
+from nin_jax.errors import StorageFailed, UserError
 from nin_jax.runs import checkpoint
 from nin_jax.runs.record import Record
 from tests.faults import harness
@@ -232,3 +232,14 @@ def test_a_whole_file_or_the_one_before(tmp_path: Path, monkeypatch: pytest.Monk
         storage.write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1}
     assert [f.name for f in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder, not a file"):
+        storage.write_whole(tmp_path, "text")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageFailed, match=r"cannot write .*file"):
+        storage.make_folder(tmp_path / "file" / "folder")
+    storage.make_folder(tmp_path / "a" / "b")
+    storage.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()

@@ -316,7 +316,7 @@ RECORDED = (
 )
 # More devices, for docs/scaling.md: our network alone.
 SCALED = (
-    *((f"tpu:v5e:{n}x{n}", batch) for n in (4, 8, 16) for batch in (8192, 1024)),
+    *((f"tpu:v5e:{n}x{n}", batch) for n in (8, 16) for batch in (8192, 1024)),
     *((f"cuda:h100:1x{n}x8", 8192) for n in (1, 2, 8)),
     ("cuda:h100:1x8x8", 1024),
 )

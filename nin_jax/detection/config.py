@@ -111,6 +111,11 @@ class Detection:
             raise UserError(f"path: data={self.data!r} needs it")
         if self.data == "coco" and not self.pictures:
             raise UserError("pictures: data='coco' needs the folder of the pictures")
+        for name, data in {"pictures": "coco", "test_path": "coco", "test_pictures": "coco", "classes": "voc"}.items():
+            if getattr(self, name) and self.data != data:
+                raise UserError(f"{name}: is for data={data!r} alone, and data is {self.data!r}")
+        if self.test_pictures and not self.test_path:
+            raise UserError("test_pictures: needs test_path, the JSON file of the test pictures")
         if not self.networks and not self.localise:
             raise UserError("networks=(): name one at least, or one of localise")
 

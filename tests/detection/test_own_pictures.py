@@ -135,6 +135,19 @@ def test_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
         train.image(2)
 
 
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"classes": ("brick",)}, "classes: is for data='voc' alone, and data is 'coco'"),
+        ({"data": "voc"}, "pictures: is for data='coco' alone"),
+        ({"test_pictures": "elsewhere"}, "test_pictures: needs test_path"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(keys: dict[str, Any], line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=line):
+        asked(tmp_path, **keys)
+
+
 @pytest.mark.slow
 def test_both_layouts_find_the_same_by_the_same_command(tmp_path: Path) -> None:
     root, found = own(tmp_path / "yard"), []

@@ -39,7 +39,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=30
+KillWait=300
 MinJobAge=3600
 SchedulerParameters=sched_interval=2,sched_min_interval=0
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN

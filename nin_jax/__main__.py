@@ -24,7 +24,9 @@ COMMANDS = {
     "list": Entry("nin_jax.cli.list:main", "trained networks, models, experiments and data sets"),
     "predict": Entry("nin_jax.cli.predict:main", "names what is in images, and shows where the evidence lies"),
     "train": Entry("nin_jax.main:main", "trains the network of a config, or resumes its run", ("--mode=train",)),
-    "eval": Entry("nin_jax.main:main", "evaluates the newest checkpoint of a run", ("--mode=eval",)),
+    "eval": Entry(
+        "nin_jax.main:main", "evaluates the newest checkpoint of a run, or a trained network", ("--mode=eval",)
+    ),
     "describe": Entry(
         "nin_jax.main:main", "parameters, feature maps, FLOPs and memory of a config", ("--mode=describe",)
     ),

@@ -3,7 +3,8 @@
 python -m nin_jax.main --config=experiments/NAME.py[:ARG] [--workdir=DIR] [--mode=train|eval|describe]
                        [--config.KEY=VALUE ...]
 
---config=DIR is the config of the run in that directory, which is then the --workdir too.
+--config=DIR is the config of the run in that directory, which is then the --workdir too. With --mode=eval it may also be a
+trained network, such as --config=nin.cifar10.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from nin_jax.console import fail, lasting_streams, say
 from nin_jax.devices.signals import nothing_to_save
 from nin_jax.errors import ExitError, Preempted, StorageFailed, UserError, nearest, one_line, out_of_memory
 from nin_jax.schema import help_text
+from nin_jax.training import pretrained
 
 MODES = ("train", "eval", "describe")
 
@@ -51,7 +53,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "config",
         None,
-        "The experiment: a file with get_config(arg), then :ARG; or a run directory.",
+        "The experiment: a file with get_config(arg), then :ARG; or a run directory, or a trained network.",
         flag_values=values,
         allow_override=True,
     )
@@ -103,6 +105,8 @@ def parse(argv: Sequence[str]) -> Command:
         raise UserError(f"--config.KEY=VALUE: {one_line(error)}") from error
     if len(left) > 1:
         raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
+    if values.mode == "train" and _is_network(file):
+        raise UserError(f"--config={file}: a trained network has no run to resume; --mode=eval evaluates it")
     default = str(file) if file.is_dir() else default_directory(file, argument)
     workdir = local_directory("--workdir", default if values.workdir in (None, "None") else values.workdir)
     ensemble = tuple(local_directory("--ensemble", directory) for directory in values.ensemble)
@@ -223,12 +227,16 @@ def local_directory(flag: str, text: str) -> Path:
 def find(value: str, known: Mapping[str, Path] | None = None) -> tuple[Path, str | None]:
     """Splits FILE:ARG and finds FILE: as given, else an experiment of the project of that name, else a run directory.
 
+    The name of a trained network becomes its folder.
+
     NAME, NAME.py, experiments/NAME and experiments/NAME.py name one of the project's from any working directory.
 
     Args:
       value: FILE or FILE:ARG.
       known: the experiments of the project by name; None: those that train a network.
     """
+    if known is None and (network := pretrained.find(value)):
+        return network.folder, None
     text, colon, argument = value.partition(":")
     file = Path(os.path.expanduser(text))
     if not os.path.isfile(file):
@@ -237,7 +245,8 @@ def find(value: str, known: Mapping[str, Path] | None = None) -> tuple[Path, str
         if name not in known:
             if runs and not colon and (file / "config.json").is_file():
                 return file, None
-            raise UserError(f"--config={value}: no such file; {nearest(name, known)}")
+            choices = [*known, *(pretrained.names() if runs else ())]
+            raise UserError(f"--config={value}: no such file; {nearest(name, choices)}")
         file = known[name]
     return file.absolute(), argument if colon else None
 
@@ -247,10 +256,17 @@ def default_directory(file: Path, argument: str | None) -> str:
     return f"runs/{file.stem}" + (f"-{re.sub(r'[^A-Za-z0-9_.-]', '_', argument)}" if argument else "")
 
 
+def _is_network(file: Path) -> bool:
+    return (file / pretrained.WEIGHTS).is_file()
+
+
 def load(file: Path, argument: str | None) -> ConfigDict:
-    """Runs a config file, or reads the config of a run. Raises `UserError`, with the line of the file where it fails."""
+    """Runs a config file, or reads the config of a run or of a trained network, which computes in float32.
+
+    Raises `UserError`, with the line of the file where it fails.
+    """
     if file.is_dir():
-        config = config_lib.read(file / "config.json")
+        config = pretrained.config(file) if _is_network(file) else config_lib.read(file / "config.json")
         if outside := config_lib.modules(config):
             raise UserError(
                 f"--config={file} names modules outside the zoo ({', '.join(outside)}); name the config file"

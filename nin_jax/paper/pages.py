@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,10 @@ from typing import Any
 
 from nin_jax import storage
 from nin_jax.errors import UserError, nearest
+from nin_jax.training import pretrained
+
+# What a network's file says of its run agrees with the run's row in these.
+SAME = ("value", "epochs", "device", "devices", "precision", "seed")
 
 PLACE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -71,6 +76,13 @@ def cost(rows: Sequence[Mapping[str, str]]) -> tuple[str, str]:
     seconds = statistics.fmean(float(row["train_seconds"]) for row in rows)
     unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 1.5 * s or s == 1)
     return ", ".join(devices), f"{seconds / size:.3g} {unit}"
+
+
+def kept(rows: Sequence[Mapping[str, str]]) -> str:
+    """The network of the package that one of the runs has trained, and the error of its file; "" if there is none."""
+    facts = (json.loads((pretrained.FOLDER / name / pretrained.CONFIG).read_text()) for name in pretrained.names())
+    same = (f for f in facts if any(all(str(f["trained"][key]) == row[key] for key in SAME) for row in rows))
+    return ", ".join(f"{f['error_pct']:.2f} (`{f['name']}`)" for f in same)
 
 
 def command(config: str, overrides: str = "") -> str:

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,8 +25,9 @@ from nin_jax.devices.mesh import compiled_in_32_bits, host, replicate, replicate
 from nin_jax.devices.replicas import compile_replicas
 from nin_jax.errors import Diverged, UserError
 from nin_jax.runs.checkpoint import Checkpoints
-from nin_jax.training import fusion
+from nin_jax.training import fusion, pretrained, safetensors
 from nin_jax.training.build import Run
+from nin_jax.training.predict import Classifier
 from nin_jax.training.state import Recipe, TrainState, init_state
 from nin_jax.training.step import eval_steps
 
@@ -107,12 +108,13 @@ def evaluate_run(
     """--mode=eval: evaluates the newest checkpoint of a run directory under `config`, and changes nothing in it.
 
     Keys that differ from the run's own config are named on stderr; preprocessing other than the run's is fitted on the
-    training split. The last line printed is one JSON object: "split", "examples", "error_pct", "loss", "step".
+    training split. The last line printed is one JSON object: "split", "examples", "error_pct", "loss", "step". The
+    step of a folder of weights is null.
 
     Args:
       config: what is evaluated, on which data, and how.
-      workdir: the run directory.
-      ensemble: run directories whose networks' softmax is averaged, instead of `workdir`. Model, preprocessing and task
+      workdir: the run directory, or the folder of a trained network in the layout of `training.safetensors`.
+      ensemble: such directories whose networks' softmax is averaged, instead of `workdir`. Model, preprocessing and task
         are each run's own; the rest is that of `config`.
       scores: the file that gets the probability of each class for each image, see `fusion`; for task "multilabel".
     """
@@ -120,23 +122,41 @@ def evaluate_run(
         return _evaluate(config, workdir, ensemble, scores)
 
 
+class _Trained(NamedTuple):
+    """What is evaluated: a run directory or the folder of a trained network, its plain config, and its facts.
+
+    Attributes:
+      network: that of the folder; None for a run directory.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    info: Info | None
+    network: Classifier | None
+
+
+def _trained(directory: Path) -> _Trained:
+    """Raises `UserError` where there is nothing."""
+    if found := pretrained.find(str(directory)):
+        network = safetensors.read(*found)
+        return _Trained(directory, config_lib.to_dict(network.config), network.info, network)
+    plain = processes.from_first(functools.partial(_config, directory))
+    return _Trained(directory, plain, trained_on(directory), None)
+
+
 def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path], scores: Path | None) -> dict[str, Any]:
-    directories = ensemble or (workdir,)
-    configs = [processes.from_first(functools.partial(_config, directory)) for directory in directories]
-    trained = [trained_on(directory) for directory in directories]
-    for directory, one in zip(directories, trained, strict=True):
-        if one and trained[0] and one.class_names != trained[0].class_names:
+    everyone = [_trained(directory) for directory in ensemble or (workdir,)]
+    first = everyone[0]
+    for one in everyone:
+        if one.info and first.info and one.info.class_names != first.info.class_names:
             raise UserError(
-                f"--ensemble: {directory} was trained on other classes than {directories[0]}, or in another order"
+                f"--ensemble: {one.directory} was trained on other classes than {first.directory}, or in another order"
             )
-    run, members, numbers = Run(config, trained[0]), [], []
+    run = Run(config, first.info)
     for line in run.info.found:
         say(line)
-    for directory, theirs, one in zip(directories, configs, trained, strict=True):
-        member, state, number = _member(config, directory, theirs, one, own=bool(ensemble))
-        members.append((member.recipe(1), member.fitted(directory, write=False), state.variables))
-        numbers.append(number)
-    recipes, stats, variables = zip(*members, strict=True)
+    members = [_member(config, one, own=bool(ensemble)) for one in everyone]
+    recipes, stats, variables, numbers = zip(*members, strict=True)
     source = run.evaluation(run.load(config.eval_split))
     evaluator = Evaluator(recipes, run.mesh, config.mapper, source, stats)
     result = evaluator(variables)
@@ -148,38 +168,48 @@ def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path], scores: P
     if not math.isfinite(result["loss"]):
         raise Diverged(f"the loss on split {config.eval_split!r} is not finite")
     line = {"split": config.eval_split, "views": config.eval.views, "examples": result.pop("examples"), **result}
-    line["step"] = numbers if ensemble else numbers[0]
+    line["step"] = list(numbers) if ensemble else numbers[0]
     if processes.is_first():
         print(json.dumps(line), flush=True)
     return line
 
 
-def _member(
-    config: Config, workdir: Path, theirs: dict[str, Any], info: Info | None, *, own: bool
-) -> tuple[Run, TrainState, int]:
-    """A run of config `theirs` with its `own` network or that of `config`; its newest checkpoint's state and step."""
-    trained = config_lib.from_dict(theirs)
+def _member(config: Config, of: _Trained, *, own: bool) -> tuple[Recipe, Any, Any, int | None]:
+    """A trained network under `config`, or with its `own` model, preprocessing and task instead of those of `config`.
+
+    Returns:
+      the recipe; the fitted preprocessing and the variables, on the devices; the step, None for a folder of weights.
+    """
+    trained = config_lib.from_dict(of.config)
     if own:
         if outside := config_lib.modules(trained):
-            raise UserError(f"{workdir / 'config.json'} names modules outside the zoo: {', '.join(outside)}")
+            raise UserError(f"{of.directory / 'config.json'} names modules outside the zoo: {', '.join(outside)}")
         mixed = config_lib.from_dict(config_lib.to_dict(config))
         mixed.unlock()
         for key in ("model", "preprocess", "task", "train_split"):
             mixed[key] = trained[key]
         mixed.optimizer.average = trained.optimizer.average
         config = config_lib.check(mixed)
-    every = config_lib.differences(theirs, config_lib.to_dict(config))
+    every = config_lib.differences(of.config, config_lib.to_dict(config))
     differing = [line for line in every if line.split(":")[0] not in config_lib.NOT_THE_RUN]
-    run = Run(config, info)
+    run = Run(config, of.info)
+    recipe = run.recipe(1)
     try:
-        number, state = restore(run, run.recipe(1), workdir)
-    except UserError as mistake:
+        if of.network:
+            safetensors.match(of.network.variables, run.variables)
+            number, variables = None, replicate(host(of.network.variables), run.mesh)
+        else:
+            number, state = restore(run, recipe, of.directory)
+            variables = state.variables
+    except (UserError, ValueError) as mistake:
         raise UserError(
             f"{mistake}; differs from the run: {'; '.join(differing)}" if differing else str(mistake)
         ) from None
     for line in differing:
-        say(f"differs from the run{f' in {workdir}' if own else ''}: {line}")
-    return run, state, number
+        say(f"differs from the run{f' in {of.directory}' if own else ''}: {line}")
+    if of.network and config.preprocess == of.network.config.preprocess:
+        return recipe, replicate(host(of.network.stats), run.mesh), variables, number
+    return recipe, run.fitted(of.directory, write=False), variables, number
 
 
 def _config(workdir: Path) -> dict[str, Any]:

@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 from pathlib import Path
 from typing import NamedTuple
 
-from nin_jax.errors import UserError, nearest
+from ml_collections import ConfigDict
+
+from nin_jax import config as config_lib
+from nin_jax.errors import UserError, nearest, one_line
 
 FOLDER = Path(__file__).parents[1] / "weights" / "pretrained"
 SUMS = "SHA256SUMS"
@@ -47,7 +51,18 @@ def find(name: str) -> Source | None:
     if name.startswith(HUB):
         return Source(_downloaded(name), None)
     folder = Path(name).expanduser()
-    return Source(folder, None) if (folder / WEIGHTS).is_file() else None
+    mine = folder.resolve().parent == FOLDER
+    return Source(folder, known.get(folder.name) if mine else None) if (folder / WEIGHTS).is_file() else None
+
+
+def config(folder: Path) -> ConfigDict:
+    """The config of the network in a folder, to compute in float32 whatever it was trained in. Raises `UserError`."""
+    try:
+        found = config_lib.from_dict(json.loads((folder / CONFIG).read_text())["config"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{folder} is not the folder of a network: {one_line(error)[:300]}") from error
+    found.precision = "float32"
+    return found
 
 
 def unknown(name: str) -> UserError:

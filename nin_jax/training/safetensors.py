@@ -139,16 +139,20 @@ def decode(content: bytes, what: str, *, trust: bool = False) -> Classifier:
     checked = config_lib.check(config)
     try:
         model = registry.create(checked.model.name, info.classes, **checked.model.arguments)
-        wanted: Any = flatten_dict(jax.eval_shape(lambda: init_variables(model, 0, info.image_shape)))
         variables, stats = unpack(tensors, len(checked.preprocess))
-        given: Any = flatten_dict(variables)
-        for path in wanted.keys() | given.keys():
-            here, there = (getattr(tree.get(path), "shape", None) for tree in (given, wanted))
-            if here != there:
-                raise ValueError(f"{'/'.join(path)} has the shape {here}, its config says {there}")
+        match(variables, jax.eval_shape(lambda: init_variables(model, 0, info.image_shape)))
     except (ValueError, TypeError) as error:
         raise UserError(f"{what} does not hold the network of its config: {one_line(error)[:300]}") from error
     return Classifier(checked, info, model, variables, stats, metadata=facts)
+
+
+def match(variables: Mapping[str, Any], wanted: Any) -> None:
+    """Raises ValueError unless variables have the paths and shapes of those of their config."""
+    trees: Any = flatten_dict(dict(variables)), flatten_dict(dict(wanted))
+    here, there = ({path: array.shape for path, array in tree.items()} for tree in trees)
+    for path in sorted(here.keys() | there.keys()):
+        if here.get(path) != there.get(path):
+            raise ValueError(f"{'/'.join(path)} has the shape {here.get(path)}, its config says {there.get(path)}")
 
 
 def read(folder: Path, sha256: str | None = None, *, trust: bool = False) -> Classifier:

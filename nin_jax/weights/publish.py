@@ -168,7 +168,7 @@ classifier = nin_jax.load("{name}")  # or the path of this folder
 
 | | |
 |---|---|
-| error of this file | **{error} %** of the {facts["examples"]:,} images of `{facts["split"]}`, mean loss {facts["loss"]:.4f} |
+| error of this file | **{error} %** of the {facts["examples"]:,} images of `{facts["split"]}`, mean loss {facts["loss"]:.4f}; again by `nin-jax eval {name}` |
 | error that its run recorded, in {trained["precision"]} | {float(trained["value"]):.2f} % |
 | the paper's error | {paper} |
 | recipe | `{facts["recipe"]}` |

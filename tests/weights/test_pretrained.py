@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -35,6 +36,32 @@ def test_the_error_of_a_card_is_that_of_its_file(name):
     wrong = int((classifier.logits(images).argmax(-1) != labels).sum())
     assert 100 * wrong / len(labels) == facts["error_pct"]
     assert f"**{facts['error_pct']:.2f} %** of the {len(labels):,} images" in (FOLDER / name / CARD).read_text()
+
+
+def evaluated(capsys, *words):
+    """What --mode=eval prints: the error of a network, and its mean loss."""
+    main.run(main.parse(["nin_jax", "--mode=eval", *words]))
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return said["error_pct"], pytest.approx(said["loss"], abs=1e-6)
+
+
+def test_a_network_can_be_evaluated_again_by_anyone(folder, capsys):
+    """By its name, from its folder, and as a member of an ensemble: what its card says, to the last digit."""
+    facts = nin_jax.load("nin.digits").metadata
+    stated = facts["error_pct"], facts["loss"]
+    assert evaluated(capsys, "--config=nin.digits") == stated
+    assert evaluated(capsys, f"--config={folder}", "--config.eval_batch_size=48") == stated
+    assert evaluated(capsys, "--config=digits", f"--ensemble={folder},{FOLDER / 'nin.digits'}") == stated
+    for words, said in (
+        (["--config=nin.digits"], "a trained network has no run to resume; --mode=eval evaluates it"),
+        (["--config=nin.digit", "--mode=eval"], "no such file; did you mean 'nin.digits'?"),
+        (["--config=nin.digits", "--mode=eval", "--config.model.widths=((8,),(4,))"], "its config says"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            main.run(main.parse(["nin_jax", *words]))
+    (folder / CONFIG).write_text("{}")
+    with pytest.raises(UserError, match="is not the folder of a network"):
+        main.parse(["nin_jax", f"--config={folder}", "--mode=eval"])
 
 
 def test_every_network_is_listed_and_says_the_same_everywhere():

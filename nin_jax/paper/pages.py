@@ -78,6 +78,11 @@ def cost(rows: Sequence[Mapping[str, str]]) -> tuple[str, str]:
     return ", ".join(devices), f"{seconds / size:.3g} {unit}"
 
 
+def commits(rows: Sequence[Mapping[str, str]]) -> str:
+    """Those of the recorded runs, in seven digits."""
+    return ", ".join(sorted({row["commit"][:7] for row in rows if row["commit"]}))
+
+
 def kept(rows: Sequence[Mapping[str, str]]) -> str:
     """The network of the package that one of the runs has trained, and the error of its file; "" if there is none."""
     facts = (json.loads((pretrained.FOLDER / name / pretrained.CONFIG).read_text()) for name in pretrained.names())

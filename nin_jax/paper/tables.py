@@ -258,13 +258,14 @@ def tables(results: Iterable[Result]) -> dict[str, str]:
         epochs, trained = f"{float(rows[0]['epochs']):g}", recorded.training_error(config, overrides)
         cells = [pages.error(rows), pages.words(rows[0]["metric"]), trained, epochs, *pages.cost(rows)]
         if "/ablations/" not in config and config in recipes() and _changed(overrides) <= LENGTH:
-            full.append([*cells, paper_value(config, overrides), pages.kept(rows), command(config, overrides)])
+            named = pages.kept(rows), pages.commits(rows), command(config, overrides)
+            full.append([*cells, paper_value(config, overrides), *named])
         if overrides not in ("", BFLOAT16) or config not in shown:
             reduced.append([*cells, command(config, overrides)])
     head = ["ours %", "what", "training error %", "epochs", "device", "training time", "command"]
     none = "None has been recorded."
     generated["Reduced scale"] = pages.markdown(head, reduced) if reduced else none
-    full_head = [*head[:-1], "the paper's %", "the file in the package %", head[-1]]
+    full_head = [*head[:-1], "the paper's %", "the file in the package %", "commit", head[-1]]
     generated["Measured here"] = pages.markdown(full_head, full) if full else none
     generated["HCP"] = pages.markdown(
         ["experiment", "mAP % (VOC 2007)", "device", "training time", "command"],

@@ -117,9 +117,17 @@ def test_a_run_with_overrides_is_no_number_of_the_paper(tmp_path: Path) -> None:
     assert tables.paper_value("experiments/cifar10.py", "--config.model.dropout=0.2") == "10.41, by another recipe"
     assert tables.paper_value("experiments/cifar10.py", tables.BFLOAT16) == "10.41"
     (cells,) = lines(generated["Measured here"], "experiments/digits.py")
-    assert cells[6] == "not in the paper"
+    assert cells[6:9] == ["not in the paper", "", "abc"]
     assert "gone" not in generated["Measured here"]
     assert "mnist" not in generated["Measured here"]
+
+
+def test_a_run_that_trained_a_network_of_the_package_names_it() -> None:
+    trained = row("experiments/digits.py", 0.5634, seed=0, epochs=60.0, device="cpu cpu")
+    other = trained | {"value": "0.8", "seed": "1"}
+    (cells,) = lines(tables.tables([other, trained])["Measured here"], "experiments/digits.py")
+    assert cells[7] == "0.56 (`nin.digits`)"
+    assert pages.kept([other]) == ""
 
 
 def test_a_run_in_bfloat16_stands_for_its_recipe_and_says_so(tmp_path: Path) -> None:

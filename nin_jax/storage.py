@@ -80,9 +80,11 @@ def _owned(path: Path, wait: bool) -> Iterator[None]:
             break
         except FileExistsError:
             seen = _owner(path)
-            until = time.monotonic() + STALE_SECONDS
-            while (same := _owner(path) == seen) and time.monotonic() < until:
-                time.sleep(min(0.2, BEAT_SECONDS))
+            pause = min(0.2, BEAT_SECONDS)
+            looks = STALE_SECONDS / pause  # no deadline: while this process was stopped, its owner may have been too
+            while (same := _owner(path) == seen) and looks > 0:
+                time.sleep(pause)
+                looks -= 1
             if same:
                 aside = path.with_name(f"{path.name}.{me.split()[-1]}")
                 with contextlib.suppress(FileNotFoundError):  # somebody was faster

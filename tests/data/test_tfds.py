@@ -231,7 +231,8 @@ def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
 def python(code: str, env: dict[str, str]) -> subprocess.Popen[str]:
     head = "import sys, time, pathlib, numpy as np\nfrom nin_jax.data.cache import cached\n"
     env = env | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", head + code], env=env, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", head + code], env=env, stdin=pipe, stdout=pipe, text=True)
 
 
 @pytest.mark.parametrize("file", ["images", "labels"])
@@ -242,7 +243,7 @@ def slow(path, array, **options):
     if path.stem == {file!r}:
         path.write_bytes(b"half a file")
         print("writing", flush=True)
-        time.sleep(99)
+        sys.stdin.read()
     save(path, array, **options)
 np.save = slow
 cached("name", [], lambda: (np.zeros((5, 4, 3, 2), np.uint8), np.zeros(5, np.int32)))
@@ -273,7 +274,7 @@ assert (images == 7).all() and labels.sum() == 124750
 """
     cache.parent.mkdir(exist_ok=True)
     both = [python(code, clean_env | {"XDG_CACHE_HOME": str(cache.parent)}) for _ in range(2)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    assert [process.wait(600) for process in both] == [0, 0]
     for process in both:
         process.communicate()
     assert cached("name", [], never)[0].shape == (500, 40, 30, 2)

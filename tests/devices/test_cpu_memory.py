@@ -21,7 +21,7 @@ import numpy as np
 
 def resident():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmRSS"].split()[0]) * 1024
+    return int(lines["RssAnon"].split()[0]) * 1024  # what the kernel takes back are pages of files
 
 before = resident()
 array = np.ones(2**28, np.uint8)
@@ -35,7 +35,7 @@ print(json.dumps({"left": left, "done": [compiled(x).is_ready() for _ in range(5
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere memory is given back")
 def test_on_a_cpu_a_dispatch_is_done_when_it_returns_and_freed_memory_stays() -> None:
-    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True, text=True, timeout=600)
     seen = json.loads(ran.stdout)
     assert all(seen["done"])
     assert seen["left"] > 0.95 * 2**28  # Linux counts a little late

@@ -7,6 +7,8 @@ A hook is {"at": "module:Class.function", "call": n, "do": WHAT, ...}; or at an 
 
     {"do": "signal", "number": 9, "after": seconds, "times": 1}   sends itself a signal, later if `after` says so
     {"do": "raise", "errno": 28, "times": 3}                       raises OSError instead of the call, so many times
+    {"do": "slow", "until": path}                                  takes a second more, from then on, until there is a file
+    {"do": "wait", "until": path}                                  waits for a file
     {"do": "hang"}                                                 never returns
     {"do": "remove", "path": ...}, {"do": "move", ...}             deletes, or renames, a folder
     {"do": "clock", "by": seconds}                                 time.time jumps
@@ -18,6 +20,7 @@ import enum
 import functools
 import importlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -49,6 +52,11 @@ def harm(hook: dict[str, Any]) -> None:
             later(hook.get("after", 0.0), hook["number"], hook.get("times", 1))
         case "raise":
             raise OSError(hook["errno"], os.strerror(hook["errno"]))
+        case "slow" if not os.path.exists(hook["until"]):
+            time.sleep(1)
+        case "wait":
+            while not os.path.exists(hook["until"]):
+                time.sleep(0.05)
         case "hang":
             threading.Event().wait()
         case "remove":
@@ -69,7 +77,8 @@ def counted(hook: dict[str, Any], real: Callable[..., Any]) -> Callable[..., Any
     def hooked(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if hook["call"] <= calls < hook["call"] + (hook.get("times", 1) if hook["do"] == "raise" else 1):
+        calls_with_harm = {"raise": hook.get("times", 1), "slow": math.inf}.get(hook["do"], 1)
+        if hook["call"] <= calls < hook["call"] + calls_with_harm:
             harm(hook)
         return real(*arguments, **options)
 

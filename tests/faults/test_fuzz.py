@@ -249,7 +249,7 @@ def test_any_mat_file(tmp_path: Path, luck: random.Random, tally: Counter[str]) 
         Path(names[-1]).write_bytes(changed)
     while names:
         done = subprocess.run(
-            [sys.executable, "-c", MAT, *names], env=harness.environment(), capture_output=True, text=True, timeout=200
+            [sys.executable, "-c", MAT, *names], env=harness.environment(), capture_output=True, text=True, timeout=600
         )
         seen = done.stdout.splitlines()
         if done.returncode >= 0:

@@ -16,7 +16,7 @@ import nin_jax
 from launch import local
 from tests.faults import harness
 
-SECONDS = 100  # in which the other one has to end: JAX takes 60 to miss a process
+SECONDS = 300  # in which the other one has to end: JAX takes 60 to miss a process, and this machine may be slow
 
 
 def start_pair(workdir: Path, hooked: int = 0, *hooks: dict[str, Any], **changes: Any) -> list[subprocess.Popen]:
@@ -65,7 +65,7 @@ def test_a_process_is_killed(who: int, tmp_path: Path, calm_pair: Path, tally: C
 @pytest.mark.parametrize("who", [1, 0] if harness.FULL else [0])
 def test_a_process_is_stopped(who: int, tmp_path: Path, calm_pair: Path, tally: Counter[str]) -> None:
     """SIGSTOP: the other one's watchdog ends it with 75; both go on, bit for bit."""
-    patience = {"watchdog_seconds": 20.0}
+    patience = {"watchdog_seconds": 30.0}
     pair = start_pair(tmp_path, who, in_update("signal", number=signal.SIGSTOP), **patience)
     try:
         other = harness.finish(pair[1 - who])

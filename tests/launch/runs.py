@@ -45,14 +45,51 @@ def flags(workdir, **changes):
 
 
 def start(workdir, env, *own, **changes):
-    line = [sys.executable, "-m", "launch.local", *own, "--", *flags(workdir, **changes)]
-    return subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return launched(["-m", "launch.local", *own, "--", *flags(workdir, **changes)], env)
+
+
+def launched(line, env):
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *line], cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+SLOWLY = """
+import sys
+from launch import command, local, processes
+processes.MAIN = (sys.executable, "-m", "tests.faults.child", sys.argv.pop(1), "nin_jax.main")
+command.run(local.launch)
+"""
+
+
+def slow_from(update, workdir):
+    """Hooks that make a run take a second for each update from that one on, until `hurry`."""
+    at = "nin_jax.training.loop:Event.AFTER_UPDATES"
+    return json.dumps([{"at": at, "call": update, "do": "slow", "until": f"{workdir}.hurry"}])
+
+
+def start_slowly(update, workdir, env, *own, **changes):
+    """A run of which much is left when its first row stands there: what a test then does happens in mid-run."""
+    return launched(["-c", SLOWLY, slow_from(update, workdir), *own, "--", *flags(workdir, **changes)], env)
+
+
+def hurry(workdir, *gone):
+    """From now on a slow run is as fast as any; first, processes of it that are to end have ended."""
+    until(lambda: not any(Path(f"/proc/{process}").exists() for process in gone))
+    Path(f"{workdir}.hurry").touch()
+
+
+def until(condition):
+    """Waits, but not for ever."""
+    deadline = time.monotonic() + 900
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def run(workdir, env, *own, **changes):
     """The parameters that a run ends with."""
     process = start(workdir, env, *own, **changes)
-    _, err = process.communicate(timeout=600)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return params(workdir)
 
@@ -67,10 +104,8 @@ def children(process):
 
 
 def wait_for_row(workdir):
-    deadline = time.monotonic() + 300
-    while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    file = workdir / "metrics.jsonl"
+    until(lambda: file.exists() and file.read_text())
 
 
 def rows(workdir):

@@ -10,17 +10,32 @@ from launch import local
 from nin_jax.data.datasets import cifar10
 from nin_jax.data.tfds import tfds_folder
 from nin_jax.errors import UserError
-from tests.launch.runs import CIFAR10, PHOTOGRAPHS, SYNTHETIC, children, equal, params, rows, run, start, wait_for_row
+from tests.launch.runs import (
+    CIFAR10,
+    PHOTOGRAPHS,
+    SYNTHETIC,
+    children,
+    equal,
+    hurry,
+    params,
+    rows,
+    run,
+    start,
+    start_slowly,
+    wait_for_row,
+)
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path, clean_env):
     """Two processes of two devices, one of them preempted, end as one process of four does; each row stands once."""
     alone = run(tmp_path / "alone", clean_env, "--processes=1", "--cpu_devices=4", **SYNTHETIC)
-    pair = start(tmp_path / "pair", clean_env, "--cpu_devices=2", **SYNTHETIC, mapper="shard_map")
+    pair = start_slowly(12, tmp_path / "pair", clean_env, "--cpu_devices=2", **SYNTHETIC, mapper="shard_map")
     wait_for_row(tmp_path / "pair")
-    os.kill(children(pair)[1], signal.SIGTERM)
-    _, err = pair.communicate(timeout=300)
+    both = children(pair)
+    os.kill(both[1], signal.SIGTERM)
+    hurry(tmp_path / "pair", *both)
+    _, err = pair.communicate(timeout=900)
     assert pair.returncode == 0, err
     assert "restarting, 3 restarts left" in err
     equal(params(tmp_path / "pair"), alone, 1e-6)
@@ -39,10 +54,12 @@ def test_two_processes_train_cifar10_as_one_does(tmp_path, clean_env):
     for mapper in ("pmap", "shard_map"):
         pairs[mapper] = run(tmp_path / mapper, clean_env, "--cpu_devices=2", **CIFAR10, mapper=mapper)
         equal(pairs[mapper], alone, 1e-6)
-    pair = start(tmp_path / "again", clean_env, "--cpu_devices=2", **CIFAR10)
+    pair = start_slowly(34, tmp_path / "again", clean_env, "--cpu_devices=2", **CIFAR10)
     wait_for_row(tmp_path / "again")
-    os.kill(children(pair)[0], signal.SIGTERM)
-    _, err = pair.communicate(timeout=300)
+    both = children(pair)
+    os.kill(both[0], signal.SIGTERM)
+    hurry(tmp_path / "again", *both)
+    _, err = pair.communicate(timeout=900)
     assert "restarting" in err
     equal(params(tmp_path / "again"), pairs["pmap"], 0)
 
@@ -66,10 +83,12 @@ def test_two_processes_stream_what_one_does(tmp_path, clean_env):
 def test_a_killed_process_is_an_interruption(tmp_path, clean_env):
     """kill -9 to one of two: the launcher ends the other, and both start again from the newest checkpoint."""
     calm = run(tmp_path / "calm", clean_env, **SYNTHETIC)
-    pair = start(tmp_path / "run", clean_env, **SYNTHETIC)
+    pair = start_slowly(12, tmp_path / "run", clean_env, **SYNTHETIC)
     wait_for_row(tmp_path / "run")
-    os.kill(children(pair)[1], signal.SIGKILL)
-    _, err = pair.communicate(timeout=400)
+    both = children(pair)
+    os.kill(both[1], signal.SIGKILL)
+    hurry(tmp_path / "run", *both)
+    _, err = pair.communicate(timeout=900)
     assert pair.returncode == 0, err
     assert "process 1 exited with -9" in err
     assert "restarting, 3 restarts left" in err
@@ -83,7 +102,7 @@ def test_a_stopped_launcher_stops_its_run(tmp_path, clean_env):
     pair = start(tmp_path / "run", clean_env, **SYNTHETIC, epochs=1000)
     wait_for_row(tmp_path / "run")
     pair.terminate()
-    _, err = pair.communicate(timeout=300)
+    _, err = pair.communicate(timeout=900)
     assert pair.returncode == 75, err
     assert err.count("SIGTERM: saved step") == 1
     assert "restarting" not in err
@@ -93,7 +112,7 @@ def test_a_stopped_launcher_stops_its_run(tmp_path, clean_env):
     while f"resuming from step {step} of" not in (line := alone.stderr.readline()):
         assert line
     alone.terminate()
-    alone.communicate(timeout=300)
+    alone.communicate(timeout=900)
     assert alone.returncode == 75
 
 

@@ -1,5 +1,6 @@
 """The Slurm launcher on a real Slurm of this one host, whose daemons the tests start and stop."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import pytest
 from launch import slurm
 from nin_jax.errors import UserError
 from tests.launch import slurm_cluster
-from tests.launch.runs import ROOT, SYNTHETIC, equal, flags, params, rows, wait_for_row
+from tests.launch.runs import ROOT, SYNTHETIC, equal, flags, hurry, params, rows, slow_from, until, wait_for_row
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +24,35 @@ def cluster(tmp_path_factory):
     cluster.stop()
 
 
-def submit(cluster, workdir, **changes):
+def submit(cluster, workdir, *own, **changes):
     """Submits a run of two tasks with two devices each; returns the job's number."""
     env = cluster.env | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    line = [sys.executable, "-m", "launch.slurm", "--tasks_per_node=2", "--", *flags(workdir, **SYNTHETIC, **changes)]
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    own = ("--tasks_per_node=2", *own)
+    line = [sys.executable, "-m", "launch.slurm", *own, "--", *flags(workdir, **SYNTHETIC, **changes)]
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
+def submit_slowly(cluster, workdir, **changes):
+    """A run that is slow after its first row, so that it is in the middle of it, on any machine, when it is told to stop."""
+    python = workdir.with_name("python")  # the script calls it as `python -m nin_jax.main ...`
+    child = shlex.join([sys.executable, "-m", "tests.faults.child", slow_from(12, workdir), "nin_jax.main"])
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {child} "$@"\n')
+    python.chmod(0o755)
+    return submit(cluster, workdir, f"--python={python}", **changes)
+
+
+def hurry_once_saved(workdir, job):
+    """Lets a slow run go on quickly after its next start."""
+    output = workdir / "logs" / f"slurm-{job}.out"
+    until(lambda: "SIGTERM: saved step" in output.read_text())
+    hurry(workdir)
+
+
 def wait(cluster, job, workdir):
     """The job's last state; its output when that is not the one hoped for."""
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 1800
     while (state := cluster.job(job)["JobState"]) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"):
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -45,9 +63,10 @@ def wait(cluster, job, workdir):
 def test_a_requeued_job_ends_as_an_undisturbed_one(cluster, tmp_path):
     """Two tasks find each other under srun; `scontrol requeue` in mid-run costs nothing, bit for bit."""
     wait(cluster, submit(cluster, tmp_path / "calm", epochs=8), tmp_path / "calm")
-    job = submit(cluster, tmp_path / "run", epochs=8)
+    job = submit_slowly(cluster, tmp_path / "run", epochs=8)
     wait_for_row(tmp_path / "run")
     cluster.run("scontrol", "requeue", job)
+    hurry_once_saved(tmp_path / "run", job)
     wait(cluster, job, tmp_path / "run")
     said = (tmp_path / "run" / "logs" / f"slurm-{job}.out").read_text()
     assert "SIGTERM: saved step" in said
@@ -60,9 +79,10 @@ def test_a_requeued_job_ends_as_an_undisturbed_one(cluster, tmp_path):
 @pytest.mark.slow
 def test_a_job_stopped_by_its_signal_puts_itself_back(cluster, tmp_path):
     """As two minutes before its time is over: the tasks leave with 75, and the script requeues the job."""
-    job = submit(cluster, tmp_path / "run", epochs=8)
+    job = submit_slowly(cluster, tmp_path / "run", epochs=8)
     wait_for_row(tmp_path / "run")
     cluster.run("scancel", "--signal=TERM", job)
+    hurry_once_saved(tmp_path / "run", job)
     wait(cluster, job, tmp_path / "run")
     assert cluster.job(job)["Restarts"] == "1"
     assert "resuming from step" in (tmp_path / "run" / "logs" / f"slurm-{job}.out").read_text()

@@ -36,7 +36,7 @@ def ask(address: str, data: bytes | None = None, **headers: str) -> tuple[int, A
     """Status and content of an answer."""
     request = urllib.request.Request(address, data, {k.replace("_", "-"): v for k, v in headers.items()})
     try:
-        with urllib.request.urlopen(request, timeout=120) as reply:
+        with urllib.request.urlopen(request, timeout=600) as reply:
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         text = error.read().decode()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+
+from tests.faults import harness
 
 api = pytest.importorskip("playwright.sync_api", reason='Playwright drives the browser: pip install "nin_jax[browser]"')
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -33,14 +34,14 @@ def visit(server: str) -> Iterator[Callable[..., Any]]:
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
         ]
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=300_000)
 
         def opened(viewport: Any, scheme: str) -> Any:
             page = chromium.new_context(viewport=viewport, color_scheme=scheme, bypass_csp=True).new_page()
             page.asked, page.complaints = [], []
             page.on("request", lambda request: page.asked.append(request.url))
             page.on("pageerror", lambda error: page.complaints.append(str(error)))
-            page.set_default_timeout(120_000)
+            page.set_default_timeout(300_000)
             page.goto(server)
             page.locator("svg path").first.wait_for(state="attached")  # a flat line counts as hidden
             return page
@@ -87,26 +88,38 @@ def test_runs_are_drawn_compared_evaluated_and_asked(
     page.locator("#answer .error").wait_for()
 
 
-def test_a_run_is_followed_while_it_trains(visit: Any, server: str, runs: Path) -> None:
-    """The digits, trained by the command beside the page: epochs, curves and the time left move without a reload."""
-    page = visit(*WIDE)
-    command = [sys.executable, "-m", "nin_jax", "train", "digits", f"--workdir={runs / 'live'}", "--config.epochs=30"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as training:
+def test_a_run_is_followed_while_it_trains(visit: Any, server: str, runs: Path, tmp_path: Path) -> None:
+    """The digits, trained by the command beside the page: epochs, curves and the time left move without a reload.
+
+    After each of the first epochs, of 22 updates, the run waits until the page has shown it.
+    """
+    page, epochs = visit(*WIDE), (1, 2, 3)
+    waits = {"at": "nin_jax.training.loop:Event.AFTER_UPDATES", "do": "wait"}
+    hooks = [waits | {"call": 22 * epoch + 3, "until": f"{tmp_path}/{epoch}"} for epoch in epochs]
+    words = ["train", "digits", f"--workdir={runs / 'live'}", "--config.epochs=5"]
+    training = harness.start(words, *hooks, module="nin_jax.__main__")
+    try:
         line = page.locator("#runs tbody tr", has_text="live")
         line.get_by_text("training").wait_for()
         for name, drawn in {"live": True, "seed0": True, "seed1": False}.items():
             page.get_by_label(f"draw {name}").set_checked(drawn)
-        seen = set()
-        while training.poll() is None:
-            page.wait_for_timeout(500)
-            label = page.locator("#charts svg").first.get_attribute("aria-label")
-            epoch, left = line.locator("td").nth(2).inner_text(), line.locator("td").last.inner_text()
-            if " / 30" in epoch and "live train" in label and left:
-                seen.add((epoch, label.partition("live train")[2].partition(";")[0]))
-        assert training.returncode == 0
-    assert len(seen) >= 3, seen  # epochs, each with another loss at the end of its curve
+        seen, deadline = set(), time.monotonic() + harness.SECONDS
+        for epoch in epochs:
+            while len(seen) < epoch:  # each epoch ends its curve with another loss
+                assert training.poll() is None
+                assert time.monotonic() < deadline
+                page.wait_for_timeout(200)
+                label = page.locator("#charts svg").first.get_attribute("aria-label")
+                shown, left = line.locator("td").nth(2).inner_text(), line.locator("td").last.inner_text()
+                if f"{epoch} / 5" in shown and "live train" in label and left:
+                    seen.add(label.partition("live train")[2].partition(";")[0])
+            (tmp_path / str(epoch)).touch()
+        assert harness.finish(training).code == 0
+    finally:
+        training.kill()
+    assert len(seen) == len(epochs)
     line.get_by_text("done").wait_for()
-    assert "30 / 30" in line.inner_text()
+    assert "5 / 5" in line.inner_text()
     error = json.loads((runs / "live/summary.json").read_text())["test_error_pct"]
     assert f"{error:.2f} %" in line.inner_text()
     cells = page.locator("#differences tbody tr", has=page.get_by_role("rowheader", name="dataset", exact=True))

@@ -208,8 +208,9 @@ def test_a_workdir_that_is_a_file(tmp_path: Path) -> None:
 
 def test_a_workdir_in_use(tmp_path: Path) -> None:
     """Only as long as the other process lives, however it ends."""
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('', flush=True); time.sleep(99)"
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE) as other:
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
         assert mistake(train, config(), tmp_path) == f"--workdir={tmp_path} is in use by a live process; choose another"

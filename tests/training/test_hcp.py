@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -106,7 +105,7 @@ def test_two_stages_an_interruption_and_fusion(tmp_path, capsys):
 
     def stop(event: Event, step: int) -> None:
         if event is Event.AFTER_UPDATES and step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Preempted):
         train(command.config, command.workdir, stop)

@@ -89,7 +89,7 @@ def predict(hub: str, cache: Path, name: str, env: dict[str, str]) -> subprocess
     command = [sys.executable, "-m", "nin_jax", "predict", str(FIVE), f"--model={name}"]
     quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     env = env | quiet | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub, "HF_HOME": str(cache)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("revision", ["", "@v1"])

@@ -9,7 +9,9 @@ this exits with 75. If a single process is preempted or killed, all of them rest
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shlex
 import socket
 import subprocess
@@ -116,10 +118,12 @@ def environments(count: int, cpu_devices: int, gpus: Sequence[str]) -> list[dict
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port of this machine that nobody listens on; below those that Linux hands out, which others may get meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 if __name__ == "__main__":

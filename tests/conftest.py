@@ -13,6 +13,8 @@ from typing import Any
 CACHE = tempfile.TemporaryDirectory(prefix="nin_jax-tests-") if "PYTEST_XDIST_WORKER" not in os.environ else None
 if CACHE:
     os.environ["XDG_CACHE_HOME"] = CACHE.name
+# What another process is just writing to that cache is compiled, without a word on the stderr that a test may read.
+os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
 os.environ["NPROC"] = "16"  # threads of XLA on a CPU: eight devices that wait for each other need one each
 # Most of the time goes into compiling small programs: without LLVM's optimisation and XLA's fusion emitters it is half.
 # The commands that tests start by `clean_env` compile as their users' do.
@@ -20,6 +22,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backen
 EMITTERS = version("jaxlib").startswith("0.10.")  # later ones have no such flag, and end a process that sets it
 if EMITTERS:
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    # Eight devices on few busy cores wait long for each other; after 40 s XLA would abort.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 if (
     os.environ.get("JAX_PLATFORMS", "cpu") != "cpu"

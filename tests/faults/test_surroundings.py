@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import local
 from nin_jax import console, storage
 from nin_jax.devices import processes
 from tests.faults import harness
@@ -234,9 +235,7 @@ def test_an_environment_that_does_not_do(env: dict[str, str], said: str, tmp_pat
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_rendezvous_is_bounded(number: int, tmp_path: Path, tally: Counter[str]) -> None:
     """The other process never comes: exit 2, one line that names the address, and soon."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
+    address = f"127.0.0.1:{local.free_port()}"
     ended = harness.finish(rendezvous(address, tmp_path, number, NIN_JAX_RENDEZVOUS_SECONDS="12"), 300)
     assert ended.code == 2, ended.err
     assert ended.clean()

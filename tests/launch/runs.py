@@ -30,7 +30,7 @@ SYNTHETIC = {"dataset": "synthetic", "train_split": "train[:320]", "eval_split":
 CIFAR10 = {
     "dataset": "cifar10",
     "preprocess": ("gcn(scale=55)", "zca(eps=0.1)"),
-    "train_split": "train[:1024]",
+    "train_split": "train[:320]",
     "eval_split": "train[1024:1124]",
 }
 
@@ -67,9 +67,11 @@ def slow_from(update, workdir):
     return json.dumps([{"at": at, "call": update, "do": "slow", "until": f"{workdir}.hurry"}])
 
 
-def start_slowly(update, workdir, env, *own, **changes):
-    """A run of which much is left when its first row stands there: what a test then does happens in mid-run."""
-    return launched(["-c", SLOWLY, slow_from(update, workdir), *own, "--", *flags(workdir, **changes)], env)
+def start_slowly(workdir, env, *own, **changes):
+    """A run that has saved its first epoch, of ten updates, and is slow from there: what a test does happens in mid-run."""
+    process = launched(["-c", SLOWLY, slow_from(12, workdir), *own, "--", *flags(workdir, **changes)], env)
+    until((workdir / "checkpoints/10").is_dir)
+    return process
 
 
 def hurry(workdir, *gone):

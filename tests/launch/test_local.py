@@ -30,8 +30,7 @@ from tests.launch.runs import (
 def test_two_processes_are_one_run(tmp_path, clean_env):
     """Two processes of two devices, one of them preempted, end as one process of four does; each row stands once."""
     alone = run(tmp_path / "alone", clean_env, "--processes=1", "--cpu_devices=4", **SYNTHETIC)
-    pair = start_slowly(12, tmp_path / "pair", clean_env, "--cpu_devices=2", **SYNTHETIC, mapper="shard_map")
-    wait_for_row(tmp_path / "pair")
+    pair = start_slowly(tmp_path / "pair", clean_env, "--cpu_devices=2", **SYNTHETIC, mapper="shard_map")
     both = children(pair)
     os.kill(both[1], signal.SIGTERM)
     hurry(tmp_path / "pair", *both)
@@ -54,8 +53,7 @@ def test_two_processes_train_cifar10_as_one_does(tmp_path, clean_env):
     for mapper in ("pmap", "shard_map"):
         pairs[mapper] = run(tmp_path / mapper, clean_env, "--cpu_devices=2", **CIFAR10, mapper=mapper)
         equal(pairs[mapper], alone, 1e-6)
-    pair = start_slowly(34, tmp_path / "again", clean_env, "--cpu_devices=2", **CIFAR10)
-    wait_for_row(tmp_path / "again")
+    pair = start_slowly(tmp_path / "again", clean_env, "--cpu_devices=2", **CIFAR10)
     both = children(pair)
     os.kill(both[0], signal.SIGTERM)
     hurry(tmp_path / "again", *both)
@@ -83,8 +81,7 @@ def test_two_processes_stream_what_one_does(tmp_path, clean_env):
 def test_a_killed_process_is_an_interruption(tmp_path, clean_env):
     """kill -9 to one of two: the launcher ends the other, and both start again from the newest checkpoint."""
     calm = run(tmp_path / "calm", clean_env, **SYNTHETIC)
-    pair = start_slowly(12, tmp_path / "run", clean_env, **SYNTHETIC)
-    wait_for_row(tmp_path / "run")
+    pair = start_slowly(tmp_path / "run", clean_env, **SYNTHETIC)
     both = children(pair)
     os.kill(both[1], signal.SIGKILL)
     hurry(tmp_path / "run", *both)
@@ -92,6 +89,7 @@ def test_a_killed_process_is_an_interruption(tmp_path, clean_env):
     assert pair.returncode == 0, err
     assert "process 1 exited with -9" in err
     assert "restarting, 3 restarts left" in err
+    assert "resuming from step 10 of 30" in err
     equal(params(tmp_path / "run"), calm, 0)
     assert rows(tmp_path / "run") == rows(tmp_path / "calm")
 

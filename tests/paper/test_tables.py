@@ -210,7 +210,7 @@ def altered(run: Path, to: Path, config: Any = None, **summary: Any) -> Path:
 
 
 def test_a_run_is_told_to_be_of_its_recipe(run: Path, tmp_path: Path) -> None:
-    """Whatever its seed and place: the first recipe that says the same, without overrides; then with one."""
+    """Whatever its seed and place: the first recipe that says the same, without overrides; a few of them with one."""
     for i, name in enumerate(dict.fromkeys(map(tables.canonical, tables.recipes()))):
         words = [f"--config={name}", "--config.seed=7", "--config.data_dir=/x", "--config.keep=9"]
         got = tables.result(altered(run, tmp_path / f"{i}", main.parse(["nin_jax", *words]).config))
@@ -218,6 +218,8 @@ def test_a_run_is_told_to_be_of_its_recipe(run: Path, tmp_path: Path) -> None:
         assert (got["config"], got["overrides"]) == (tables.canonical(name), "")
         rows = [r for r in reported.ROWS if got["config"] in map(tables.canonical, r.configs)]
         assert (got["paper_row"], got["reported"]) == ((rows[0].name, str(rows[0].value)) if rows else ("", ""))
+        if i % 10:
+            continue
         other = "float32" if got["precision"] == "bfloat16" else "bfloat16"
         words.append(f"--config.precision={other}")
         got = tables.result(altered(run, tmp_path / f"{i}b", main.parse(["nin_jax", *words]).config))

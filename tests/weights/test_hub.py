@@ -88,7 +88,8 @@ def hub(tmp_path: Path) -> Iterator[tuple[type[Hub], str]]:
 def predict(hub: str, cache: Path, name: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nin_jax", "predict", str(FIVE), f"--model={name}"]
     quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    env = env | quiet | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub, "HF_HOME": str(cache)}
+    patient = {"HF_HUB_ETAG_TIMEOUT": "300", "HF_HUB_DOWNLOAD_TIMEOUT": "300"}
+    env = env | quiet | patient | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub, "HF_HOME": str(cache)}
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
 
 

@@ -188,7 +188,8 @@ def noise(preprocess: tuple[str, ...], shape: tuple[int, int, int]) -> tuple[np.
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config", distinct("model.name", "model.head", "model.batch_norm", "optimizer.learning_rate_factors")
+    "config",
+    [*distinct("model.name", "model.head", "model.batch_norm"), "experiments/ablations/transfer.py:frozen"],
 )
 def test_every_kind_of_network_of_a_recipe_makes_two_updates(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On noise of the data set's shape, at the recipe's own widths with a batch of 2: every parameter moves that may."""

@@ -67,7 +67,6 @@ class Record:
 
         storage.persist(str(self.path), flush)
         if self.tensorboard is None and importlib.util.find_spec("tensorboardX"):
-            # Not earlier: its import looks for PyTorch, which takes seconds if it is installed.
             self.tensorboard = TensorBoard(self.path.parent / "tensorboard", self.step + 1)
         if self.tensorboard:
             self.tensorboard.write(row)

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nin_jax.console import say
 from nin_jax.errors import one_line
+
+
+@contextlib.contextmanager
+def _without_pytorch() -> Iterator[None]:
+    """For an import of tensorboardX, which looks for PyTorch: where it is installed and not in use, that takes seconds."""
+    if not sys.modules.keys().isdisjoint({"torch", "tensorboardX"}):
+        yield
+        return
+    modules: dict[str, Any] = sys.modules
+    modules["torch"] = None  # there is none, for an import
+    try:
+        yield
+    finally:
+        del modules["torch"]
+        for name in [name for name in modules if name.partition(".")[0] == "tensorboardX"]:
+            del modules[name]  # others get one that knows PyTorch
 
 
 class TensorBoard:
@@ -20,8 +38,9 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, purge_step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2, summary_pb2
+        with _without_pytorch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2, summary_pb2
 
         messages: Any = vars(event_pb2) | vars(summary_pb2)  # made at import time, so that pyright sees none
         self.Event, self.Summary = messages["Event"], messages["Summary"]

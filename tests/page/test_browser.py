@@ -142,7 +142,7 @@ LOOP = """() => {
 def test_the_first_answer_comes_within_a_second(browser, made):
     """Counted from where the browser begins to open the file; the best of three visits. A slow machine has longer.
 
-    How slow it is says a loop that took 100 ms in this browser where the second was promised.
+    How slow it is says a loop that takes 160 ms where the second was promised.
     """
     if os.getloadavg()[0] > 2 * (os.cpu_count() or 1):
         pytest.skip("others compute on this machine: what is timed now says nothing")
@@ -153,7 +153,7 @@ def test_the_first_answer_comes_within_a_second(browser, made):
         times.append(float(visitor.page.locator("body").get_attribute("data-first")))
         visitor.context.close()
     print(f"{made[1].name}: first answer after {', '.join(f'{t:.0f}' for t in times)} ms, a loop {min(loops):.0f} ms")
-    assert min(times) < 1000 * max(1, min(loops) / 100)
+    assert min(times) < 1000 * max(1, min(loops) / 160)
 
 
 def test_samples_are_as_the_network_sees_them(made, visit):

@@ -148,7 +148,8 @@ def compile_step(
     check_batch(config.batch_size, mesh, config.accumulate)
     check_precision(config.precision, list(mesh.devices.flat))
     shape, size = run.info.image_shape, config.batch_size
-    examples = sum(stop - start for _, start, stop in parts(config.train_split, run.data.splits, run.data.name))
+    sizes = {**run.data.splits, **run.data.composed}
+    examples = sum(stop - start for _, start, stop in parts(config.train_split, sizes, run.data.name))
     recipe, stats, like = run.recipe(examples // size), [], jax.ShapeDtypeStruct
     label = (run.info.classes,) if run.info.multilabel else ()  # the shape of an image's
     if plain:
@@ -224,6 +225,20 @@ def roofline(row: dict[str, Any]) -> tuple[float, float]:
     return row["operations"] / getattr(peak, row["precision"]), row["update"]["bytes"] / peak.bytes
 
 
+def make_ready(target: str) -> None:
+    """What has to be done before a process compiles for a target."""
+    if target.startswith("cuda"):  # trying kernels needs the card
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+    else:
+        alone()
+
+
+def compiler(target: str) -> str:
+    """The versions of jax and of what compiles for a target."""
+    _, package, _ = PLUGINS[target.split(":")[0]]
+    return f"jax {jax.__version__}, {package} {importlib.metadata.version(package)}"
+
+
 @functools.cache
 def alone() -> IO[str]:
     """Waits until no other process of this command has libtpu, of which a machine runs one at a time.
@@ -277,22 +292,16 @@ def of_command_line(argv: list[str]) -> None:
     if args.batch_size is not None:
         flags.append(f"--config.batch_size={args.batch_size}")
     config = command.parse(["accelerators", *flags]).config
-    platform = args.target.split(":")[0]
-    if platform == "cuda":  # trying kernels needs the card
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-    else:
-        alone()
+    make_ready(args.target)
     with compiled_in_32_bits():
         compiled = compile_step(config, args.target, args.updates, plain=args.textbook, evaluation=args.evaluation)
         found = estimate(compiled)
     if args.hlo is not None:
         storage.write_whole(args.hlo, compiled.text)
-    _, package, _ = PLUGINS[platform]
     name = next(flag.split("=", 1)[1] for flag in flags if flag.startswith("--config="))
     asked = {"target": args.target, "config": name, "precision": config.precision, "batch_size": config.batch_size}
     asked |= {"what": "evaluation" if args.evaluation else "update", "textbook": args.textbook}
-    compiler = f"jax {jax.__version__}, {package} {importlib.metadata.version(package)}"
-    row = {**asked, "compiler": compiler, "commit": provenance.commit(), **found}
+    row = {**asked, "compiler": compiler(args.target), "commit": provenance.commit(), **found}
     show(row)
     if args.record:
         kept = measure.read("accelerators")["rows"] if (measure.RESULTS / "accelerators.json").exists() else []
@@ -316,7 +325,7 @@ RECORDED = (
 )
 # More devices, for docs/scaling.md: our network alone.
 SCALED = (
-    *((f"tpu:v5e:{n}x{n}", batch) for n in (8, 16) for batch in (8192, 1024)),
+    *((f"tpu:v5e:{n}x{n}", batch) for n in (4, 8, 16) for batch in (8192, 1024)),
     *((f"cuda:h100:1x{n}x8", 8192) for n in (1, 2, 8)),
     ("cuda:h100:1x8x8", 1024),
 )

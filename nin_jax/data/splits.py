@@ -27,6 +27,7 @@ class Info(NamedTuple):
       classes: number of classes.
       image_shape: (height, width, channels) of every image.
       splits: number of examples of each split.
+      composed: of further splits, which the data set's module makes of these.
       source: its origin.
       version: of the TFDS preparation, or of the rule that makes it.
       class_names: by label; empty if the classes have only numbers.
@@ -50,6 +51,7 @@ class Info(NamedTuple):
     found: tuple[str, ...] = ()
     counts: Mapping[str, int] = MappingProxyType({})
     multilabel: bool = False
+    composed: Mapping[str, int] = MappingProxyType({})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ Combinations of them, such as paper_train and "train+extra", are in memory: 1.8 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -23,26 +24,33 @@ from nin_jax.data.splits import Info, Split, take
 from nin_jax.data.tfds import from_tfds, prepared_splits, tfds_folder
 from nin_jax.errors import UserError
 
+HELD_OUT = {"train": 400, "extra": 200}  # examples of each digit
+
+
+def paper_splits(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of the paper's two splits, of splits of these sizes; none of a part of SVHN that is too small for them."""
+    validation = 10 * sum(HELD_OUT.values())
+    rest = sum(sizes.get(name, 0) for name in HELD_OUT) - validation
+    return {"paper_train": rest, "paper_validation": validation} if rest > 0 else {}
+
+
+SPLITS = {"train": 73_257, "test": 26_032, "extra": 531_131}
 INFO = Info(
     name="svhn_cropped",
     classes=10,
     image_shape=(32, 32, 3),
-    splits={"train": 73_257, "test": 26_032, "extra": 531_131},
+    splits=SPLITS,
     source="http://ufldl.stanford.edu/housenumbers/",
     version="3.1.0",
     prepared=True,
+    composed=paper_splits(SPLITS),
 )
-
-HELD_OUT = {"train": 400, "extra": 200}  # examples of each digit
 
 
 def load(split: str, data_dir: str | None = None, *, bad_records: str = "stop") -> Split:
     """uint8 `[N, 32, 32, 3]` and int32 `[N]`, the digits; `UserError` where the data set is not prepared in `data_dir`."""
     sizes = prepared_splits(tfds_folder(INFO, data_dir)) or dict(INFO.splits)
-    validation = INFO.classes * sum(HELD_OUT.values())
-    rest = sum(sizes.get(name, 0) for name in HELD_OUT) - validation
-    if rest > 0:  # otherwise it is a part of SVHN, which has no such splits
-        sizes |= {"paper_train": rest, "paper_validation": validation}
+    sizes |= paper_splits(sizes)
 
     def whole(name: str) -> Split:
         read = _paper if name.startswith("paper_") else functools.partial(from_tfds, INFO)

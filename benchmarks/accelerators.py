@@ -1,13 +1,13 @@
 """The update or the evaluation of an experiment, compiled for accelerators that are not there, and what the compiler makes of it.
 
     python -m benchmarks.accelerators --target=tpu:v5e:2x2|cuda:h100:1x1xN --config=experiments/NAME.py[:ARG]
-        [--batch_size=N] [--updates=K] [--evaluation] [--textbook] [--hlo=FILE] [--record] [--config.KEY=VALUE ...]
+        [--batch_size=N] [--updates=K] [--evaluation] [--textbook[=data]] [--hlo=FILE] [--record] [--config.KEY=VALUE ...]
 
 Prints a table and a line of JSON: the compiler's estimate, not a time. Nothing is run on an accelerator. `--batch_size` is
 that of all devices together, `--updates` the most of a dispatch, `--hlo` the file for the program's text. `--evaluation`
-compiles instead the evaluation of a batch, `--textbook` the network as a user would write it first, on images that are
-preprocessed already, one update a dispatch. `--record` keeps the row for docs/performance.md. It needs the extra aot-cuda
-or aot-tpu.
+compiles instead the evaluation of a batch, `--textbook` the network as a user would write it first, on a batch of images that
+are preprocessed already, one update a dispatch; with `=data` it takes its batches from such images on the device, in our
+loop. `--record` keeps the row for docs/performance.md. It needs the extra aot-cuda or aot-tpu.
 
 The time of a roofline is what arithmetic takes at the device's peak or what bytes take at its bandwidth, whichever is longer,
 with the vendor's figures (`PEAKS`). Nothing on a real device is faster; much is slower.
@@ -137,9 +137,10 @@ def devices(target: str) -> np.ndarray:
 
 
 def compile_step(
-    config: Config, target: str, updates: int = DISPATCH, *, plain: bool = False, evaluation: bool = False
+    config: Config, target: str, updates: int = DISPATCH, *, plain: str = "", evaluation: bool = False
 ) -> Compiled:
-    """Compiles the update of an experiment, or its evaluation of a batch; with `plain` that of the textbook's network.
+    """Compiles the update of an experiment, or its evaluation of a batch; with `plain` that of the textbook's network,
+    given a "batch" or drawing it from the "data" on the device.
 
     Raises `UserError` where the config does not fit the target.
     """
@@ -157,15 +158,15 @@ def compile_step(
     else:  # the shapes of what is fitted do not depend on what it is fitted on
         few = np.random.default_rng(0).integers(0, 256, (64, *shape), np.uint8)
         stats = replicated_like(fitted.fit(config.preprocess, few), mesh)
-    if split := plain or run.info.streamed:
+    if split := plain == "batch" or run.info.streamed:
         views = (1,) if evaluation else ()
         images = like((size, *views, *shape), jnp.float32 if plain else jnp.uint8)
         weight = like((size,), jnp.float32) if evaluation else None
         data: Any = shared_out_like(Batch(images, like((size, *label), jnp.int32), weight), mesh)
         draw, updates = (lambda data, step: data), 1
     else:
-        arrays: Any = like((examples, math.prod(shape)), jnp.uint8), like((examples, *label), jnp.int32)
-        whole = replicated_like(memory.Arrays(*arrays), mesh)
+        images: Any = like((examples, *shape), jnp.float32) if plain else like((examples, memory.row(shape)), jnp.uint8)
+        whole = replicated_like(memory.Arrays(images, like((examples, *label), jnp.int32)), mesh)  # pyright: ignore
         in_order, shuffled = memory.InOrder, functools.partial(memory.Shuffled, seed=config.seed, mesh=mesh)
         source = (in_order if evaluation else shuffled)(whole, shape, batch_size=size)
         data, draw = source.like, source.draw
@@ -270,7 +271,7 @@ def show(row: dict[str, Any]) -> None:
     if "cycles" in update:
         unpriced = ", ".join(f"{count} x {op}" for op, count in update["unpriced"].items()) or "none"
         lines = [("estimated cycles", f"{update['cycles']:,}"), ("not among them", unpriced), *lines]
-    kind = "textbook" if row["textbook"] else "nin_jax"
+    kind = f"textbook, given its {row['textbook']}" if row["textbook"] else "nin_jax"
     title = f"{row['config']}, {row['precision']}, batch {row['batch_size']}, {kind}, {row['target']}: {ESTIMATE}"
     console.table(title, [f"of an {row['what']}, on each device", ""], lines)
     print(json.dumps(row))
@@ -283,8 +284,9 @@ def of_command_line(argv: list[str]) -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--updates", type=int, default=DISPATCH)
-    for switch in ("--evaluation", "--textbook", "--record"):
+    for switch in ("--evaluation", "--record"):
         parser.add_argument(switch, action="store_true")
+    parser.add_argument("--textbook", nargs="?", const="batch", default="", choices=("batch", "data"))
     parser.add_argument("--hlo", type=Path)
     args, flags = parser.parse_known_args(argv)
     if args.updates < 1:
@@ -310,7 +312,7 @@ def of_command_line(argv: list[str]) -> None:
         measure.save("accelerators", [*kept[:place], row, *kept[place + 1 :]])
 
 
-# Target, images of a batch, further flags; each for our network and for the textbook's.
+# Target, images of a batch, further flags; each for our network and for the textbook's, an update also with its data.
 RECORDED = (
     ("cuda:h100:1x1x1", 1024, ""),
     ("tpu:v5e:2x2", 4096, ""),
@@ -333,7 +335,8 @@ SCALED = (
 
 def main() -> None:
     """CIFAR-10's network, in bfloat16 unless said otherwise, each row in a process of its own."""
-    pairs = [(*row, kind) for row in RECORDED for kind in ("", "--textbook")]
+    kinds = "", "--textbook", "--textbook=data"
+    pairs = [(*row, kind) for row in RECORDED for kind in (kinds[:2] if row[2] else kinds)]
     for target, batch, flag, kind in [*pairs, *((*row, "", "") for row in SCALED)]:
         flags = [f"--target={target}", f"--batch_size={batch}", "--config=experiments/cifar10.py", "--record"]
         flags += ["--config.precision=bfloat16", *filter(None, (flag, kind))]

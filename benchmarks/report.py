@@ -207,7 +207,7 @@ def small_parts() -> str:
         (r["batch_size"] // scaling.devices(r), r)
         for r in rows("accelerators")
         if r["target"].startswith("tpu:v5e")
-        and (r["what"], r["precision"], r["textbook"]) == ("update", "bfloat16", False)
+        and (r["what"], r["precision"], r["textbook"]) == ("update", "bfloat16", "")
     ]
     lines = []
     for images, r in sorted(found, key=lambda one: (-one[0], one[1]["target"])):
@@ -280,10 +280,10 @@ def accelerators() -> str:
     """What compilers say of an update or an evaluation on accelerators; in brackets, as a part of the textbook's."""
     recorded = measure.read("accelerators")
     keys, lines = ("target", "what", "precision", "batch_size"), []
-    theirs = {tuple(r[key] for key in keys): r["update"] for r in recorded["rows"] if r["textbook"]}
+    theirs = {tuple(r[key] for key in keys): r["update"] for r in recorded["rows"] if r["textbook"] == "batch"}
     for r in recorded["rows"]:
         update, devices = r["update"], scaling.devices(r)
-        textbook = None if r["textbook"] else theirs.get(tuple(r[key] for key in keys))
+        textbook = None if r["textbook"] == "batch" else theirs.get(tuple(r[key] for key in keys))
         shown = {}
         for key, form in (("bytes", "{:.2f}"), ("cycles", "{:.1f}")):
             scale = 1e9 if key == "bytes" else 1e6
@@ -296,7 +296,7 @@ def accelerators() -> str:
             [
                 *(r[key] for key in keys[:3]),
                 f"{r['batch_size'] // devices:,}",
-                "textbook" if r["textbook"] else "nin_jax",
+                {"": "nin_jax", "batch": "textbook", "data": "textbook with data"}[r["textbook"]],
                 shown["bytes"],
                 update["kernels"],
                 f"{r['temporaries'] / 1e6:,.0f}",

@@ -205,7 +205,7 @@ def test_every_kind_of_network_of_a_recipe_makes_two_updates(config: str, monkey
     state = replicate(jax.jit(lambda s: init_state(recipe, s, run.info.image_shape))(seed), mesh)
     before = jax.tree.map(np.asarray, state.params)
     source = memory.Shuffled(
-        replicate(memory.Arrays(images.reshape(64, -1), labels), mesh), run.info.image_shape, 2, 0, mesh
+        replicate(memory.Arrays(memory.flat(images), labels), mesh), run.info.image_shape, 2, 0, mesh
     )
     arguments = (source.at(0), stats, seed, replicate(np.int32(1), mesh))
     update = compile_replicas(train_steps(recipe, source.draw), (state, *arguments), mesh, run.config.mapper)

@@ -16,11 +16,14 @@ from nin_jax.data.source import Batch
 from nin_jax.devices.mesh import replicate, replicated_like, shard_of_batch
 from nin_jax.devices.replicas import steps_per_dispatch
 
+ROW = 128  # numbers: a row of a TPU's memory tiles
+
 
 class Arrays(NamedTuple):
-    """A split: `image` uint8 `[N, H * W * C]`, `label` int32 `[N]` or `[N, K]`; in training also the epoch's `order`, int32 `[N]`.
+    """A split: `image` uint8 `[N, R]`, `label` int32 `[N]` or `[N, K]`; in training also the epoch's `order`, int32 `[N]`.
 
-    Images are flat, so that a batch can be gathered from them as they lie: a TPU would first copy all of `[N, H, W, C]`.
+    Images are flat, with zeros after their H * W * C numbers up to R, a multiple of `ROW`, so that a batch can be gathered
+    from them as they lie: a TPU would first copy all of `[N, H, W, C]`, or of MNIST's `[N, 784]`.
     """
 
     image: jax.Array
@@ -62,7 +65,7 @@ class Shuffled:
     def draw(self, data: Arrays, step: jax.Array) -> Batch:
         """A replica's part of the batch of update `step`."""
         rows = shard_of_batch(batch_indices(data.order, step, self.batch_size))
-        return Batch(data.image[rows].reshape(-1, *self.shape), data.label[rows])
+        return Batch(_images(data, rows, self.shape), data.label[rows])
 
     def close(self) -> None:
         """Nothing is open."""
@@ -96,7 +99,24 @@ class InOrder:
         """A replica's part of batch `number`, one view of each image."""
         index, weight = eval_indices(number, data.label.shape[0], self.batch_size)
         index, weight = shard_of_batch(index), shard_of_batch(weight)
-        return Batch(data.image[index].reshape(-1, 1, *self.shape), data.label[index], weight)
+        return Batch(_images(data, index, self.shape)[:, None], data.label[index], weight)
+
+
+def row(shape: tuple[int, int, int]) -> int:
+    """How many numbers `Arrays` has of an image."""
+    return -(-math.prod(shape) // ROW) * ROW
+
+
+def flat(images: np.ndarray) -> np.ndarray:
+    """Images uint8 `[N, H, W, C]` as `Arrays` has them; a copy only where zeros are needed."""
+    rows = images.reshape(len(images), -1)
+    more = row(images.shape[1:]) - rows.shape[1]
+    return np.pad(rows, ((0, 0), (0, more))) if more else rows
+
+
+def _images(data: Arrays, rows: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """Some images of a split, uint8 `[B, H, W, C]`."""
+    return data.image[rows][:, : math.prod(shape)].reshape(-1, *shape)
 
 
 @functools.lru_cache(2)

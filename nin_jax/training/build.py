@@ -127,7 +127,7 @@ class Run:
 
     def on_devices(self, split: Split) -> memory.Arrays:
         """A copy of the split on every device."""
-        image: Any = np.asarray(split[0]).reshape(len(split[0]), -1)  # on its way to being the jax.Array of Arrays
+        image: Any = memory.flat(np.asarray(split[0]))  # on its way to being the jax.Array of Arrays
         label: Any = split[1]
         return replicate(memory.Arrays(image, label), self.mesh)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from nin_jax.console import table
+from nin_jax.data import memory
 from nin_jax.layers import portable
 from nin_jax.training.build import Run
 
@@ -61,7 +62,7 @@ def describe(run: Run, *, as_json: bool = False) -> dict[str, Any]:
         "parameters": count,
         "multiply_adds_per_image": macs,
         "flops_per_image": 2 * macs,
-        "data_bytes": 0 if run.info.streamed else examples * math.prod(shape),
+        "data_bytes": 0 if run.info.streamed else examples * memory.row(shape),
         "state_bytes": count * 4 * (4 if run.config.optimizer.average else 3),
         "activation_bytes": activations,
     }

@@ -60,9 +60,10 @@ def pack(
                         f"{path} has {array.nbytes / 1e6:.1f} MB, more than the network; --whitening writes "
                         f"{array.nbytes / 4e6:.1f} MB, or train with preprocess=(\"mean(per='channel')\", 'scale()')"
                     )
-                if array.ndim != 2 or not np.array_equal(array, array.T):
+                square = array.reshape(len(array), -1)
+                if not np.array_equal(square, square.T):
                     raise UserError(f"{path} {list(array.shape)} is no symmetric matrix, and too large")
-                path, array = path + UPPER, array[np.triu_indices(len(array))].astype(np.float16)
+                path, array = path + UPPER, square[np.triu_indices(len(square))].astype(np.float16)
             tensors[path] = array
     if bad := [path for path, array in tensors.items() if not np.isfinite(array).all()]:
         raise UserError(f"{bad[0]} has numbers that are not finite, or too large for float16")

@@ -63,7 +63,7 @@ def recipe(batch_size: int = 16, plateau_epochs: int = 0, modern: bool = False) 
 def pictures(split: str):
     """Arrays and the preprocessing fitted on them. 64 training pictures are 4 batches: 5 updates reach a new epoch."""
     images, labels = synthetic.load(split)
-    return memory.Arrays(images.reshape(len(images), -1), labels), fitted.fit(recipe().preprocess, images)
+    return memory.Arrays(memory.flat(images), labels), fitted.fit(recipe().preprocess, images)
 
 
 def batches(m) -> tuple[memory.Shuffled, fitted.Stats]:

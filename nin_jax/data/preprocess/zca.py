@@ -22,7 +22,8 @@ def fit(images: np.ndarray, *, eps: float = 0.1) -> dict[str, np.ndarray]:
       eps: added to every eigenvalue.
 
     Returns:
-      "mean" float32 `[H, W, C]` and "matrix" float32 `[D, D]`, symmetric.
+      "mean" float32 `[H, W, C]` and "matrix" float32 `[D, H, W, C]`, symmetric as `[D, D]`: a TPU would bring that into
+      the order of an image in every update.
     """
     flat = images.reshape(len(images), -1)
     mean = flat.mean(axis=0, dtype=np.float64)
@@ -42,7 +43,8 @@ def fit(images: np.ndarray, *, eps: float = 0.1) -> dict[str, np.ndarray]:
         covariance[np.diag_indices_from(covariance)] += eps
         e, v = scipy.linalg.eigh(covariance, overwrite_a=True, check_finite=True, driver="evd")
         matrix = (v * _inverse_root(e, e[-1])) @ v.T
-    return {"mean": mean.astype(np.float32).reshape(images.shape[1:]), "matrix": matrix.astype(np.float32)}
+    learned = {"mean": mean, "matrix": matrix}
+    return {name: a.astype(np.float32).reshape(*a.shape[1:], *images.shape[1:]) for name, a in learned.items()}
 
 
 def _inverse_root(e: np.ndarray | float, largest: float) -> np.ndarray:
@@ -54,4 +56,5 @@ def apply(stats: dict[str, jax.Array], images: jax.Array, *, eps: float = 0.1) -
     """Whitens images: (x - m) P. float32 `[B, H, W, C]` in and out."""
     del eps
     flat = (images - stats["mean"][None]).reshape(images.shape[0], -1)
-    return jnp.dot(flat, stats["matrix"], precision=jax.lax.Precision.HIGHEST).reshape(images.shape)
+    matrix = stats["matrix"].reshape(-1, *images.shape[1:])  # files may hold it as [D, D]
+    return jnp.tensordot(flat, matrix, 1, precision=jax.lax.Precision.HIGHEST)

@@ -60,7 +60,7 @@ def test_the_whitened_covariance_is_c_over_c_plus_eps(eps):
 
 
 def test_the_matrix_is_symmetric():
-    matrix = zca.fit(pictures(200, 4, 4, 3))["matrix"]
+    matrix = zca.fit(pictures(200, 4, 4, 3))["matrix"].reshape(48, 48)
     np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=1e-5 * np.abs(matrix).max())
 
 

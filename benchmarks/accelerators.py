@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -241,15 +241,14 @@ def compiler(target: str) -> str:
 
 
 @functools.cache
-def alone() -> IO[str]:
+def alone() -> int:
     """Waits until no other process of this command has libtpu, of which a machine runs one at a time.
 
-    The lock is kept until this process ends, as long as libtpu keeps its own.
+    The lock is a descriptor that only the end of the process closes: a file of Python's would be closed before libtpu is.
     """
-    # "w" would empty what a link points to
-    file = open(Path(tempfile.gettempdir()) / "nin_jax-libtpu.lock", "a")  # noqa: SIM115
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+    lock = os.open(Path(tempfile.gettempdir()) / "nin_jax-libtpu.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def show(row: dict[str, Any]) -> None:

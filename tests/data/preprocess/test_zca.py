@@ -47,6 +47,8 @@ def test_equals_the_formula(n, shape, eps):
     result = zca.apply(stats, jnp.asarray(test), eps=eps)
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     assert {name: a.dtype for name, a in stats.items()} == {"mean": np.float32, "matrix": np.float32}
+    older = stats | {"matrix": stats["matrix"].reshape(len(stats["matrix"]), -1)}
+    np.testing.assert_array_equal(zca.apply(older, jnp.asarray(test), eps=eps), result)
 
 
 @pytest.mark.parametrize("eps", [0.1, 1.0])

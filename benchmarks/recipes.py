@@ -58,8 +58,8 @@ SAME += ("precision", "rollback_factor", "deviations", "class_map_bias")
 
 
 def narrowed(value: Any) -> Any:
-    """Lists of numbers of maps, with at most `MAPS`."""
-    return [narrowed(one) for one in value] if isinstance(value, list) else min(value, MAPS)
+    """Numbers of maps, in lists of lists, with at most `MAPS`, as tuples."""
+    return tuple(narrowed(one) for one in value) if isinstance(value, list) else min(value, MAPS)
 
 
 def _outline(value: Any) -> Any:
@@ -90,9 +90,7 @@ def compiled(target: str, name: str, folder: str) -> dict[str, Any]:
     plain = tables.recipes()[name]
     flags = [f"--config={name}", f"--config.batch_size={BATCH}", "--config.precision=bfloat16"]
     if "widths" in plain["model"]:
-        flags.append(
-            f"--config.model.widths={narrowed(plain['model']['widths'])!r}".replace("[", "(").replace("]", ",)")
-        )
+        flags.append(f"--config.model.widths={narrowed(plain['model']['widths'])}")
     if where := {"folder": folder, "voc": os.environ.get("NIN_JAX_VOC")}.get(plain["dataset"].split("(")[0]):
         flags.append(f"--config.data_dir={where}")
     began = time.process_time()

@@ -34,27 +34,21 @@ from nin_jax.runs import provenance
 
 BATCH, MAPS = 8, 16
 # Keys with which an update's program has the same operations.
-SAME = (
-    "seed",
-    "data_dir",
-    "train_split",
-    "eval_split",
-    "epochs",
-    "eval_every_epochs",
-    "checkpoint_every_epochs",
-    "keep",
-)
-SAME += (
-    "eval",
-    "eval_batch_size",
-    "bad_records",
-    "batch_size",
-    "watchdog_seconds",
-    "init_from",
-    "workers",
-    "rollbacks",
-)
-SAME += ("precision", "rollback_factor", "deviations", "class_map_bias")
+SAME = {
+    *(
+        "seed",
+        "data_dir",
+        "train_split",
+        "eval_split",
+        "eval",
+        "eval_batch_size",
+        "bad_records",
+        "batch_size",
+        "epochs",
+    ),
+    *("eval_every_epochs", "checkpoint_every_epochs", "keep", "watchdog_seconds", "init_from", "workers", "rollbacks"),
+    *("precision", "rollback_factor", "deviations", "class_map_bias"),
+}
 
 
 def narrowed(value: Any) -> Any:

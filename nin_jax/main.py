@@ -106,7 +106,10 @@ def parse(argv: Sequence[str]) -> Command:
     if len(left) > 1:
         raise UserError(f"argument {left[1]!r} is not a flag; write --config.KEY=VALUE")
     if values.mode == "train" and _is_network(file):
-        raise UserError(f"--config={file}: a trained network has no run to resume; --mode=eval evaluates it")
+        raise UserError(
+            f"--config={file} is a trained network and has no run to resume; --mode=eval evaluates it, and a run with "
+            f"--config.init_from={file} starts from its weights"
+        )
     default = str(file) if file.is_dir() else default_directory(file, argument)
     workdir = local_directory("--workdir", default if values.workdir in (None, "None") else values.workdir)
     ensemble = tuple(local_directory("--ensemble", directory) for directory in values.ensemble)
@@ -235,7 +238,7 @@ def find(value: str, known: Mapping[str, Path] | None = None) -> tuple[Path, str
       value: FILE or FILE:ARG.
       known: the experiments of the project by name; None: those that train a network.
     """
-    if known is None and (network := pretrained.find(value)):
+    if known is None and (network := pretrained.find_unless_run(value)):
         return network.folder, None
     text, colon, argument = value.partition(":")
     file = Path(os.path.expanduser(text))
@@ -243,7 +246,7 @@ def find(value: str, known: Mapping[str, Path] | None = None) -> tuple[Path, str
         runs, known = (True, config_lib.experiments()) if known is None else (False, known)
         name = text.removeprefix("experiments/").removesuffix(".py")
         if name not in known:
-            if runs and not colon and (file / "config.json").is_file():
+            if runs and not colon and os.path.isfile(file / "config.json"):
                 return file, None
             choices = [*known, *(pretrained.names() if runs else ())]
             raise UserError(f"--config={value}: no such file; {nearest(name, choices)}")

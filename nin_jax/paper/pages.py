@@ -85,9 +85,13 @@ def commits(rows: Sequence[Mapping[str, str]]) -> str:
 
 def kept(rows: Sequence[Mapping[str, str]]) -> str:
     """The network of the package that one of the runs has trained, and the error of its file; "" if there is none."""
-    facts = (json.loads((pretrained.FOLDER / name / pretrained.CONFIG).read_text()) for name in pretrained.names())
-    same = (f for f in facts if any(all(str(f["trained"][key]) == row[key] for key in SAME) for row in rows))
-    return ", ".join(f"{f['error_pct']:.2f} (`{f['name']}`)" for f in same)
+    facts = [json.loads((pretrained.FOLDER / name / pretrained.CONFIG).read_text()) for name in pretrained.names()]
+
+    def trained(f: Mapping[str, Any], row: Mapping[str, str]) -> bool:
+        recipe = command(row["config"], row["overrides"]).strip("`")
+        return f["recipe"] == recipe and all(str(f["trained"][key]) == row[key] for key in SAME)
+
+    return ", ".join(f"{f['error_pct']:.2f} (`{f['name']}`)" for f in facts if any(trained(f, row) for row in rows))
 
 
 def command(config: str, overrides: str = "") -> str:

@@ -123,10 +123,12 @@ def evaluate_run(
 
 
 class _Trained(NamedTuple):
-    """What is evaluated: a run directory or the folder of a trained network, its plain config, and its facts.
+    """What is evaluated: a run directory, or the folder or name of a trained network.
 
     Attributes:
-      network: that of the folder; None for a run directory.
+      config: its plain config.
+      info: facts of the data set that it was trained on; None where no checkpoint notes them.
+      network: None for a run directory.
     """
 
     directory: Path
@@ -137,7 +139,7 @@ class _Trained(NamedTuple):
 
 def _trained(directory: Path) -> _Trained:
     """Raises `UserError` where there is nothing."""
-    if found := pretrained.find(str(directory)):
+    if found := pretrained.find_unless_run(str(directory)):
         network = safetensors.read(*found)
         return _Trained(directory, config_lib.to_dict(network.config), network.info, network)
     plain = processes.from_first(functools.partial(_config, directory))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,9 +51,15 @@ def find(name: str) -> Source | None:
         return Source(FOLDER / name, known[name])
     if name.startswith(HUB):
         return Source(_downloaded(name), None)
-    folder = Path(name).expanduser()
-    mine = folder.resolve().parent == FOLDER
-    return Source(folder, known.get(folder.name) if mine else None) if (folder / WEIGHTS).is_file() else None
+    folder = Path(os.path.expanduser(name))
+    if not os.path.isfile(folder / WEIGHTS):  # False for names that no file can have, too
+        return None
+    return Source(folder, known.get(folder.name) if folder.resolve().parent == FOLDER else None)
+
+
+def find_unless_run(name: str) -> Source | None:
+    """The same where `name` may also be a run directory, which comes first: it may be called like a network."""
+    return None if os.path.isdir(Path(os.path.expanduser(name)) / "checkpoints") else find(name)
 
 
 def config(folder: Path) -> ConfigDict:

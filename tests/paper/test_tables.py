@@ -127,7 +127,7 @@ def test_a_run_that_trained_a_network_of_the_package_names_it() -> None:
     other = trained | {"value": "0.8", "seed": "1"}
     (cells,) = lines(tables.tables([other, trained])["Measured here"], "experiments/digits.py")
     assert cells[7] == "0.56 (`nin.digits`)"
-    assert pages.kept([other]) == ""
+    assert pages.kept([other]) == pages.kept([trained | {"config": "experiments/mnist.py"}]) == ""
 
 
 def test_a_run_in_bfloat16_stands_for_its_recipe_and_says_so(tmp_path: Path) -> None:

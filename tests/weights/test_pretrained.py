@@ -53,7 +53,7 @@ def test_a_network_can_be_evaluated_again_by_anyone(folder, capsys):
     assert evaluated(capsys, f"--config={folder}", "--config.eval_batch_size=48") == stated
     assert evaluated(capsys, "--config=digits", f"--ensemble={folder},{FOLDER / 'nin.digits'}") == stated
     for words, said in (
-        (["--config=nin.digits"], "a trained network has no run to resume; --mode=eval evaluates it"),
+        (["--config=nin.digits"], "is a trained network and has no run to resume; --mode=eval evaluates it"),
         (["--config=nin.digit", "--mode=eval"], "no such file; did you mean 'nin.digits'?"),
         (["--config=nin.digits", "--mode=eval", "--config.model.widths=((8,),(4,))"], "its config says"),
     ):
@@ -62,6 +62,22 @@ def test_a_network_can_be_evaluated_again_by_anyone(folder, capsys):
     (folder / CONFIG).write_text("{}")
     with pytest.raises(UserError, match="is not the folder of a network"):
         main.parse(["nin_jax", f"--config={folder}", "--mode=eval"])
+
+
+def test_a_run_directory_that_is_called_like_a_network_is_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.find_unless_run("nin.digits") == pretrained.find("nin.digits")
+    (tmp_path / "nin.digits" / "checkpoints").mkdir(parents=True)
+    assert pretrained.find_unless_run("nin.digits") is None
+    (tmp_path / "nin.digits" / "config.json").write_text("{}")
+    assert main.find("nin.digits") == (Path("nin.digits"), None)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "a\0b"])
+def test_a_name_that_no_file_can_have_is_no_network(name):
+    assert pretrained.find(name) is None
+    with pytest.raises(UserError, match="no such file"):
+        main.find(name)
 
 
 def test_every_network_is_listed_and_says_the_same_everywhere():

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from nin_jax.layers import by_platform
+
 PER_IMAGE = False
 
 
@@ -22,8 +24,8 @@ def fit(images: np.ndarray, *, eps: float = 0.1) -> dict[str, np.ndarray]:
       eps: added to every eigenvalue.
 
     Returns:
-      "mean" float32 `[H, W, C]` and "matrix" float32 `[D, H, W, C]`, symmetric as `[D, D]`: a TPU would bring that into
-      the order of an image in every update.
+      "mean" float32 `[H, W, C]` and "matrix" float32 `[D, H, W, C]`, symmetric as `[D, D]`, which a TPU would bring
+      into the order of an image in every update.
     """
     flat = images.reshape(len(images), -1)
     mean = flat.mean(axis=0, dtype=np.float64)
@@ -55,6 +57,16 @@ def _inverse_root(e: np.ndarray | float, largest: float) -> np.ndarray:
 def apply(stats: dict[str, jax.Array], images: jax.Array, *, eps: float = 0.1) -> jax.Array:
     """Whitens images: (x - m) P. float32 `[B, H, W, C]` in and out."""
     del eps
-    flat = (images - stats["mean"][None]).reshape(images.shape[0], -1)
-    matrix = stats["matrix"].reshape(-1, *images.shape[1:])  # files may hold it as [D, D]
-    return jnp.tensordot(flat, matrix, 1, precision=jax.lax.Precision.HIGHEST)
+    return by_platform(images - stats["mean"][None], stats["matrix"], default=product, tpu=product_on_tpu)
+
+
+def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x P of `x [B, H, W, C]`, at the highest precision."""
+    flat = x.reshape(x.shape[0], -1)
+    return jnp.dot(flat, matrix.reshape(flat.shape[1], -1), precision=jax.lax.Precision.HIGHEST).reshape(x.shape)
+
+
+def product_on_tpu(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """The same, with a matrix that keeps the order in which it lies there. A CPU would take longer for an update so."""
+    in_order = matrix.reshape(-1, *x.shape[1:])  # files may hold it as [D, D]
+    return jnp.tensordot(x.reshape(x.shape[0], -1), in_order, 1, precision=jax.lax.Precision.HIGHEST)

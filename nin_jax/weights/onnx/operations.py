@@ -101,13 +101,6 @@ def product(graph: Graph, value: Value) -> str:
     if (name := patterns.linear(graph, value)) is not None:
         return name
     (contracted, batched), sides = value.params["dimension_numbers"], []
-    x, kernel = value.inputs
-    if kernel.number is not None and len(x.shape) == 2 and (contracted, batched) == (((1,), (0,)), ((), ())):
-        matrix = graph.tensor(kernel.number.reshape(len(kernel.number), -1), kernel.name)  # rows become maps
-        rows = graph.add("MatMul", [graph.plain(x), matrix], value.name)
-        return _from_plain(
-            graph, graph.add("Reshape", [rows, _ints(graph, [-1, *kernel.shape[1:]])], value.name), value
-        )
     for operand, ours, shared, last in zip(value.inputs, contracted, batched, (True, False), strict=True):
         free = [axis for axis in range(len(operand.shape)) if axis not in (*ours, *shared)]
         if len(free) != 1 or len(ours) != 1:

@@ -80,3 +80,9 @@ def test_fits_what_a_data_set_holds():
     a, b = zca.fit(train), zca.fit(train.astype(np.float32))
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_the_form_for_a_tpu_gives_the_same():
+    train = pictures(200, 4, 5, 3)
+    matrix = zca.fit(train)["matrix"]
+    np.testing.assert_allclose(zca.product_on_tpu(train, matrix), zca.product(train, matrix), rtol=1e-5, atol=1e-5)

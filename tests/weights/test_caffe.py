@@ -709,7 +709,7 @@ def test_the_authors_network_gives_their_number(tmp_path: Path, clean_env: dict[
     flat -= flat.mean(1, keepdims=True)
     flat *= 55 / np.linalg.norm(flat, axis=1, keepdims=True)
     with np.load(start / "preprocess.npz") as stats:
-        flat = (flat - stats["1/mean"].ravel()) @ stats["1/matrix"]
+        flat = (flat - stats["1/mean"].ravel()) @ stats["1/matrix"].reshape(3072, 3072)
     run = nin_jax.load_run(str(start))
     theirs = torch_logits(run.params, flat.reshape(images.shape).astype(np.float32))
     ours = run.logits(images)

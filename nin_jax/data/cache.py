@@ -1,14 +1,15 @@
-"""The memory-mapped cache of decoded data sets."""
+"""The cache of decoded data sets, which are memory-mapped."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,28 @@ def cache_dir() -> Path:
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "nin_jax"
 
 
+def entry_of(name: str, facts: Sequence[Any]) -> Path:
+    """The folder in the cache of what is made from these `facts`, named after `name` and their hash."""
+    return cache_dir() / f"{name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def filling(entry: Path) -> Iterator[Path]:
+    """A new folder, to be filled inside the `with`: complete, it becomes `entry`, unless another process was first."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}-"))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        try:
+            scratch.rename(entry)
+        except OSError:
+            if not entry.exists():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def cached(
     name: str,
     facts: Sequence[Any],
@@ -32,11 +55,9 @@ def cached(
 ) -> Split:
     """The two arrays that `make` returned for these `facts`, the first memory-mapped; made if missing or broken.
 
-    A cache entry is a folder named after `name` and a hash of `facts` with a file for each of `parts` and their checksums.
-    It is written under another name and renamed when complete, so half an entry is never read.
+    Its entry has a file for each of `parts` and their checksums.
     """
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    entry = cache_dir() / f"{name}-{digest}"
+    entry = entry_of(name, facts)
     if entry.exists():
         try:
             return _read(entry, parts)
@@ -47,21 +68,11 @@ def cached(
             shutil.rmtree(entry, ignore_errors=True)
     arrays = make()
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{name}-"))
-        try:
+        with filling(entry) as scratch:
             checksums = {part: _checksum(array) for part, array in zip(parts, arrays, strict=True)}
             for part, array in zip(parts, arrays, strict=True):
                 np.save(scratch / f"{part}.npy", array, allow_pickle=False)
             (scratch / "checksums.json").write_text(json.dumps(checksums))
-            scratch.chmod(0o755)
-            try:
-                scratch.rename(entry)
-            except OSError:
-                if not entry.exists():  # else another process was first, with the same data
-                    raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise StorageFailed(f"cannot cache the decoded data set in {entry.parent} (XDG_CACHE_HOME): {error}") from error
     try:

@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,9 +65,9 @@ def find(root: Path) -> Found:
     """
     left_out: Counter[str] = Counter()
     tops = _tops(root)
-    if root not in tops.values():
-        _count_loose(root, left_out)
-    folders = {split: _classes(top, left_out) for split, top in tops.items()}
+    for top in dict.fromkeys((root, *tops.values())):
+        _count_loose(top, left_out)
+    folders = {split: _folders(top) for split, top in tops.items()}
     classes = sorted({name for of_split in folders.values() for name in of_split})
     _check_classes(root, folders, classes)
     taken = {_identity(path) for path in (*root.resolve().parents, root, *tops.values())}
@@ -120,7 +120,7 @@ def _tops(root: Path) -> dict[str, Path]:
     others = [path.name for name, path in folders.items() if name.casefold() not in SPLITS]
     if others:
         raise UserError(
-            f"data_dir={root}: {_listed(p.name for p in splits)} would be splits, but {_listed(others)} beside them would "
+            f"data_dir={root}: {', '.join(p.name for p in splits)} would be splits, but {', '.join(others)} beside them would "
             "not; if they are all classes, rename what is called like a split, else move the others away"
         )
     tops: dict[str, Path] = {}
@@ -131,7 +131,7 @@ def _tops(root: Path) -> dict[str, Path]:
         tops[split] = path
         inside = _folders(path)
         if all(name.casefold() in SPLITS for name in inside):
-            held = f"the folders {_listed(inside)}" if inside else "no class folders"
+            held = f"the folders {', '.join(inside)}" if inside else "no class folders"
             raise UserError(
                 f"data_dir={root}: {path.name} would be a split, but holds {held}; if it is a class, rename it, such as "
                 f"{path.name}_"
@@ -160,12 +160,6 @@ def _count_loose(top: Path, left_out: Counter[str]) -> None:
             left_out["in no class folder"] += 1
 
 
-def _classes(top: Path, left_out: Counter[str]) -> dict[str, Path]:
-    """The class folders of a split."""
-    _count_loose(top, left_out)
-    return _folders(top)
-
-
 def _check_classes(root: Path, folders: dict[str, dict[str, Path]], classes: Sequence[str]) -> None:
     if len(classes) < 2:
         raise UserError(f"data_dir={root}: {len(classes)} class folders found, at least 2 are needed")
@@ -183,7 +177,7 @@ def _check_classes(root: Path, folders: dict[str, dict[str, Path]], classes: Seq
         unknown = sorted(of_split.keys() - folders.get("train", of_split).keys())
         if unknown:
             raise UserError(
-                f"data_dir={root}: the split {split!r} has classes that are not in train: {_listed(unknown)}"
+                f"data_dir={root}: the split {split!r} has classes that are not in train: {', '.join(unknown)}"
             )
 
 
@@ -306,7 +300,3 @@ def _mixed(entries: Sequence[Entry], root: Path) -> list[Entry]:
         for i, entry in enumerate(of_class)
     ]
     return [entry for *_, entry in sorted(placed, key=lambda item: item[:2])]
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -21,43 +21,14 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # those of TFDS's layout: WebP is the smaller
 # Those of a user's own files. All are told by their first bytes, and none makes Pillow start another program, as EPS does.
 FOLDER_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 SUFFIXES = {
-    *(
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".mpo",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".ico",
-    ),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+    *(".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
 }
 LIKE_PICTURES = {  # what else cameras, phones and drawing programs write
-    *(
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jxl",
-        ".svg",
-        ".svgz",
-        ".psd",
-        ".xcf",
-        ".tga",
-        ".pcx",
-        ".eps",
-        ".dds",
-        ".exr",
-        ".hdr",
-    ),
+    *(".heic", ".heif", ".hif", ".jxl", ".svg", ".svgz", ".psd", ".xcf", ".tga", ".pcx", ".eps", ".dds", ".exr"),
+    *(".hdr", ".pfm", ".dcm", ".fits", ".emf", ".wmf", ".xpm", ".xbm", ".qoi", ".icns", ".avifs"),
     *(".dng", ".raw", ".arw", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"),
-    *(".3fr", ".iiq", ".dcm", ".fits", ".pfm", ".emf", ".wmf", ".xpm", ".xbm", ".qoi", ".icns", ".avifs"),
+    *(".3fr", ".iiq"),
 }
 BEGINNINGS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|....ftyp(avif|heic|heix|mif1)", re.DOTALL
@@ -115,6 +86,11 @@ def open_picture(source: Path | bytes, formats: tuple[str, ...] = FORMATS, *, pi
         raise Unreadable(reason(error)) from error
 
 
+def to_picture(image: np.ndarray) -> Image.Image:
+    """An image uint8 `[H, W, C]` as a picture; of grey ones, C is 1."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
 def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tuple[int, int, int]) -> np.ndarray:
     """A picture as a network sees it, uint8 `[H, W, C]` of that shape.
 
@@ -128,9 +104,14 @@ def to_image(picture: Image.Image, shape: tuple[int, int, int], background: tupl
 def upright(picture: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
     """A picture turned upright as its EXIF data say, grey (`channels` is 1) or red, green, blue (3).
 
-    It is laid on the background colour where it is transparent.
+    It is laid on the background colour where it is transparent. Raises `Unreadable`.
     """
-    upright = ImageOps.exif_transpose(picture)
+    try:
+        upright = ImageOps.exif_transpose(picture)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises anything on damaged EXIF data
+        raise Unreadable(reason(error)) from error
     if upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format == "PPM"):
         wide, clear = np.asarray(upright), upright.info.get("transparency")
         upright = Image.fromarray((wide >> 8).astype(np.uint8))  # convert would clip at 255

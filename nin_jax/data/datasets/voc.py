@@ -74,7 +74,8 @@ def load(
         listed = annotations.voc(root, name, facts.class_names)
         labels = np.stack([annotations.presence(a.labels, a.difficult, facts.classes) for a in listed])
         stats = [
-            (file, file.stat()) for file in (*(a.picture for a in listed), *filter(Path.is_file, [Path(proposals)]))
+            (file, file.stat())
+            for file in (*(a.picture for a in listed), *filter(Path.is_file, [Path(proposals).expanduser()]))
         ]
         changes = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
         make = functools.partial(_make, listed, labels, facts.image_shape, arguments, bad_records)

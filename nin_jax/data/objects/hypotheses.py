@@ -14,6 +14,7 @@ from PIL import Image
 
 from nin_jax.data.objects import proposals
 from nin_jax.data.objects.boxes import area, iou
+from nin_jax.data.pictures import to_picture
 from nin_jax.errors import UserError
 
 ELONGATED = 4.0  # a longer side in shorter ones: hypotheses above it are dropped
@@ -112,8 +113,7 @@ def _in_file(file: str) -> dict[str, np.ndarray]:
 
 def cut_out(image: np.ndarray, boxes: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
     """Boxes of a picture `[H, W, C]` as images of size x size, one below the other: `[N * size, size, C]`, bilinear."""
-    grey = image.shape[-1] == 1
-    picture = Image.fromarray(image[..., 0] if grey else image)
+    picture = to_picture(image)
     limits = np.array([picture.width, picture.height] * 2, np.float64)
     parts = [
         np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=tuple(np.clip(box, 0, limits))))

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from nin_jax.data.pictures import to_picture
+
 
 class Scene(NamedTuple):
     """A composed picture.
@@ -57,17 +59,12 @@ def scene(
         for _ in range(20):
             x, y = (int(v) for v in random.integers(0, side - size + 1, 2))
             if all(x >= b[2] or y >= b[3] or x + size <= b[0] or y + size <= b[1] for b in boxes):
-                canvas[y : y + size, x : x + size] = _scaled(images[chosen], size)
+                scaled = to_picture(images[chosen]).resize((size, size), Image.Resampling.BICUBIC)
+                canvas[y : y + size, x : x + size] = np.asarray(scaled).reshape(size, size, -1)
                 boxes.append((x, y, x + size, y + size))
                 kinds.append(int(labels[chosen]))
                 break
     return Scene(canvas, np.array(boxes, np.float64).reshape(-1, 4), np.array(kinds, np.int32))
-
-
-def _scaled(image: np.ndarray, size: int) -> np.ndarray:
-    grey = image.shape[-1] == 1
-    resized = Image.fromarray(image[..., 0] if grey else image).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(resized)[..., None] if grey else np.asarray(resized)
 
 
 def _ground(image: np.ndarray, side: int, random: np.random.Generator, block: int = 4) -> np.ndarray:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
-import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +10,7 @@ from typing import Any
 
 from nin_jax.console import track
 from nin_jax.data import tfds
-from nin_jax.data.cache import cache_dir
+from nin_jax.data.cache import entry_of, filling
 from nin_jax.data.objects.annotations import VOC_CLASSES
 from nin_jax.data.pictures import open_picture
 from nin_jax.errors import ExitError, UserError, one_line
@@ -34,25 +30,16 @@ def devkit(folder: Path) -> Path:
     if broken := [file for file, records in files.items() if not tfds.is_whole(file, records)]:
         raise UserError(f"{broken[0]} is missing or incomplete: prepare voc by TFDS with file_format='array_record'")
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    entry = cache_dir() / f"voc-devkit-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+    entry = entry_of("voc-devkit", facts)
     if entry.is_dir():
         return entry
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".voc-devkit-"))
     try:
-        _unpack(folder, scratch)
-        scratch.chmod(0o755)
-        try:
-            scratch.rename(entry)
-        except OSError:  # another process was first
-            if not entry.is_dir():
-                raise
+        with filling(entry) as scratch:
+            _unpack(folder, scratch)
     except (ExitError, OSError):
         raise
     except Exception as error:  # the reader is native code and raises anything on a damaged file
         raise UserError(f"{folder} cannot be read: {one_line(error)}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return entry
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,9 @@ def test_a_broken_devkit_is_named_in_one_line(tmp_path):
     Image.new("RGB", (41, 30)).save(root / "JPEGImages/2.png")
     with pytest.raises(UserError, match=r"2\.png .*it has 41 x 30 pixels, its annotation says \(40, 30\)"):
         voc.load("test", str(root))
+    Image.new("RGB", (40, 30)).save(root / "JPEGImages/2.png", exif=b"Exif\0\0no EXIF data")
+    with pytest.raises(UserError, match=r"2\.png is not a readable picture: not a TIFF file"):
+        voc.load("test", str(root))
     (root / "JPEGImages/2.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"2\.png is not a readable picture.*bad_records='skip'"):
         voc.load("test", str(root))
@@ -69,6 +73,17 @@ def test_a_broken_devkit_is_named_in_one_line(tmp_path):
     (root / "Annotations/2.xml").unlink()  # as of the test pictures of 2012
     with pytest.raises(UserError, match=r"2\.xml cannot be read"):
         voc.load("test", str(root))
+
+
+def test_another_file_of_proposals_is_another_entry_in_the_cache(tmp_path, monkeypatch):
+    """Also where its name begins with ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    root, entries = devkit(tmp_path / "VOC2007"), []
+    monkeypatch.setattr(voc, "cached", lambda name, facts, make: entries.append(facts) or make())
+    for boxes in ([[0, 0, 20, 30]], [[0, 0, 20, 30], [20, 0, 40, 30]]):
+        (tmp_path / "boxes.json").write_text(json.dumps({"2": boxes}))
+        voc.load("test", str(root), size=8, clusters=1, smallest=20.0, proposals="~/boxes.json")
+    assert entries[0] != entries[1]
 
 
 def test_scenes_have_the_labels_of_their_objects():

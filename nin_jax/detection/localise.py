@@ -13,6 +13,8 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
+from nin_jax.data.pictures import to_picture
+
 if TYPE_CHECKING:
     from nin_jax.training.predict import Predictor
 
@@ -44,9 +46,8 @@ def dense_maps(
     total = np.zeros((), np.float32)
     for factor in scales:
         size = max(1, round(width * factor)), max(1, round(height * factor))
-        grey = image.shape[-1] == 1
-        resized = Image.fromarray(image[..., 0] if grey else image).resize(size, Image.Resampling.BICUBIC)
-        seen = np.asarray(resized)[..., None] if grey else np.asarray(resized)
+        resized = to_picture(image).resize(size, Image.Resampling.BICUBIC)
+        seen = np.asarray(resized).reshape(resized.height, resized.width, -1)
         for view in (seen, seen[:, ::-1])[: 1 + flip]:
             found = _maps(predictor, view)[..., slice(None) if classes is None else list(classes)]
             total = total + _enlarged(found if view is seen else found[:, ::-1], height, width)

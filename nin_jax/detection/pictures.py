@@ -39,8 +39,8 @@ class Pictures:
       classes: names, by label.
     """
 
-    def __init__(self, config: Detection, classes: Sequence[str], listed: Sequence[Objects], files: Sequence[Path]):
-        self.config, self.classes, self.listed, self.files = config, tuple(classes), list(listed), list(files)
+    def __init__(self, classes: Sequence[str], listed: Sequence[Objects], files: Sequence[Path]):
+        self.classes, self.listed, self.files = tuple(classes), list(listed), list(files)
 
     def __len__(self) -> int:
         return len(self.listed)
@@ -72,31 +72,36 @@ class Scenes(Pictures):
         c = config.scenes
         dataset = registry.call("datasets", c.dataset)
         info = splits.facts(dataset, c.data_dir)
-        if info.streamed:
-            raise UserError(f"scenes.dataset={c.dataset}: must be a data set that fits in memory")
+        if info.streamed or info.multilabel:
+            raise UserError(
+                f"scenes.dataset={c.dataset}: must be a data set that fits in memory, with one label an image"
+            )
+        largest = round(info.image_shape[0] * max(c.smallest, c.largest))
+        if largest > c.side:
+            raise UserError(f"scenes.side={c.side}: objects of {c.dataset} have up to {largest} pixels a side")
         self.images, self.labels = _images(c.dataset, split, c.data_dir)
-        self.seed = config.seed
-        made = [self._scene(config, i) for i in range(count)]
+        self.config = config
+        made = [self._scene(i) for i in range(count)]
         listed = [
             Objects(f"{split}{i:05}", (c.side, c.side), s.boxes, s.labels, np.zeros(len(s.boxes), bool))
             for i, s in enumerate(made)
         ]
-        super().__init__(config, info.class_names or tuple(map(str, range(info.classes))), listed, ())
+        super().__init__(info.names, listed, ())
 
-    def _scene(self, config: Detection, number: int) -> Scene:
-        c = config.scenes
+    def _scene(self, number: int) -> Scene:
+        c = self.config.scenes
         return scene(
             self.images,
             self.labels,
             number,
-            seed=self.seed,
+            seed=self.config.seed,
             side=c.side,
             objects=(1, c.most_objects),
             scale=(c.smallest, c.largest),
         )
 
     def image(self, number: int) -> np.ndarray:
-        made = self._scene(self.config, number).image
+        made = self._scene(number).image
         return np.repeat(made, 3, axis=-1) if made.shape[-1] == 1 else made
 
 
@@ -136,7 +141,6 @@ def read(config: Detection) -> tuple[Pictures, Pictures]:
         raise UserError(f"{len(shared)} pictures are in both splits, such as {min(shared)}")
     train, test = (
         Pictures(
-            config,
             classes,
             [Objects(a.name, a.size, a.boxes, a.labels, a.difficult) for a in part],
             [a.picture for a in part],

@@ -151,6 +151,8 @@ def test_a_second_start_computes_what_is_missing_and_ends_with_the_same(done: tu
         (["--config.proposals.source=nowhere.json"], "nowhere.json"),
         (["--config.scenes.sides=9"], "sides"),
         (["--config.names=('5=six',)"], "names=5=six"),
+        (["--config.scenes.side=11"], "scenes.side=11: objects of digits have up to 12 pixels a side"),
+        (["--config.scenes.dataset=scenes(of='digits', side=24)"], "with one label an image"),
     ],
 )
 def test_mistakes_get_one_line(words: list[str], line: str, tmp_path: Path) -> None:

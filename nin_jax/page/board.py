@@ -131,18 +131,11 @@ def application(directories: Sequence[Path], hosts: Sequence[str], *, trust: boo
 
     networks = Networks(trust)
 
-    def answering(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        async def endpoint(request: Request) -> Response:
-            try:
-                if asyncio.iscoroutinefunction(answer):
-                    found = await answer(request)
-                else:  # it reads files
-                    found = await asyncio.to_thread(answer, request)
-            except Refused as error:
-                return JSONResponse({"error": str(error)}, error.status, HEADERS)
-            return found if isinstance(found, Response) else JSONResponse(found, headers=HEADERS)
+    def reply(content: Any) -> Response:
+        return JSONResponse(content, headers=HEADERS)
 
-        return endpoint
+    def refuse(request: Request, error: Any) -> Response:
+        return JSONResponse({"error": str(error)}, error.status, HEADERS)
 
     def of(request: Request) -> Path:
         """The directory of the run that an address names by its key, so no address leads elsewhere."""
@@ -155,20 +148,20 @@ def application(directories: Sequence[Path], hosts: Sequence[str], *, trust: boo
         name, kind = FILES[request.url.path]
         return Response((resources.files("nin_jax.page") / "board" / name).read_bytes(), 200, HEADERS, kind)
 
-    def runs(request: Request) -> Any:
-        return [run_files.overview(key, *found) for key, found in run_files.find(directories).items()]
+    def runs(request: Request) -> Response:
+        return reply([run_files.overview(key, *found) for key, found in run_files.find(directories).items()])
 
-    def rows(request: Request) -> Any:
+    def rows(request: Request) -> Response:
         found, mark, everything = run_files.rows(of(request), request.query_params.get("since", ""))
-        return {"rows": found, "mark": mark, "all": everything}
+        return reply({"rows": found, "mark": mark, "all": everything})
 
-    def config(request: Request) -> Any:
-        return run_files.flat_config(of(request))
+    def config(request: Request) -> Response:
+        return reply(run_files.flat_config(of(request)))
 
-    async def report(request: Request) -> Any:
-        return await networks.run(networks.report, await asyncio.to_thread(of, request))
+    async def report(request: Request) -> Response:
+        return reply(await networks.run(networks.report, await asyncio.to_thread(of, request)))
 
-    async def answer(request: Request) -> Any:
+    async def answer(request: Request) -> Response:
         # A page of another site cannot send this kind of content without asking first, and nobody answers that question.
         if not request.headers.get("content-type", "").startswith("image/"):
             raise Refused(415, "send a picture, with its type in Content-Type")
@@ -179,7 +172,7 @@ def application(directories: Sequence[Path], hosts: Sequence[str], *, trust: boo
             data += part
             if len(data) > MOST_BYTES:
                 raise Refused(413, f"at most {MOST_BYTES // 2**20} MiB")
-        return await networks.run(networks.answer, path, bytes(data))
+        return reply(await networks.run(networks.answer, path, bytes(data)))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -188,13 +181,14 @@ def application(directories: Sequence[Path], hosts: Sequence[str], *, trust: boo
 
     return Starlette(
         routes=[
-            *(Route(path, answering(file)) for path in FILES),
-            Route("/runs", answering(runs)),
-            Route("/runs/{key}/rows", answering(rows)),
-            Route("/runs/{key}/config", answering(config)),
-            Route("/runs/{key}/report", answering(report)),
-            Route("/runs/{key}/answer", answering(answer), methods=["POST"]),
+            *(Route(path, file) for path in FILES),
+            Route("/runs", runs),
+            Route("/runs/{key}/rows", rows),
+            Route("/runs/{key}/config", config),
+            Route("/runs/{key}/report", report),
+            Route("/runs/{key}/answer", answer, methods=["POST"]),
         ],
+        exception_handlers={Refused: refuse},
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
         lifespan=lifespan,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
+from nin_jax.data.pictures import to_picture
 from nin_jax.errors import UserError
 from nin_jax.training.build import Run
 from nin_jax.training.predict import Classifier
@@ -21,11 +22,16 @@ MOST_FILTERS = 256
 COLOUR = (213, 94, 0)  # of the evidence
 
 
-def png(pixels: np.ndarray) -> str:
+def png(pixels: np.ndarray, *, optimize: bool = False) -> str:
     """A data: address of an image uint8 `[H, W, C]`, C 1 (grey), 3 (colour) or 4 (with transparency)."""
     file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "png")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    to_picture(pixels).save(file, "png", optimize=optimize)
+    return address(file.getvalue())
+
+
+def address(content: bytes) -> str:
+    """A data: address of the content of a PNG file."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def tint(evidence: np.ndarray) -> str:
@@ -64,6 +70,8 @@ def report(classifier: Classifier) -> dict[str, Any]:
     split = run.load(run.config.eval_split)
     if not isinstance(split, tuple):
         raise UserError(f"{run.config.dataset} is streamed from disk: evaluate it with --mode=eval")
+    if run.info.multilabel:
+        raise UserError(f"{run.config.dataset} has several labels an image: evaluate it with --mode=eval")
     images, labels = (np.asarray(part[:MOST_EXAMPLES]) for part in split)
     logits = classifier.logits(images).astype(np.float64)
     logits -= logits.max(1, keepdims=True)

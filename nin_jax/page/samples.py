@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from nin_jax import data
 from nin_jax.errors import UserError
+from nin_jax.page.report import address, png
 from nin_jax.training.build import Run
 from nin_jax.training.predict import Classifier
 
@@ -26,29 +24,18 @@ def of(classifier: Classifier) -> list[dict[str, Any]]:
     """Test images of the classifier's data set as PNG files in data URLs ("image"), with their "label".
 
     Of a data set of which the package has none, the first of each of ten classes of the run's evaluation split; none where that
-    is not at hand, or is streamed.
+    is not at hand, is streamed, or has several labels an image.
     """
     config, info, names = classifier.config, classifier.info, classifier.class_names
     if info.name in FOLDERS:
         files = [(k, PACKAGED / FOLDERS[info.name] / f"{name}.png") for k, name in enumerate(names)]
-        return [{"image": _url(file.read_bytes()), "label": k} for k, file in files if file.exists()]
+        return [{"image": address(file.read_bytes()), "label": k} for k, file in files if file.exists()]
     try:
         split = Run(config, info).load(config.eval_split)
     except UserError:  # a page without samples is a page all the same
         return []
-    if not isinstance(split, tuple):
+    if not isinstance(split, tuple) or info.multilabel:
         return []
     images, labels = split
     first = sorted(np.unique(labels, return_index=True)[1].tolist())[:COUNT]
-    return [{"image": _url(_png(images[i])), "label": int(labels[i])} for i in first]
-
-
-def _png(image: np.ndarray) -> bytes:
-    """uint8 `[H, W, 1 or 3]` as a file."""
-    file = io.BytesIO()
-    Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(file, "png", optimize=True)
-    return file.getvalue()
-
-
-def _url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return [{"image": png(images[i], optimize=True), "label": int(labels[i])} for i in first]

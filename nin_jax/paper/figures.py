@@ -100,8 +100,8 @@ class Examples:
         predictor = load_run(workdir)
         run = Run(predictor.config, predictor.info)
         data = run.load(predictor.config.eval_split)
-        if not isinstance(data, tuple):
-            raise UserError(f"{workdir}: figures need a data set that fits in memory")
+        if not isinstance(data, tuple) or run.info.multilabel:
+            raise UserError(f"{workdir}: figures need a data set that fits in memory, with one label an image")
         images, truth = data
         self.classes = np.unique(truth)[: 2 * MOST_MAPS]
         self.images = np.stack([images[np.flatnonzero(truth == k)[0]] for k in self.classes])

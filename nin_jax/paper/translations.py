@@ -44,8 +44,8 @@ def errors(workdir: Path, count: int) -> dict[int, float]:
     run, variables = variables_of(workdir)
     stats, recipe = run.fitted(workdir, write=False), run.recipe(1)
     data = run.load(run.config.eval_split)
-    if not isinstance(data, tuple):
-        raise UserError(f"{workdir}: shifts are for data sets that fit in memory")
+    if not isinstance(data, tuple) or run.info.multilabel:
+        raise UserError(f"{workdir}: shifts are for data sets that fit in memory, with one label an image")
     images, truth = data[0][:count], data[1][:count]
     classify = jax.jit(lambda batch: predict(recipe, variables, stats, batch)[0].argmax(-1))
 

@@ -64,6 +64,8 @@ def publish(
         raise UserError(
             f"{workdir}: dataset {run.config.dataset} does not fit in memory, so its error is not measured here"
         )
+    if run.info.multilabel:
+        raise UserError(f"{workdir}: dataset {run.config.dataset} has several labels an image; a card says one error")
     split = run.load(run.config.eval_split)
     assert isinstance(split, tuple)
     tensors = pack(variables, stats, whitening=whitening)

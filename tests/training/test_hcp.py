@@ -16,8 +16,11 @@ import nin_jax
 from nin_jax import main, registry
 from nin_jax.data.preprocess import hypotheses as drawn
 from nin_jax.errors import Preempted, UserError
+from nin_jax.page import report, samples
+from nin_jax.paper import figures, translations
 from nin_jax.training import fusion
 from nin_jax.training.loop import Event, train
+from nin_jax.weights import publish
 
 TINY = "nin(kernels=(3, 3), widths=((4, 3), (6,)), pools=('max',), deviations=('he',), dropout=0.2, batch_norm=True)"
 SCENES = "scenes(of='digits', train=24, test=10, side=24, size=8, smallest=30.0{})"
@@ -92,6 +95,23 @@ def words(folder: Path, *more: str, bags: bool) -> list[str]:
 
 def parameters(folder: Path) -> dict[str, np.ndarray]:
     return flatten_dict(jax.tree.map(np.asarray, dict(nin_jax.load(str(folder)).variables)), sep="/")
+
+
+def test_what_knows_one_label_an_image_refuses_several(tmp_path):
+    """In one line; a page of the network has no samples instead."""
+    folder = tmp_path / "run"
+    main.run(main.parse(words(folder, "--config.epochs=1", "--config.schedule.boundaries_epochs=()", bags=False)))
+    classifier = nin_jax.load(folder)
+    assert samples.of(classifier) == []
+    refusing = (
+        lambda: report.report(classifier),
+        lambda: publish.publish(folder, tmp_path / "published"),
+        lambda: figures.Examples(folder),
+        lambda: translations.errors(folder, 5),
+    )
+    for call in refusing:
+        with pytest.raises(UserError, match=r"(one label|several labels) an image"):
+            call()
 
 
 @pytest.mark.slow

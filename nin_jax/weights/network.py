@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -80,6 +81,12 @@ class Network(NamedTuple):
             plain[*conv, "bias"] = np.asarray(params[*at, "bias"] - mean * s, np.float32)
         model = self.model.clone(batch_norm=False)
         return self._replace(model=model, variables={"params": unflatten_dict(plain), "batch_stats": {}})
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a file says of the network beside its numbers: "class_names" and "preprocess" (the ops), in JSON."""
+        ops = None if self.preprocess is None else [str(op) for op in self.preprocess]
+        return {"class_names": json.dumps(list(self.class_names)), "preprocess": json.dumps(ops)}
 
     @property
     def numbers(self) -> dict[str, Any]:

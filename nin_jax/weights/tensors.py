@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +18,13 @@ from nin_jax.weights.network import Network
 def to_safetensors(network: Network, maps: Sequence[str] = ()) -> bytes:
     """Every array under its path, such as "params/mlpconv1/conv1/kernel" or "preprocess/0/mean".
 
-    The metadata have "class_names" and "preprocess" (the ops), in JSON.
+    The metadata are `Network.metadata`.
     """
     _no_maps(maps)
     numbers = network.numbers
     numbers["preprocess"] = {str(i): fitted for i, fitted in enumerate(numbers["preprocess"])}
     flat: Any = flatten_dict(numbers, sep="/")
-    return save({name: np.ascontiguousarray(array) for name, array in flat.items()}, _metadata(network))
+    return save({name: np.ascontiguousarray(array) for name, array in flat.items()}, network.metadata)
 
 
 def to_pytorch(network: Network, maps: Sequence[str] = ()) -> bytes:
@@ -42,12 +41,7 @@ def to_pytorch(network: Network, maps: Sequence[str] = ()) -> bytes:
     for (layer, parts), channels in zip(layers, pytorch.channels_before(layers, like["maps"]), strict=True):
         for part, (path, _) in parts.items():
             state[f"{layer}.{part}"] = pytorch.convert_back(flat[path], channels)
-    return save(state, {"format": "pt", **_metadata(network), pytorch.OURS: "1"})
-
-
-def _metadata(network: Network) -> dict[str, str]:
-    ops = None if network.preprocess is None else [str(op) for op in network.preprocess]
-    return {"class_names": json.dumps(list(network.class_names)), "preprocess": json.dumps(ops)}
+    return save(state, {"format": "pt", **network.metadata, pytorch.OURS: "1"})
 
 
 def _no_maps(maps: Sequence[str]) -> None:

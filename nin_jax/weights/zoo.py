@@ -68,23 +68,21 @@ def create_model(
     entry = registry.find("models", architecture)
     shape = found.info.image_shape if found else getattr(entry, "IMAGE_SHAPE", (32, 32, 3))
     classes = found.info.classes if found else getattr(entry, "NUM_CLASSES", 10)
-    height, width, channels = (
-        image_size or shape[0],
-        image_size or shape[1],
-        shape[2] if in_chans is None else in_chans,
-    )
+    height, width = image_size or shape[0], image_size or shape[1]
+    channels = shape[2] if in_chans is None else in_chans
+    shape = height, width, channels
     classes = classes if num_classes is None else num_classes
     if features_only:
         classes = 0
     _check(num_classes=(classes, 0), in_chans=(channels, 1), image_size=(min(height, width), 1))
     try:
         model: nn.Module = registry.create(architecture, classes, **arguments)
-        new = jax.eval_shape(lambda: init_variables(model, seed, (height, width, channels)))
+        new = jax.eval_shape(lambda: init_variables(model, seed, shape))
     except (ValueError, TypeError) as error:  # whatever flax or jax raises for wrong arguments or sizes
         raise UserError(f"model {architecture} of {height} x {width} x {channels}: {one_line(error)[:300]}") from error
     chosen: nn.Module = model
     if features_only:
-        made = levels(model, (height, width, channels))
+        made = levels(model, shape)
         try:
             made = made if out_indices is None else tuple(made[i] for i in out_indices)
         except IndexError as error:
@@ -93,7 +91,7 @@ def create_model(
     elif out_indices is not None:
         raise UserError("out_indices: needs features_only=True")
     old = found.variables if found and pretrained else {}
-    return chosen, _variables(model, seed, (height, width, channels), new, old)
+    return chosen, _variables(model, seed, shape, new, old)
 
 
 def _check(**numbers: tuple[int, int]) -> None:

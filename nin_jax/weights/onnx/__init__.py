@@ -14,7 +14,6 @@ GatherND and 90 Concat in `nin`), brings netron and equinox along, and pins orba
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,11 +32,10 @@ def to_model(network: Network, maps: Sequence[str] = ()) -> Any:
     """The network as an `onnx.ModelProto` with the input "images" and the outputs "logits" and each of `maps`.
 
     "images" is uint8 `[batch, H, W, C]`, or float32 where they come preprocessed; logits are float32 `[batch, K]`, maps
-    `[batch, H, W, C]`. The metadata have "class_names" and "preprocess" (the ops), in JSON. Raises `UserError` for a network
-    with an operation that has no translation.
+    `[batch, H, W, C]`. The metadata are `Network.metadata`. Raises `UserError` for a network with an operation that has no
+    translation.
     """
     try:
-        import onnx
         from onnx import helper
 
         from nin_jax.weights.onnx.operations import translate
@@ -49,7 +47,6 @@ def to_model(network: Network, maps: Sequence[str] = ()) -> Any:
     with tracing():
         traced = trace(apply, network.numbers, network.images(batch))
     graph = translate(traced, INPUT)
-    ops = None if network.preprocess is None else [str(op) for op in network.preprocess]
     model = helper.make_model(
         graph.proto({INPUT: traced.input}, {name: traced.outputs[name] for name in ("logits", *maps)}),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -57,9 +54,7 @@ def to_model(network: Network, maps: Sequence[str] = ()) -> Any:
         producer_name="nin_jax",
         producer_version=versions()["nin_jax"],
     )
-    onnx.helper.set_model_props(
-        model, {"class_names": json.dumps(list(network.class_names)), "preprocess": json.dumps(ops)}
-    )
+    helper.set_model_props(model, network.metadata)
     return model
 
 

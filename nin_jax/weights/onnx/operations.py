@@ -21,6 +21,7 @@ SAME = {
     **{"eq": "Equal", "gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual"},
     **{"and": "And", "or": "Or", "not": "Not"},
 }
+REDUCTIONS = {"reduce_sum": "ReduceSum", "reduce_max": "ReduceMax"}
 
 
 def translate(traced: Traced, input: str) -> Graph:
@@ -51,6 +52,8 @@ def _translated(graph: Graph, value: Value) -> str:
             return name
     if value.op in SAME:
         return elementwise(graph, SAME[value.op], value)
+    if value.op in REDUCTIONS:
+        return patterns.reduced(graph, REDUCTIONS[value.op], value)
     if value.op in OTHERS:
         return OTHERS[value.op](graph, value)
     raise Unsupported(f"operation {value.op!r} of {value.name or 'the network'} has no translation")
@@ -110,7 +113,7 @@ def product(graph: Graph, value: Value) -> str:
             sides.append(graph.tensor(operand.number.transpose(axes), operand.name))
         else:
             sides.append(graph.permuted(graph.plain(operand), axes, value.name))
-    return _from_plain(graph, graph.add("MatMul", sides, value.name), value)
+    return graph.permuted(graph.add("MatMul", sides, value.name), order(value.shape), value.name)
 
 
 def reshape(graph: Graph, value: Value) -> str:
@@ -180,14 +183,6 @@ def concatenate(graph: Graph, value: Value) -> str:
     return graph.add("Concat", [graph.stored(i) for i in value.inputs], value.name, axis=axis)
 
 
-def total(graph: Graph, value: Value) -> str:
-    return patterns.reduced(graph, "ReduceSum", value)
-
-
-def largest(graph: Graph, value: Value) -> str:
-    return patterns.reduced(graph, "ReduceMax", value)
-
-
 def window_sum(graph: Graph, value: Value) -> str:
     """A sum over windows of rows and columns: an average that counts the padding, times the size of a window."""
     p, x = value.params, value.inputs[0]
@@ -199,10 +194,6 @@ def window_sum(graph: Graph, value: Value) -> str:
     form = {"kernel_shape": list(window[1:3]), "strides": list(strides[1:3]), "pads": [top, left, bottom, right]}
     average = graph.add("AveragePool", [graph.stored(x)], value.name, **form, count_include_pad=1)
     return graph.add("Mul", [average, graph.tensor(np.array(window[1] * window[2], value.dtype))], value.name)
-
-
-def _from_plain(graph: Graph, tensor: str, value: Value) -> str:
-    return graph.permuted(tensor, order(value.shape), value.name)
 
 
 def _ints(graph: Graph, numbers: Sequence[int]) -> str:
@@ -222,5 +213,5 @@ OTHERS: dict[str, Translation] = ELEMENTWISE_OTHERS | {
     **{"conv_general_dilated": convolution, "dot_general": product, "concatenate": concatenate, "transpose": transpose},
     "reduce_window_sum": window_sum,
     **{"reshape": reshape, "squeeze": reshape, "expand_dims": reshape, "broadcast_in_dim": broadcast},
-    **{"pad": pad, "slice": slices, "rev": reverse, "reduce_sum": total, "reduce_max": largest},
+    **{"pad": pad, "slice": slices, "rev": reverse},
 }

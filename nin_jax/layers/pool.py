@@ -29,7 +29,10 @@ def max_pool(x: jax.Array, size: int = 3, stride: int = 2, start: int = 0) -> ja
 
     def on_cpu(x: jax.Array) -> jax.Array:
         y: Any = by_slices(as_float32(x), size, stride)
-        return y.astype(x.dtype)
+        if y.dtype == x.dtype:
+            return y
+        # The gradient of y is rounded once, not anew for each window that reads it (jax 0.10 ignores the barrier).
+        return lax.optimization_barrier(y).astype(x.dtype)
 
     slices, window = (lambda x, form=form: form(x, size, stride) for form in (by_slices, by_window))
     return by_platform(_framed(x, start, -jnp.inf), cpu=on_cpu, tpu=window, default=slices)

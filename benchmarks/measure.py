@@ -63,7 +63,8 @@ def environment() -> dict[str, Any]:
             "processor": processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "device": f"{jax.device_count()} x {device.device_kind}",
-        },
+        }
+        | ({"flags": flags} if (flags := os.environ.get("XLA_FLAGS")) else {}),
         "versions": dict(sorted(versions.items())),
         "commit": commit(),
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),

@@ -30,6 +30,7 @@ def where(name: str) -> str:
     r = measure.read(name)
     machine, versions, commit = r["machine"], r["versions"], r["commit"]
     shown = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax", "torch") if name in versions)
+    shown += f"; `XLA_FLAGS={machine['flags']}`" if "flags" in machine else ""
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['device']}; {shown}; "
         f"commit {commit[:9]}{'+' * commit.endswith('+')}, {r['date']}."

@@ -14,7 +14,7 @@ import pytest
 import scipy.special
 
 import nin_jax
-from nin_jax import config
+from nin_jax import config, storage
 from nin_jax.data import memory
 from nin_jax.devices.mesh import host, make_mesh, replicated_like
 from nin_jax.errors import Diverged, Preempted, StorageFailed
@@ -458,6 +458,7 @@ def test_a_full_disk_ends_with_storage_failed(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.ocp.Checkpointer, "save", save)
+        patch.setattr(storage, "RETRY_AFTER", (0.0,) * len(storage.RETRY_AFTER))
         with pytest.raises(StorageFailed, match="No space left"):
             train(tiny(), workdir)
     assert final_state(workdir)[0] == 10

@@ -407,7 +407,7 @@ def test_nin_imagenet_learns_forty_photographs_by_heart(tmp_path, clean_env):
     )
     command = [sys.executable, "-m", "nin_jax.main", "--config=imagenet_overfit", f"--config.data_dir={REAL}"]
     command += [f"--workdir={tmp_path / 'run'}", f"--config.model.layers={small}"]
-    command += ["--config.dataset=imagenet(size=96, short=110)", "--config.eval_every_epochs=90"]
+    command += ["--config.dataset=imagenet(size=64, short=72)", "--config.eval_every_epochs=90"]
     subprocess.run(command, check=True, env=clean_env)
     lines = {}
     for protocol in views.NAMES:

@@ -26,7 +26,16 @@ SIDES = 1024  # pixels, at most, of the images a model is made for
 
 
 def load(name_or_dir: str | Path, *, trust: bool = False) -> Classifier:
-    """See `nin_jax.load`."""
+    """A trained network that takes pictures and returns names, probabilities, logits and maps: see `Classifier`.
+
+    Raises `UserError`, also for weights that do not match their checksum.
+
+    Args:
+      name_or_dir: a name of `list_pretrained()`; a run directory, of which the newest good checkpoint is taken; a folder
+        made by `python -m nin_jax.weights.publish`; or such a folder on the Hugging Face Hub, "hf-hub:OWNER/NAME[@REVISION]".
+      trust: whether modules outside the zoo that its config names may be imported, and so executed. Nothing else in a
+        folder is executed or unpickled, so it may be a stranger's.
+    """
     name = str(name_or_dir)
     if source := shipped.find(name):
         return safetensors.read(*source, trust=trust)
@@ -49,7 +58,30 @@ def create_model(
     seed: int = 0,
     **arguments: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """See `nin_jax.create_model`."""
+    """A Flax module and its variables: `logits, maps = model.apply(variables, image, train=False)`, see `nin_jax.models`.
+
+    >>> model, variables = create_model("nin.digits", pretrained=True, num_classes=3)  # a new layer of the classes
+    >>> variables["params"]["mlpconv2"]["cccp4"]["kernel"].shape
+    (1, 1, 64, 3)
+
+    Raises `UserError` for an unknown name, an unknown argument, or a value that an argument does not allow.
+
+    Args:
+      name: a model of `list_models()`, or a trained network of `list_pretrained()`, whose arguments the model then has.
+      pretrained: True: the weights of the trained network `name`. Or what `load` takes: a folder, a run directory,
+        "hf-hub:OWNER/NAME". False: random weights.
+      num_classes: number of logits. If the weights have another number, the layer of the classes starts from random
+        weights. 0: the network returns features `[B, D]` instead of logits. None: that of the weights, or of the paper.
+      in_chans: channels of the images. The first layer of trained weights is summed over its channels for one channel,
+        and repeated for more; the preprocessing is not changed.
+      features_only: whether the model returns a list of feature maps `[B, H, W, C]`, the last of each size, the largest
+        first. `model.levels` names them, with their channels and reductions.
+      out_indices: which levels; None: all.
+      image_size: height and width of the images, which fully connected layers depend on; None: that of the weights, or
+        of the paper.
+      seed: of random weights.
+      **arguments: those of the model, see its file.
+    """
     architecture, _, tag = name.partition(".")
     found = None
     if pretrained or (tag and name in shipped.names()):
@@ -143,7 +175,15 @@ def _fitted_to(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def resolve_model_data_config(network: str | Path | Classifier) -> dict[str, Any]:
-    """See `nin_jax.resolve_model_data_config`."""
+    """How pictures become the input of a trained network, as arguments of `create_transform`.
+
+    >>> config = resolve_model_data_config("nin.digits")
+    >>> config["input_size"], config["preprocess"]
+    ((8, 8, 1), ('scale(divisor=255)',))
+
+    Args:
+      network: what `load` takes or returns.
+    """
     network = network if isinstance(network, Classifier) else load(network)
     return {
         "input_size": network.info.image_shape,
@@ -159,7 +199,14 @@ def create_transform(
     statistics: Sequence[dict[str, Any]] = (),
     background: str = "white",
 ) -> Callable[[Picture], np.ndarray]:
-    """See `nin_jax.create_transform`."""
+    """A function from a picture (file name, PIL picture, uint8 array) to the float32 `[H, W, C]` input of the network.
+
+    Args:
+      input_size: height, width and channels.
+      preprocess: calls of ops of `nin_jax.data.preprocess`.
+      statistics: what was fitted for each op.
+      background: the colour that transparent pictures are laid on.
+    """
     ops = registry.calls("preprocess", preprocess)
     height, width, channels = input_size
     learned = list(statistics) or [{} for _ in ops]
@@ -172,7 +219,12 @@ def create_transform(
 
 
 def to_nnx(model: nn.Module, variables: Mapping[str, Any], image: Any) -> nnx.Module:
-    """See `nin_jax.to_nnx`."""
+    """The network as a module of Flax NNX, `module(image, train=False)`, with the same variables and logits.
+
+    Args:
+      model, variables: of `create_model`.
+      image: any batch `[B, H, W, C]`, for the shapes.
+    """
 
     def bridged() -> Any:
         return nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(image, train=False)

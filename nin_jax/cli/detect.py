@@ -7,7 +7,6 @@ run of `nin_jax.detection.main`, the detections with the highest scores.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from nin_jax.data.cache import cache_dir
 from nin_jax.detection import detector, localise
 from nin_jax.detection.detector import Detector
 from nin_jax.devices.process import prepare_process
-from nin_jax.errors import StorageFailed, UserError, one_line
 from nin_jax.training.predict import decoded
 
 if TYPE_CHECKING:
@@ -97,23 +95,14 @@ def run(images: Sequence[str], seer: Classifier | Detector, maps: str | None, as
       images: their files.
       seer: the network or the detector.
     """
-    folder, files = Path(maps).expanduser() if maps else None, set()
+    folder, files = Path(maps).expanduser() if maps else None, []
     for name in images:
         image = decoded(name, (1, 1, 3), make=lambda pixels: pixels)  # all of it, at its own size
         found = of_detector(seer, image) if isinstance(seer, Detector) else of_maps(seer, image)
         line: dict[str, Any] = {"image": name, "objects": [of._asdict() for of in found]}
         if folder:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                stems = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-                file = next(f for s in stems if (f := folder / f"{Path(name).stem}-objects{s}.png") not in files)
-                files.add(file)
-                drawn(image, found).save(file)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise UserError(f"--maps={folder} is not a directory") from error
-            except OSError as error:
-                raise StorageFailed(f"--maps={folder}: {one_line(error)}") from error
-            line["map"] = str(file)
+            files.append(networks.save_picture(drawn(image, found), folder, f"{Path(name).stem}-objects", files))
+            line["map"] = str(files[-1])
         if as_json:
             print(json.dumps(line))
         else:

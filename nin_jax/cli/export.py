@@ -9,7 +9,7 @@ import sys
 
 from nin_jax.arguments import Parser
 from nin_jax.cli import network
-from nin_jax.console import exiting, say
+from nin_jax.console import say
 
 
 def main() -> None:
@@ -31,8 +31,3 @@ def main() -> None:
     classifier = network.load(given)
     file = export(classifier, given.format, given.output, preprocessing=not given.no_preprocessing, maps=maps)
     say(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
-
-
-if __name__ == "__main__":
-    with exiting():
-        main()

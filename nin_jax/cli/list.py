@@ -13,7 +13,6 @@ import sys
 import nin_jax
 from nin_jax import config, registry
 from nin_jax.arguments import Parser
-from nin_jax.console import exiting
 from nin_jax.errors import UserError, nearest
 from nin_jax.training import pretrained
 
@@ -64,8 +63,3 @@ def measured(name: str) -> str:
     facts = json.loads((pretrained.FOLDER / name / pretrained.CONFIG).read_text())
     size, error, examples = facts["parameters"], facts["error_pct"], facts["examples"]
     return f"{name}: test error {error:.2f} % of {examples:,}, {size:,} parameters"
-
-
-if __name__ == "__main__":
-    with exiting():
-        main()

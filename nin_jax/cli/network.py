@@ -1,17 +1,21 @@
-"""Which trained network a command is about: --model=NAME or --run=DIR."""
+"""Which trained network a command is about, --model=NAME or --run=DIR; and the pictures of --maps=DIR."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nin_jax
 from nin_jax import registry
 from nin_jax.arguments import Parser
-from nin_jax.errors import UserError
+from nin_jax.errors import StorageFailed, UserError, one_line
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from nin_jax.training.predict import Classifier
 
 
@@ -44,3 +48,20 @@ def load(given: argparse.Namespace) -> Classifier:
         return nin_jax.load(folder if model is None else model, trust=given.trust)
     except UserError as error:
         raise UserError(f"{f'--run={run}' if model is None else f'--model={model}'}: {error}") from error
+
+
+def save_picture(picture: Image.Image, folder: Path, stem: str, taken: Collection[Path | None]) -> Path:
+    """Writes a picture as STEM.png into the folder of --maps, or as STEM-2.png, ... if that is `taken`; returns the file.
+
+    Raises `UserError`, `StorageFailed`.
+    """
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    file = next(file for name in names if (file := folder / f"{name}.png") not in taken)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--maps={folder} is not a directory") from error
+    except OSError as error:
+        raise StorageFailed(f"--maps={folder}: {one_line(error)}") from error
+    return file

@@ -10,7 +10,7 @@ import sys
 from nin_jax import page
 from nin_jax.arguments import Parser
 from nin_jax.cli import network
-from nin_jax.console import exiting, say
+from nin_jax.console import say
 
 
 def main() -> None:
@@ -21,8 +21,3 @@ def main() -> None:
     given = parser.parse(sys.argv[1:])
     file = page.write(network.load(given), given.output)
     say(f"{file}: {file.stat().st_size / 1e6:.2f} MB; open it in a browser")
-
-
-if __name__ == "__main__":
-    with exiting():
-        main()

@@ -13,20 +13,13 @@ its boxes. --run may then name a run of nin_jax.detection.main too.
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nin_jax.arguments import Parser
 from nin_jax.cli import network
-from nin_jax.console import exiting
-from nin_jax.errors import StorageFailed, UserError, one_line
-
-if TYPE_CHECKING:
-    from nin_jax.training.predict import Classifier
+from nin_jax.errors import UserError
 
 
 def main() -> None:
@@ -49,8 +42,10 @@ def main() -> None:
     predictions = classifier.classify(given.images)
     maps: list[Path | None] = [None] * len(predictions)
     if given.maps:
-        classes = [found.index for found in predictions]
-        maps[:] = write_maps(classifier, given.images, classes, Path(given.maps).expanduser())
+        folder = Path(given.maps).expanduser()
+        for i, (image, found) in enumerate(zip(given.images, predictions, strict=True)):
+            evidence = classifier.overlay(image, found.index)
+            maps[i] = network.save_picture(evidence, folder, f"{Path(image).stem}-evidence", maps)
     for image, found, file in zip(given.images, predictions, maps, strict=True):
         if given.json:
             top = [guess._asdict() for guess in found.top]
@@ -58,25 +53,3 @@ def main() -> None:
             print(json.dumps(whole))
         else:
             print(f"{image}: {', '.join(f'{name} {100 * p:.2f} %' for name, _, p in found.top)}")
-
-
-def write_maps(classifier: Classifier, images: Sequence[str], classes: Sequence[int], folder: Path) -> list[Path]:
-    """The overlay of each image for its class, IMAGE-evidence.png. Raises `UserError`, `StorageFailed`."""
-    files: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for image, index in zip(images, classes, strict=True):
-            stem = f"{Path(image).stem}-evidence"
-            names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-            files.append(next(file for name in names if (file := folder / f"{name}.png") not in files))
-            classifier.overlay(image, index).save(files[-1])
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--maps={folder} is not a directory") from error
-    except OSError as error:
-        raise StorageFailed(f"--maps={folder}: {one_line(error)}") from error
-    return files
-
-
-if __name__ == "__main__":
-    with exiting():
-        main()

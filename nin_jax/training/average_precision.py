@@ -60,9 +60,7 @@ def precision_recall(
     if not parts:
         return Curve(np.zeros(0), np.zeros(0))
     scores, right, counted = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(right[order][counted[order]])
-    return Curve(hits / np.arange(1, len(hits) + 1), hits / objects if objects else np.zeros(len(hits)))
+    return _curve(scores[counted], right[counted], objects)
 
 
 def judged(truth: Truth, found: Found, rule: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,21 +106,22 @@ def ilsvrc_overlap(truth: np.ndarray) -> np.ndarray:
     return np.minimum(0.5, np.prod(size, axis=1) / np.prod(size + 10, axis=1))
 
 
-def ranking(
-    scores: Sequence[float] | np.ndarray, labels: Sequence[int] | np.ndarray, objects: int | None = None
-) -> Curve:
+def ranking(scores: Sequence[float] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Curve:
     """Precision and recall of pictures ranked by a score, as in VOC's classification task.
 
     Args:
       scores: of each picture.
       labels: 1: the class is in the picture, 0: only difficult objects of it are, which counts as nothing; -1: it is not.
-      objects: how many pictures are to be found; None: those among the labels.
     """
     values, kinds = np.asarray(scores, np.float64), np.asarray(labels)
-    values, kinds = values[kinds != 0], kinds[kinds != 0]
-    hits = np.cumsum(kinds[np.argsort(-values, kind="stable")] > 0)
-    wanted = int((kinds > 0).sum()) if objects is None else objects
-    return Curve(hits / np.arange(1, len(hits) + 1), hits / wanted if wanted else np.zeros(len(hits)))
+    right = kinds[kinds != 0] > 0
+    return _curve(values[kinds != 0], right, int(right.sum()))
+
+
+def _curve(scores: np.ndarray, right: np.ndarray, objects: int) -> Curve:
+    """Of detections that count, which of them are `right`, bool `[N]`, and the number of `objects` to be found."""
+    hits = np.cumsum(right[np.argsort(-scores, kind="stable")])
+    return Curve(hits / np.arange(1, len(hits) + 1), hits / objects if objects else np.zeros(len(hits)))
 
 
 def mean_precision(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:

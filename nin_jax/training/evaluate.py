@@ -102,6 +102,7 @@ class Evaluator:
         return {"loss": loss, **{f"{key}_pct": 100 * mean for key, mean in means.items()}, "examples": examples}
 
 
+@compiled_in_32_bits()
 def evaluate_run(
     config: Config, workdir: Path, ensemble: Sequence[Path] = (), scores: Path | None = None
 ) -> dict[str, Any]:
@@ -118,35 +119,6 @@ def evaluate_run(
         are each run's own; the rest is that of `config`.
       scores: the file that gets the probability of each class for each image, see `fusion`; for task "multilabel".
     """
-    with compiled_in_32_bits():
-        return _evaluate(config, workdir, ensemble, scores)
-
-
-class _Trained(NamedTuple):
-    """What is evaluated: a run directory, or the folder or name of a trained network.
-
-    Attributes:
-      config: its plain config.
-      info: facts of the data set that it was trained on; None where no checkpoint notes them.
-      network: None for a run directory.
-    """
-
-    directory: Path
-    config: dict[str, Any]
-    info: Info | None
-    network: Classifier | None
-
-
-def _trained(directory: Path) -> _Trained:
-    """Raises `UserError` where there is nothing."""
-    if found := pretrained.find_unless_run(str(directory)):
-        network = safetensors.read(*found)
-        return _Trained(directory, config_lib.to_dict(network.config), network.info, network)
-    plain = processes.from_first(functools.partial(_config, directory))
-    return _Trained(directory, plain, trained_on(directory), None)
-
-
-def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path], scores: Path | None) -> dict[str, Any]:
     everyone = [_trained(directory) for directory in ensemble or (workdir,)]
     first = everyone[0]
     for one in everyone:
@@ -174,6 +146,30 @@ def _evaluate(config: Config, workdir: Path, ensemble: Sequence[Path], scores: P
     if processes.is_first():
         print(json.dumps(line), flush=True)
     return line
+
+
+class _Trained(NamedTuple):
+    """What is evaluated: a run directory, or the folder or name of a trained network.
+
+    Attributes:
+      config: its plain config.
+      info: facts of the data set that it was trained on; None where no checkpoint notes them.
+      network: None for a run directory.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    info: Info | None
+    network: Classifier | None
+
+
+def _trained(directory: Path) -> _Trained:
+    """Raises `UserError` where there is nothing."""
+    if found := pretrained.find_unless_run(str(directory)):
+        network = safetensors.read(*found)
+        return _Trained(directory, config_lib.to_dict(network.config), network.info, network)
+    plain = processes.from_first(functools.partial(_config, directory))
+    return _Trained(directory, plain, trained_on(directory), None)
 
 
 def _member(config: Config, of: _Trained, *, own: bool) -> tuple[Recipe, Any, Any, int | None]:

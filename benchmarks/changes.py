@@ -77,6 +77,24 @@ def convolutions(images: int, side: int, channels: int, features: int, size: int
     return {name: gradients(lambda x, k, way=way: way(x, k, size // 2), x, kernel) for name, way in ways.items()}
 
 
+def strided(trained: bool) -> Ways:
+    """The first convolution of ImageNet's networks; its gradient by the image is not wanted."""
+    x, kernel, shift = normal(32, 224, 224, 3), normal(11, 11, 3, 96), normal(96)
+
+    def by_theorem(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        return products.add_bias(theorem.convolve(*patches.fold_stride(x, kernel, 0, 4), 0), bias)
+
+    ways: dict[str, Callable[..., jax.Array]] = {
+        "XLA's convolution": lambda x, k, b: conv.textbook(x, k, b, pad=0, stride=4, dtype=x.dtype),
+        "the convolution theorem": by_theorem,
+        "patches": lambda x, k, b: patches.convolve(*patches.fold_stride(x, k, 0, 4), 0, b),
+    }
+    if not trained:
+        return {name: compiled(way, x, kernel, shift) for name, way in ways.items()}
+    ways = {name: lambda x, k, b, way=way: way(lax.stop_gradient(x), k, b) for name, way in ways.items()}
+    return {name: gradients(way, x, kernel, shift) for name, way in ways.items()}
+
+
 def by_fft(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     """The convolution theorem with XLA's Fourier transform and complex products."""
     size, height, width = kernel.shape[0], *x.shape[1:3]
@@ -231,6 +249,11 @@ CASES: dict[str, tuple[str, Callable[[], Ways]]] = {
     "5x5 convolution, 3 to 192 maps of 32x32": ("patches", lambda: convolutions(64, 32, 3, 192, 5)),
     "5x5 convolution, 96 to 192 maps of 16x16": ("the convolution theorem", lambda: convolutions(64, 16, 96, 192, 5)),
     "3x3 convolution, 192 to 192 maps of 8x8": ("the convolution theorem", lambda: convolutions(64, 8, 192, 192, 3)),
+    "11x11 convolution of stride 4, 3 to 96 maps of 224x224, 32 images": ("patches", lambda: strided(True)),
+    "11x11 convolution of stride 4, 3 to 96 maps of 224x224, 32 images, without gradients": (
+        "XLA's convolution",
+        lambda: strided(False),
+    ),
     "bias of a 5x5 convolution, 3 to 192 maps of 32x32": ("the weight of a map of ones", bias),
     "3x3 max pool, 96 maps of 32x32": ("slices", pools),
     "an evaluation's first block, 128 images": (

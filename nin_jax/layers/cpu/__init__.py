@@ -33,6 +33,8 @@ def convolve(
 
 
 def _one_group(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, pad: int, stride: int) -> jax.Array:
+    if stride > 1 and x.shape[-1] < tuning.THEOREM_CHANNELS:
+        return patches.strided(x, kernel, bias, pad, stride)
     if stride > 1:
         x, kernel = patches.fold_stride(x, kernel, pad, stride)
         pad = 0

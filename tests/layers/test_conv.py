@@ -94,9 +94,8 @@ def test_strides_groups_and_bias_equal_scipys_correlation(case, biased, way):
     @jax.jit
     def both(*arrays):
         y, pull = jax.vjp(lambda x, k, b: way(x, k, b, pad=pad, stride=stride, dtype=jnp.float32), *arrays)
-        alone = way(
-            *arrays, pad=pad, stride=stride, dtype=jnp.float32
-        )  # where no gradient is wanted, maybe another form
+        # Where no gradient is wanted, there may be another form.
+        alone = way(*arrays, pad=pad, stride=stride, dtype=jnp.float32)
         return alone, y, pull(g)
 
     alone, y, (by_x, by_kernel, by_bias) = both(x, kernel, bias)

@@ -33,9 +33,9 @@ def convolve(
 
 
 def _one_group(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, pad: int, stride: int) -> jax.Array:
-    if stride > 1 and x.shape[-1] < tuning.THEOREM_CHANNELS:
-        return patches.strided(x, kernel, bias, pad, stride)
     if stride > 1:
+        if x.shape[-1] < tuning.THEOREM_CHANNELS:
+            return patches.strided(x, kernel, bias, pad, stride)
         x, kernel = patches.fold_stride(x, kernel, pad, stride)
         pad = 0
     if x.shape[0] >= tuning.THEOREM_IMAGES and x.shape[-1] >= tuning.THEOREM_CHANNELS:

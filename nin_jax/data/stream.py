@@ -169,9 +169,10 @@ class Ahead:
         reading = grain.ReadOptions(num_threads=HOST_AHEAD, prefetch_buffer_size=HOST_AHEAD)
         processes = grain.MultiprocessingOptions(num_workers=workers)
         data = grain.MapDataset.source(source)[first:].to_iter_dataset(reading)
-        self.batches = iter(data.mp_prefetch(processes, worker_init_fn=lambda index, count: worker.begin()))
-        self.sender = concurrent.futures.ThreadPoolExecutor(1)
-        self.sending = deque(self.sender.submit(self._send) for _ in range(DEVICE_AHEAD))
+        with worker.shielded():  # the processes are started by threads that this thread or the sender's starts
+            self.batches = iter(data.mp_prefetch(processes, worker_init_fn=lambda index, count: worker.begin()))
+            self.sender = concurrent.futures.ThreadPoolExecutor(1)
+            self.sending = deque(self.sender.submit(self._send) for _ in range(DEVICE_AHEAD))
 
     def _send(self) -> Batch | None:
         """Puts the next batch on the devices."""

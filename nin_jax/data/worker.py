@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from nin_jax.console import track
+from nin_jax.devices.signals import STOPPING
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,9 +39,25 @@ def map_threads(f: Callable[[T], R], items: Iterable[T], total: int, what: str) 
         pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Around the start of worker processes: a signal to all processes of a run must not kill one that has not begun.
+
+    What this thread starts, processes and threads, inherits that the signals of `STOPPING` are blocked; the main
+    thread gets them as ever.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        resource_tracker.ensure_running()  # multiprocessing's own process, whose start unblocks SIGINT and SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def begin() -> None:
-    """Called first in a worker process: it leaves signals to its parent and does not outlive it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Called first in a worker process: it leaves the signals of `STOPPING` to its parent and does not outlive it."""
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     silence_size_warnings()
     parent = multiprocessing.parent_process()

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from nin_jax.data import encoded, memory, stream, views
 from nin_jax.data.datasets import imagenet
 from nin_jax.devices.mesh import AXIS, host, replicate
 from nin_jax.devices.replicas import compile_replicas
+from nin_jax.devices.signals import STOPPING
 from nin_jax.errors import Preempted, UserError
 from nin_jax.models.nin import Model
 from nin_jax.training import evaluate, optim
@@ -420,36 +422,52 @@ def test_nin_imagenet_learns_forty_photographs_by_heart(tmp_path, clean_env):
 
 
 ENDLESS = """
-import os, sys
+import os, signal, sys
 import jax
 from jax.sharding import AxisType
 from nin_jax.data import stream
 from nin_jax.data.datasets import imagenet
+from nin_jax.devices.signals import STOPPING
 if __name__ == "__main__":
+    for number in STOPPING:
+        signal.signal(number, lambda *_: None)
+    print("signals are handled", flush=True)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     source = stream.TrainStream(imagenet.load("train", sys.argv[1], size=32, short=40), mesh, 8, 0, 100, 2)
-    source.at(0)
-    print("ready", flush=True)
+    for step in range(6):
+        source.at(step)
+    print("batches come", flush=True)
     sys.stdin.read()
 """
+
+
+def decoding(process: subprocess.Popen) -> set[str]:
+    """The processes that it has started to decode."""
+    children = " ".join(f.read_text() for f in Path(f"/proc/{process.pid}/task").glob("*/children")).split()
+    return {c for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()}
 
 
 @needs_real
 @pytest.mark.slow
 def test_processes_that_decode_leave_signals_to_the_run_and_do_not_outlive_it(tmp_path, clean_env):
+    """A terminal that closes, Ctrl-C and Slurm send a signal to all processes of a run, at any moment of their lives."""
     (tmp_path / "endless.py").write_text(ENDLESS)
     command = [sys.executable, str(tmp_path / "endless.py"), str(REAL)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_env)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": clean_env}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    children = " ".join(f.read_text() for f in Path(f"/proc/{process.pid}/task").glob("*/children")).split()
-    workers = [c for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
-    assert len(workers) == 2
-    for number in (signal.SIGTERM, signal.SIGINT):
-        for worker in workers:
-            os.kill(int(worker), number)
+    assert process.stdout.readline() == "signals are handled\n"
+    workers: set[str] = set()
+    while not select.select([process.stdout], [], [], 0.02)[0]:
+        for number in STOPPING:
+            os.killpg(process.pid, number)
+        workers |= decoding(process)
+    assert process.stdout.readline() == "batches come\n"
+    for number in STOPPING:
+        os.killpg(process.pid, number)
     time.sleep(1)
-    assert all(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert len(workers) == 2
+    assert decoding(process) == workers
     process.kill()
     process.communicate()
     patience = time.monotonic() + 300

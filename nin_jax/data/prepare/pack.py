@@ -104,7 +104,9 @@ def _in_processes(shards: list[Shard], processes: int) -> Iterator[None]:
     spawn = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, worker.begin)
     try:
-        for done in concurrent.futures.as_completed([pool.submit(write, shard) for shard in shards]):
+        with worker.shielded():
+            tasks = [pool.submit(write, shard) for shard in shards]
+        for done in concurrent.futures.as_completed(tasks):
             yield done.result()
     except BrokenProcessPool as error:
         raise UserError(

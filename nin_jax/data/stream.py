@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import gc
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -196,6 +197,8 @@ class Ahead:
         """Ends threads and processes."""
         self.sender.shutdown(cancel_futures=True)
         self.batches.close()
+        del self.batches, self.sending
+        gc.collect()  # grain's iterators are in cycles, and the last batches of its processes lie in shared memory
 
 
 @functools.cache

@@ -396,6 +396,11 @@ ROWS = (
         ),
     ),
     Row(
+        "a signal to all processes of a run, again and again from before its processes that decode have begun",
+        "these leave it to the run, which goes on decoding",
+        ("tests/data/test_stream.py::test_processes_that_decode_leave_signals_to_the_run_and_do_not_outlive_it",),
+    ),
+    Row(
         "nobody reads stderr or stdout any more (`| head`, a closed terminal, a full disk)",
         "training continues; a result of `--mode=eval` that cannot be stored is exit 74",
         (

@@ -114,6 +114,8 @@ def run(
             for number, process in list(running.items()):
                 process.stopped = process.stopped or relay.requested
                 code = process.poll()
+                if relay.requested and not process.stopped:  # it was being started: the relay did not know it yet
+                    process.stop()
                 if on_row:
                     for row in process.new_rows():
                         if on_row(row):

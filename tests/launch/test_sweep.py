@@ -275,6 +275,22 @@ def test_a_stopped_queue_starts_nothing_more(name, tmp_path, monkeypatch):
 
 # What earlier tests left to the garbage collector, such as open sockets, may be found while one of these waits.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_trial_that_is_being_started_is_stopped_too(tmp_path, monkeypatch):
+    """The signal comes when the trial's process is there, and before the queue knows it."""
+    monkeypatch.setattr(processes, "MAIN", (sys.executable, "-c", "import time; time.sleep(60)"))
+    real = processes.start
+
+    def start(*arguments):
+        process = real(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(processes, "start", start)
+    assert trial.run([Trial("t", {})], tmp_path) == [75]
+
+
+# What earlier tests left to the garbage collector, such as open sockets, may be found while one of these waits.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_trial_is_started_again(tmp_path, monkeypatch):
     """Exit code 75 from outside: the same command once more."""
     script = "import sys, pathlib; p = pathlib.Path(sys.argv[1].split('=')[1], 'n'); n = len(p.read_text()) if p.exists() else 0"

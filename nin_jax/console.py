@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import sys
 import time
@@ -166,6 +167,9 @@ def lasting_streams() -> Iterator[None]:
             os.fstat(number)
         except OSError:  # closed: the next file that is opened would get what is said
             os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):  # a name that the stream's encoding lacks is no reason to end
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     before = sys.stdout, sys.stderr
     sys.stdout = _Lasting(sys.stdout or os.fdopen(1, "w", closefd=False), (BrokenPipeError,))
     sys.stderr = _Lasting(sys.stderr or os.fdopen(2, "w", closefd=False), (OSError,))

@@ -40,6 +40,11 @@ def local_path(text: str) -> str:
     return text
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with the folder that its "~" stands for; "~NAME" of nobody stays (pathlib would raise RuntimeError)."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool = False, warn: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Holds a lock on a file, which is created if necessary, while entered.
@@ -170,9 +175,13 @@ def make_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file so that it is complete, or as it was before. Raises `StorageFailed`, and `UserError` for a folder."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a file that can be written")
+    """Writes a file so that it is complete, or as it was before.
+
+    Raises `StorageFailed`, and `UserError` for a folder, a pipe or a device, whose place the file would take.
+    """
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise UserError(f"{path} is {kind}, not a file that can be written")
     # Not the process number alone: in two containers that share the folder, both may be process 1.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 

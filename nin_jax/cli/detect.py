@@ -16,10 +16,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from nin_jax.cli import network as networks
+from nin_jax.console import plain
 from nin_jax.data.cache import cache_dir
 from nin_jax.detection import detector, localise
 from nin_jax.detection.detector import Detector
 from nin_jax.devices.process import prepare_process
+from nin_jax.storage import expanded
 from nin_jax.training.predict import decoded
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Object(NamedTuple):
 
 def network(given: argparse.Namespace) -> Classifier | Detector:
     """The network, or the run of detection, that --model or --run names. Raises `UserError`."""
-    folder = Path(given.run or "").expanduser().absolute()
+    folder = expanded(given.run or "").absolute()
     if given.run is None or given.model is not None or not (folder / detector.FILE).is_file():
         return networks.load(given)
     prepare_process(cache_dir() / "xla")
@@ -95,7 +97,7 @@ def run(images: Sequence[str], seer: Classifier | Detector, maps: str | None, as
       images: their files.
       seer: the network or the detector.
     """
-    folder, files = Path(maps).expanduser() if maps else None, []
+    folder, files = expanded(maps) if maps else None, []
     for name in images:
         image = decoded(name, (1, 1, 3), make=lambda pixels: pixels)  # all of it, at its own size
         found = of_detector(seer, image) if isinstance(seer, Detector) else of_maps(seer, image)
@@ -107,4 +109,4 @@ def run(images: Sequence[str], seer: Classifier | Detector, maps: str | None, as
             print(json.dumps(line))
         else:
             words = ", ".join(f"{of.name} {of.score:.2f} at {' '.join(f'{v:g}' for v in of.box)}" for of in found)
-            print(f"{name}: {words or 'nothing'}")
+            print(plain(f"{name}: {words or 'nothing'}"))

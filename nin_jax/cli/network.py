@@ -12,6 +12,7 @@ import nin_jax
 from nin_jax import registry
 from nin_jax.arguments import Parser
 from nin_jax.errors import StorageFailed, UserError, one_line
+from nin_jax.storage import expanded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +35,7 @@ def load(given: argparse.Namespace) -> Classifier:
     if (model is None) == (run is None):
         known = ", ".join(nin_jax.list_pretrained())
         raise UserError(f"one of --model=NAME (valid: {known}) and --run=DIR is expected")
-    folder = Path(run or "").expanduser().absolute()
+    folder = expanded(run or "").absolute()
     if run is not None and not folder.is_dir():
         raise UserError(f"--run={run}: no such directory; it is the --workdir of a training")
 

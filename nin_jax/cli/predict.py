@@ -19,7 +19,9 @@ from pathlib import Path
 
 from nin_jax.arguments import Parser
 from nin_jax.cli import network
+from nin_jax.console import plain
 from nin_jax.errors import UserError
+from nin_jax.storage import expanded
 
 
 def main() -> None:
@@ -36,13 +38,13 @@ def main() -> None:
 
         detect.run(given.images, detect.network(given), given.maps, given.json)
         return
-    if given.run and (Path(given.run).expanduser() / "detector.npz").is_file():
+    if given.run and (expanded(given.run) / "detector.npz").is_file():
         raise UserError(f"--run={given.run} is a run of detection: it answers with --detect")
     classifier = network.load(given)
     predictions = classifier.classify(given.images)
     maps: list[Path | None] = [None] * len(predictions)
     if given.maps:
-        folder = Path(given.maps).expanduser()
+        folder = expanded(given.maps)
         for i, (image, found) in enumerate(zip(given.images, predictions, strict=True)):
             evidence = classifier.overlay(image, found.index)
             maps[i] = network.save_picture(evidence, folder, f"{Path(image).stem}-evidence", maps)
@@ -52,4 +54,4 @@ def main() -> None:
             whole = {"image": image} | found._asdict() | {"top": top} | ({"map": str(file)} if file else {})
             print(json.dumps(whole))
         else:
-            print(f"{image}: {', '.join(f'{name} {100 * p:.2f} %' for name, _, p in found.top)}")
+            print(plain(f"{image}: {', '.join(f'{name} {100 * p:.2f} %' for name, _, p in found.top)}"))

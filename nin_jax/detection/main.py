@@ -28,6 +28,7 @@ from nin_jax.console import exiting, say
 from nin_jax.detection import config as detection_config
 from nin_jax.detection.config import Detection
 from nin_jax.errors import StorageFailed, UserError, one_line
+from nin_jax.storage import expanded
 
 if TYPE_CHECKING:
     from nin_jax.detection.pictures import Pictures
@@ -89,7 +90,7 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
     }
     # Before anything is computed: what it raises is about the config.
     chosen = pipeline.classes(config, train, test) if config.networks else []
-    features = Path(config.features).expanduser() if config.features else workdir / "features"
+    features = expanded(config.features) if config.features else workdir / "features"
     store = Store(features, config) if config.networks else None
     if config.localise:
         report["localisation"] = localisation.measure(config, train, test, workdir / "localisation.json")

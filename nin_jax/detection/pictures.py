@@ -16,6 +16,7 @@ from nin_jax.data.objects.scenes import Scene, scene
 from nin_jax.data.pictures import FOLDER_FORMATS, WHITE, Unreadable, open_picture, reason, upright
 from nin_jax.detection.config import Detection
 from nin_jax.errors import UserError
+from nin_jax.storage import expanded
 
 
 class Objects(NamedTuple):
@@ -118,7 +119,7 @@ def read(config: Detection) -> tuple[Pictures, Pictures]:
     """The training and the test pictures of an experiment. Raises `UserError`."""
     if config.data == "scenes":
         return Scenes(config, "train", config.scenes.train), Scenes(config, "test", config.scenes.test)
-    root = Path(str(config.path)).expanduser()
+    root = expanded(str(config.path))
     if config.data == "voc":
         root = tfds_voc.devkit(root)
         classes: Sequence[str] = config.classes or annotations.VOC_CLASSES
@@ -126,12 +127,12 @@ def read(config: Detection) -> tuple[Pictures, Pictures]:
         names = (config.train_split, config.test_split) if listed else ("all",)
         parts = [annotations.voc(root, split, classes) for split in names]
     else:
-        folder = Path(str(config.pictures)).expanduser()
+        folder = expanded(str(config.pictures))
         everything, classes = annotations.coco(root, folder)
         parts = [everything]
         if config.test_path:
-            folder = Path(config.test_pictures).expanduser() if config.test_pictures else folder
-            found, others = annotations.coco(Path(config.test_path).expanduser(), folder)
+            folder = expanded(config.test_pictures) if config.test_pictures else folder
+            found, others = annotations.coco(expanded(config.test_path), folder)
             if others != classes:
                 raise UserError(f"test_path={config.test_path}: its categories are {others}, those of path {classes}")
             parts.append(found)

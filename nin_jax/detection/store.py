@@ -26,6 +26,7 @@ from nin_jax.detection import features
 from nin_jax.detection.config import BASELINES, Detection
 from nin_jax.detection.pictures import Pictures
 from nin_jax.errors import UserError
+from nin_jax.storage import expanded
 from nin_jax.training.predict import Predictor
 from nin_jax.weights import zoo
 
@@ -174,7 +175,7 @@ def _origin(config: Detection) -> list[Any]:
     if config.data == "scenes":
         made_of = {k: v for k, v in vars(config.scenes).items() if k not in ("train", "test")}
         found = [config.data, config.seed, made_of, vars(config.proposals)]
-    if (file := Path(config.proposals.source).expanduser()).is_file():  # another file of the same name has other boxes
+    if (file := expanded(config.proposals.source)).is_file():  # another file of the same name has other boxes
         found.append(hashlib.sha256(file.read_bytes()).hexdigest())
     return found
 
@@ -192,7 +193,7 @@ def proposer(config: Detection) -> Callable[[np.ndarray, str], np.ndarray]:
         return windows
     if c.source == "selective_search":
         return lambda image, name: proposals.selective_search(image, c.most)
-    given = proposals.from_file(Path(c.source).expanduser())
+    given = proposals.from_file(expanded(c.source))
 
     def from_file(image: np.ndarray, name: str) -> np.ndarray:
         if name not in given:

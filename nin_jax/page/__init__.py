@@ -30,7 +30,7 @@ def write(classifier: str | Path | Classifier, path: str | Path) -> Path:
     from nin_jax import storage
     from nin_jax.page.inline import html
 
-    made, path = html(classifier), Path(path).expanduser()
+    made, path = html(classifier), storage.expanded(path)
     storage.make_folder(path.parent)
     storage.write_whole(path, made)
     return path

@@ -26,7 +26,7 @@ from nin_jax.console import exiting, say
 from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture, reason
 from nin_jax.errors import UserError, one_line
 from nin_jax.page import run_files
-from nin_jax.storage import local_path
+from nin_jax.storage import expanded, local_path
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     directories = []
     for text in arguments.directories:
         try:
-            directory = Path(local_path(text)).expanduser()
+            directory = expanded(local_path(text))
         except ValueError as error:
             raise UserError(f"{text}: {error}") from error
         if not directory.is_dir():

@@ -14,6 +14,7 @@ from nin_jax import config as config_lib
 from nin_jax.console import say
 from nin_jax.data.splits import Info
 from nin_jax.errors import UserError
+from nin_jax.storage import expanded
 from nin_jax.training import evaluate, pretrained, safetensors
 from nin_jax.training.build import Run, make_model
 from nin_jax.training.predict import Classifier
@@ -51,7 +52,7 @@ def trained_network(source: str) -> tuple[Info, Mapping[str, Any]]:
     if found := pretrained.find(source):
         network = safetensors.read(*found)
         return network.info, network.variables
-    workdir = Path(source).expanduser()
+    workdir = expanded(source)
     if not workdir.is_dir():
         raise pretrained.unknown(source)
     run, variables = variables_of(workdir)
@@ -128,7 +129,7 @@ def load_run(workdir: str | Path, *, trust: bool = False) -> Classifier:
       trust: whether modules outside the zoo that its config.json names may be imported. Raises `UserError`
         for such a name without it.
     """
-    path = Path(workdir).expanduser()
+    path = expanded(workdir)
     with jax.enable_x64(False):  # states are of 32 bits
         run = run_of(path, trust=trust)
         step, state = evaluate.restore(run, run.recipe(1), path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,6 +19,7 @@ from nin_jax.data.pictures import FOLDER_FORMATS, Unreadable, open_picture, reas
 from nin_jax.data.splits import Info
 from nin_jax.devices.mesh import host
 from nin_jax.errors import UserError, nearest, one_line
+from nin_jax.storage import expanded
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray  # a file, or what is decoded already
 
@@ -264,6 +264,8 @@ class Classifier(Predictor):
             if name_or_index not in self.class_names:
                 raise UserError(f"unknown class {name_or_index!r}: {nearest(name_or_index, self.class_names)}")
             return self.class_names.index(name_or_index)
+        if not isinstance(name_or_index, (int, np.integer)) or isinstance(name_or_index, bool):
+            raise UserError(f"class {name_or_index!r}: expected the name of a class or its index, a whole number")
         if not 0 <= name_or_index < len(self.class_names):
             raise UserError(f"class {name_or_index}: must be from 0 to {len(self.class_names) - 1}")
         return int(name_or_index)
@@ -297,16 +299,18 @@ def decoded(
         picture = Image.fromarray(plain)
     elif isinstance(picture, Image.Image):
         what = f"a picture of mode {picture.mode}"
+        if not picture.width * picture.height:
+            raise UserError(f"{what}, {picture.width} x {picture.height}: it has no pixels")
     elif isinstance(picture, (str, os.PathLike)):
-        what = str(picture)
-        if not Path(picture).expanduser().is_file():
-            folder = Path(picture).expanduser().is_dir()
+        what, file = str(picture), expanded(picture)
+        if not os.path.isfile(file):  # pathlib's raises for a name that is too long
+            folder = os.path.isdir(file)
             raise UserError(f"{what}: {'is a folder; name the files in it' if folder else 'no such file'}")
     else:
         raise UserError(f"{type(picture).__name__} is no picture: expected {WANTED}")
     try:
         if not isinstance(picture, Image.Image):
-            picture = open_picture(Path(picture).expanduser(), FOLDER_FORMATS)
+            picture = open_picture(expanded(picture), FOLDER_FORMATS)
         ground = ImageColor.getrgb(background)[:3]
         if make is None:
             return to_image(picture, shape, ground)

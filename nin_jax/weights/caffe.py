@@ -32,6 +32,7 @@ from google.protobuf.message import DecodeError
 from nin_jax.data import fitted
 from nin_jax.data.preprocess import mean
 from nin_jax.errors import UserError, one_line
+from nin_jax.storage import expanded
 from nin_jax.training.build import Run
 from nin_jax.weights.imported import Options, command
 
@@ -273,7 +274,7 @@ def prepare(run: Run, options: Options) -> fitted.Stats | None:
         raise UserError(
             f"--mean: preprocess={tuple(map(str, ops))} must have one mean(per='pixel'), and nothing else to fit"
         )
-    image = mean_image(Path(options["mean"]).expanduser(), run.info.image_shape)
+    image = mean_image(expanded(options["mean"]), run.info.image_shape)
     return [{"mean": image} if op.entry is mean else {} for op in ops]
 
 

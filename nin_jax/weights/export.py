@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from nin_jax.errors import UserError, nearest
-from nin_jax.storage import write_whole
+from nin_jax.storage import expanded, write_whole
 from nin_jax.training.predict import Predictor
 from nin_jax.weights import onnx, stablehlo, tensors
 from nin_jax.weights.network import Network
@@ -48,7 +48,7 @@ def export(
         raise UserError(f"format={format!r}: {nearest(format, FORMATS)}")
     network = Network.of(source)
     content = FORMATS[format](network if preprocessing else network.without_preprocessing(), maps)
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.parent.is_dir():
         raise UserError(f"path={str(path)!r}: there is no folder {path.parent}")
     write_whole(path, content)

@@ -24,7 +24,7 @@ from nin_jax.devices.mesh import compiled_in_32_bits, host, replicate
 from nin_jax.errors import UserError, one_line
 from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.runs.directory import claim
-from nin_jax.storage import write_json
+from nin_jax.storage import expanded, write_json
 from nin_jax.training.build import Run
 from nin_jax.training.state import Recipe, init_variables, state_of
 from nin_jax.training.step import predict
@@ -73,7 +73,7 @@ def make_run(
     if stats is None:
         stats = host(run.fitted(workdir, write=False, train=run.load(config.train_split)))
     if "check" in options:
-        check(Path(options["check"]).expanduser(), run, recipe, variables, stats)
+        check(expanded(options["check"]), run, recipe, variables, stats)
     state = state_of(recipe, variables["params"], variables["batch_stats"])
     with claim(workdir, config):
         checkpoints = Checkpoints(workdir, config.keep)
@@ -152,4 +152,4 @@ def command(
         flags = [(word, re.fullmatch(rf"--?({'|'.join((*own, 'check'))})=(.*)", word)) for word in words[1:]]
         options = {flag[1]: flag[2] for _, flag in flags if flag}
         parsed = command_line.parse([program, *(word for word, flag in flags if not flag)])
-        make_run(read, Path(words[0]).expanduser(), parsed.config, parsed.workdir, options, prepare)
+        make_run(read, expanded(words[0]), parsed.config, parsed.workdir, options, prepare)

@@ -17,6 +17,7 @@ from nin_jax import registry
 from nin_jax.data import fitted
 from nin_jax.errors import UserError, nearest, one_line
 from nin_jax.models._features import Features, levels
+from nin_jax.storage import expanded
 from nin_jax.training import pretrained as shipped
 from nin_jax.training import safetensors
 from nin_jax.training.predict import Classifier, Picture, decoded
@@ -39,7 +40,7 @@ def load(name_or_dir: str | Path, *, trust: bool = False) -> Classifier:
     name = str(name_or_dir)
     if source := shipped.find(name):
         return safetensors.read(*source, trust=trust)
-    if not Path(name).expanduser().is_dir():
+    if not expanded(name).is_dir():
         raise shipped.unknown(name)
     from nin_jax.training.load import load_run  # it imports orbax, which takes a third of a second
 

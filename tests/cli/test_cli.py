@@ -41,6 +41,8 @@ def nin_jax_command(env: dict[str, str], cwd: Path, *words: str) -> subprocess.C
         ("predict a.png --model=cifar10 --run=runs/x", "--run=DIR is expected"),
         ("predict a.png --modle=digits", "unknown flag --modle=digits: did you mean '--model'?"),
         ("predict a.png --run=runs/none", "--run=runs/none: no such directory"),
+        ("predict a.png --run=~nobody-of-this-name/x", "--run=~nobody-of-this-name/x: no such directory"),
+        ("board ~nobody-of-this-name/x", "~nobody-of-this-name/x is not a directory"),
         ("export --model=nin.digits --format=onnx", "the following arguments are required: -o/--output"),
         ("tables --colect runs/x", "unknown flag --colect: did you mean '--collect'?"),
     ],
@@ -131,6 +133,19 @@ def test_predict(clean_env: dict[str, str], tmp_path: Path) -> None:
         assert len(probabilities) == 5
         assert found["map"] == f"maps/{FIVE.stem}-evidence{suffix}.png"
         assert np.ptp(np.asarray(Image.open(tmp_path / found["map"])).astype(int)) > 50
+
+
+def test_no_name_of_a_file_ends_a_command_or_reaches_the_terminal(clean_env: dict[str, str], tmp_path: Path) -> None:
+    """An accent on a terminal of ASCII; bytes that are no text in any encoding; what a terminal would obey."""
+    names = "caf\u00e9.png", "\udcff.png", "\x1b[31m\n.png"
+    for name in names:
+        Image.open(FIVE).save(tmp_path / name)
+    for extra in ([], ["--detect"]):
+        words = "predict", *names, "--model=nin.digits", *extra
+        done = nin_jax_command(clean_env | {"PYTHONIOENCODING": "ascii:strict"}, tmp_path, *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        shown = [line.split(":")[0] for line in done.stdout.splitlines()]
+        assert shown == [r"caf\xe9.png", r"\udcff.png", r"\x1b[31m\n.png"]
 
 
 @pytest.mark.slow

@@ -237,6 +237,10 @@ def test_a_whole_file_or_the_one_before(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder, not a file"):
         storage.write_whole(tmp_path, "text")
+    os.mkfifo(tmp_path / "pipe")  # stands for /dev/null, which root could replace by a file
+    with pytest.raises(UserError, match="is a pipe or a device, not a file"):
+        storage.write_whole(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
     (tmp_path / "file").touch()
     with pytest.raises(StorageFailed, match=r"cannot write .*file"):
         storage.make_folder(tmp_path / "file" / "folder")

@@ -101,7 +101,10 @@ def test_an_overlay_is_the_picture_where_there_is_no_evidence(classifier, images
         (np.zeros((8, 8)), r"a picture of float64 \[8, 8\]: expected uint8"),
         (np.zeros((8, 8, 2), np.uint8), r"\[8, 8, 2\]: .* 1, 3 or 4 channels"),
         (np.zeros((0, 8), np.uint8), "it has no pixels"),
+        (Image.new("RGB", (0, 8)), "a picture of mode RGB, 0 x 8: it has no pixels"),
         (Image.new("F", (8, 8)), "a picture of mode F is not a readable picture"),
+        ("~nobody-of-this-name/a.png", "^~nobody-of-this-name/a.png: no such file"),
+        (5000 * "a", "a: no such file"),
     ],
 )
 def test_what_is_no_picture_is_said_in_one_line(classifier, given, said):
@@ -114,5 +117,9 @@ def test_evidence_of_what_is_not_there_is_refused(classifier, images):
     for which, said in (("6.", r"unknown class '6.': did you mean '6'\?"), (10, "class 10: must be from 0 to 9")):
         with pytest.raises(UserError, match=said):
             classifier.evidence(images[0], which)
+    for which in (1.0, 1.5, np.float32(1), True, np.True_, None, b"1", [1]):
+        with pytest.raises(UserError, match=r"class .*: expected the name of a class or its index, a whole number"):
+            classifier.evidence(images[0], which)
+    np.testing.assert_array_equal(classifier.evidence(images[0], np.uint8(5)), classifier.evidence(images[0], 5))
     with pytest.raises(UserError, match="evidence takes one picture; 2 are given"):
         classifier.evidence(images[:2], 1)

@@ -21,6 +21,7 @@ from nin_jax.data.pictures import FOLDER_FORMATS, WHITE, Unreadable, open_pictur
 from nin_jax.data.splits import UNREADABLE, Info, Split, bad_record, take
 from nin_jax.data.worker import map_threads
 from nin_jax.errors import UserError
+from nin_jax.storage import expanded
 
 
 def info(
@@ -74,8 +75,7 @@ def load(
         listed = annotations.voc(root, name, facts.class_names)
         labels = np.stack([annotations.presence(a.labels, a.difficult, facts.classes) for a in listed])
         stats = [
-            (file, file.stat())
-            for file in (*(a.picture for a in listed), *filter(Path.is_file, [Path(proposals).expanduser()]))
+            (file, file.stat()) for file in (*(a.picture for a in listed), *filter(Path.is_file, [expanded(proposals)]))
         ]
         changes = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
         make = functools.partial(_make, listed, labels, facts.image_shape, arguments, bad_records)
@@ -102,7 +102,7 @@ def image(
 def _root(data_dir: str | None) -> Path:
     if data_dir is None:
         raise UserError("dataset voc: set --config.data_dir=PATH to a folder such as VOCdevkit/VOC2007")
-    return tfds_voc.devkit(Path(data_dir).expanduser().absolute())
+    return tfds_voc.devkit(expanded(data_dir).absolute())
 
 
 def _make(

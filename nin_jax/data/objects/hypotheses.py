@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,6 +15,7 @@ from nin_jax.data.objects import proposals
 from nin_jax.data.objects.boxes import area, iou
 from nin_jax.data.pictures import to_picture
 from nin_jax.errors import UserError
+from nin_jax.storage import expanded
 
 ELONGATED = 4.0  # a longer side in shorter ones: hypotheses above it are dropped
 CONNECTED = 1e-4  # affinity of boxes without overlap: a graph of several parts has no normalised cut
@@ -108,7 +108,7 @@ def bag(
 
 @functools.lru_cache(4)
 def _in_file(file: str) -> dict[str, np.ndarray]:
-    return proposals.from_file(Path(file).expanduser())
+    return proposals.from_file(expanded(file))
 
 
 def cut_out(image: np.ndarray, boxes: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:

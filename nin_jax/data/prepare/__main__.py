@@ -22,7 +22,7 @@ from nin_jax.data.prepare.archives import DATASETS, IMAGENET, official
 from nin_jax.data.prepare.prepare import prepare, prepare_imagenet
 from nin_jax.data.worker import silence_size_warnings
 from nin_jax.errors import Preempted, StorageFailed, UserError, nearest, one_line
-from nin_jax.storage import local_path
+from nin_jax.storage import expanded, local_path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _folder(flag: str, text: str) -> Path:
     try:
-        return Path(local_path(text)).expanduser()
+        return expanded(local_path(text))
     except ValueError as error:
         raise UserError(f"--{flag}={text}: {error}") from error
 

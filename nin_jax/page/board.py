@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import math
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -114,6 +116,15 @@ class Networks:
         return self.loaded[path][1]
 
 
+def _plain(content: Any) -> Any:
+    """Content with null for numbers that are not finite, which the JSON of browsers lacks."""
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def _checkpoints(path: Path) -> Any:
     try:
         return sorted(entry.name for entry in (path / "checkpoints").iterdir())
@@ -126,16 +137,16 @@ def application(directories: Sequence[Path], hosts: Sequence[str], *, trust: boo
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import Response
     from starlette.routing import Route
 
     networks = Networks(trust)
 
-    def reply(content: Any) -> Response:
-        return JSONResponse(content, headers=HEADERS)
+    def reply(content: Any, status: int = 200) -> Response:
+        return Response(json.dumps(_plain(content), allow_nan=False), status, HEADERS, "application/json")
 
     def refuse(request: Request, error: Any) -> Response:
-        return JSONResponse({"error": str(error)}, error.status, HEADERS)
+        return reply({"error": str(error)}, error.status)
 
     def of(request: Request) -> Path:
         """The directory of the run that an address names by its key, so no address leads elsewhere."""

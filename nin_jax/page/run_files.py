@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ def find(directories: Sequence[Path]) -> dict[str, tuple[str, Path]]:
     found = {}
     for root in directories:
         for path in _below(root, DEPTH):
-            key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+            key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
             name = str(path.relative_to(root.parent if path == root else root))
             found.setdefault(key, (name, path))
             if len(found) == MOST_RUNS:
@@ -77,8 +79,8 @@ def rows(path: Path, since: str = "") -> tuple[list[dict[str, Any]], str, bool]:
         with open(path / "metrics.jsonl", "rb") as file:
             status = os.fstat(file.fileno())
             inode, _, offset = since.partition("-")
-            known = int(offset) if inode == str(status.st_ino) and offset.isdecimal() else 0
-            known = known if known <= status.st_size else 0
+            known = offset if inode == str(status.st_ino) and re.fullmatch("[0-9]{1,18}", offset) else "0"
+            known = int(known) if int(known) <= status.st_size else 0
             file.seek(known)
             lines = file.read().splitlines(keepends=True)
     except OSError:
@@ -133,7 +135,10 @@ def overview(key: str, name: str, path: Path) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+    """A finite number, 0 for anything else that a file may hold."""
+    with contextlib.suppress(OverflowError):
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+    return 0.0
 
 
 def flat_config(path: Path) -> dict[str, str]:

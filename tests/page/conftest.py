@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -26,13 +27,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(runs: Path) -> Iterator[str]:
-    """The address of their page, served by the command itself."""
+    """The address of their page."""
+    with served(runs) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def served(runs: Path) -> Iterator[str]:
+    """The address of the page of the runs in a folder, served by the command itself."""
     pytest.importorskip("uvicorn")
     command = [sys.executable, "-m", "nin_jax.page.board", str(runs), "--port=0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         line = process.stderr.readline()
-        found = re.search(r"2 runs on (http://127\.0\.0\.1:\d+)/", line)
+        found = re.search(r"\d runs on (http://127\.0\.0\.1:\d+)/", line)
         assert found, line
         threading.Thread(target=process.stderr.read, daemon=True).start()
         yield found[1]

@@ -27,6 +27,7 @@ from PIL import Image
 import nin_jax
 from nin_jax.data.datasets import synthetic
 from nin_jax.page import run_files
+from tests.page.conftest import served
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -156,6 +157,30 @@ def test_what_is_no_request_for_this_page_is_refused(server: str) -> None:
     for path in ("/runs/..%2f..%2fetc%2fpasswd/config", "/../../etc/passwd", "/board/board.py", "/runs/0/config"):
         assert ask(server + path)[0] == 404, path
     assert ask(f"{server}/runs")[0] == 200
+
+
+def test_one_odd_run_hides_no_other(tmp_path: Path) -> None:
+    """Numbers that JSON lacks, text that is none, a name in no encoding, a mark of any length."""
+    many = "1" + "0" * 400
+    odd = {
+        "a": ('{"epochs": NaN, "seed": NaN}', '{"step": 1, "split": "train", "loss": NaN, "epoch": Infinity}\n'),
+        "b": (f'{{"epochs": {many}}}', f'{{"step": {many}, "epoch": 1, "split": "train"}}\n'),
+        "c": ('{"dataset": "\\ud800"}', '{"step": 1, "split": "\\ud800", "loss": 1e999}\n'),
+        "\udcff": ("{}", '{"step": 1, "split": "train", "loss": 0.5}\n'),
+    }
+    for name, (config, rows) in odd.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+        (tmp_path / name / "metrics.jsonl").write_text(rows)
+    with served(tmp_path) as server:
+        found = ask(f"{server}/runs")[1]
+        losses = {run["name"]: run["last"].get("train", {}).get("loss") for run in found}
+        assert losses == {"a": None, "b": None, "c": None, "\udcff": 0.5}
+        for run in found:
+            rows = ask(f"{server}/runs/{run['key']}/rows")[1]
+            assert len(rows["rows"]) == 1
+            assert ask(f"{server}/runs/{run['key']}/rows?since={rows['mark'].split('-')[0]}-{'9' * 5000}")[1] == rows
+            assert ask(f"{server}/runs/{run['key']}/config")[0] == 200
 
 
 def test_nothing_on_the_page_comes_from_elsewhere(server: str) -> None:

@@ -175,22 +175,26 @@ def bad_record(which: str, why: Exception, bad_records: str) -> None:
 def usable(split: Split, info: Info, which: str, bad_records: str) -> tuple[Split, int]:
     """The examples of a split with a valid label, and how many others are left out.
 
-    Raises `UserError` for the first invalid one, with `bad_records="stop"`; if nothing is left; or if the images are
-    not what `info` says. Names classes without an example.
+    Raises `UserError` for the first invalid one, with `bad_records="stop"`; if nothing is left; or if the images or the labels
+    are not what `info` says. Names classes without an example.
     """
-    images, labels = split
+    try:
+        images, labels = split
+        images_are, labels_are = (f"{part.dtype} {list(part.shape)}" for part in (images, labels))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{which}: load must return two arrays, images and labels: {one_line(error)[:200]}") from error
+    count, each = len(images) if images.ndim else 0, (info.classes,) if info.multilabel else ()
+    if images.dtype != np.uint8 or images.shape != (count, *info.image_shape) or not count:
+        raise UserError(
+            f"{which}: images are {images_are}, expected uint8 [N, {', '.join(map(str, info.image_shape))}]"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count, *each):
+        raise UserError(f"{which}: labels are {labels_are}, expected int32 {[count, *each]}, numbers of classes")
     present = np.flatnonzero((labels > 0).any(0)) if info.multilabel else labels
     absent = np.setdiff1d(np.arange(info.classes), present).tolist()
     if absent:
         named = ", ".join(info.names[k] for k in absent[:20])
         say(f"warning: {which} has no example of {len(absent)} of {info.classes} classes: {named}")
-    if images.dtype != np.uint8 or images.shape != (len(labels), *info.image_shape):
-        raise UserError(
-            f"{which}: images are {images.dtype} {list(images.shape)}, expected uint8 "
-            f"{[len(labels), *info.image_shape]}"
-        )
-    if info.multilabel and labels.shape != (len(images), info.classes):
-        raise UserError(f"{which}: labels are {list(labels.shape)}, expected {[len(images), info.classes]}")
     wrong = ~np.isin(labels, (-1, 0, 1)).all(1) if info.multilabel else (labels < 0) | (labels >= info.classes)
     bad = np.flatnonzero(wrong)
     if not len(bad):

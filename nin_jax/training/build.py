@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -197,6 +197,16 @@ def check_network(config: Config, info: Info, model: nn.Module) -> dict[str, Any
         )
     init = functools.partial(init_variables, model, 0, info.image_shape)
     variables: dict[str, Any] = _trial(f"model {name}", functools.partial(jax.eval_shape, init))
+    image = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)
+    forward = functools.partial(model.apply, train=False)
+    outputs: Any = _trial(f"model {name}", functools.partial(jax.eval_shape, forward, variables, image))
+    logits, maps = outputs if isinstance(outputs, tuple) and len(outputs) == 2 else (outputs, None)
+    if getattr(logits, "shape", None) != (1, info.classes) or not isinstance(maps, Mapping):
+        shapes = str(jax.tree.map(lambda out: list(out.shape), outputs))[:200]
+        raise UserError(
+            f"model {name} returns {shapes} for one image; expected (logits, maps): logits [1, {info.classes}], a number for each "
+            "class of the data set, and a dict of feature maps"
+        )
     if variables["batch_stats"] and not hasattr(model, "axis_name"):
         raise UserError(
             f"model {name} normalises over the batch, but has no attribute axis_name, so each device would use the "

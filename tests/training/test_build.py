@@ -124,6 +124,68 @@ def test_labels_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mistake(run.load, "train") == f"{said} (1 of 4 are bad; bad_records='skip' leaves them out)"
 
 
+IMAGES, LABELS = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 2, 1], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((IMAGES, LABELS[:, None]), "labels are int32 [4, 1], expected int32 [4], numbers of classes"),
+        ((IMAGES, np.eye(3, dtype=np.int32)[LABELS]), "labels are int32 [4, 3], expected int32 [4]"),
+        ((IMAGES, LABELS.astype(np.float64)), "labels are float64 [4], expected int32 [4]"),
+        ((IMAGES, LABELS.astype(str)), "labels are <U11 [4], expected int32 [4]"),
+        ((IMAGES, LABELS > 0), "labels are bool [4], expected int32 [4]"),
+        ((IMAGES, LABELS[:3]), "labels are int32 [3], expected int32 [4]"),
+        ((IMAGES, LABELS.tolist()), "load must return two arrays, images and labels: 'list' object has no"),
+        ((IMAGES[:0], LABELS[:0]), "images are uint8 [0, 8, 8, 1], expected uint8 [N, 8, 8, 1]"),
+        ((IMAGES[..., 0], LABELS), "images are uint8 [4, 8, 8], expected uint8 [N, 8, 8, 1]"),
+        ((IMAGES, LABELS, LABELS), "load must return two arrays, images and labels: too many values"),
+        (None, "load must return two arrays"),
+    ],
+)
+def test_a_data_set_of_another_form(given: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one's own: as Keras has its labels, one-hot, names, lists."""
+    module = types.ModuleType("my_data.pets")
+    module.INFO = Info("pets", 3, (8, 8, 1), {"train": 4}, "")
+    module.load = lambda split, data_dir: given
+    monkeypatch.setitem(sys.modules, "my_data.pets", module)
+    monkeypatch.setitem(sys.modules, "my_data", types.ModuleType("my_data"))
+    assert f"split 'train' of my_data.pets: {said}" in mistake(Run(config(dataset="my_data.pets")).load, "train")
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (
+            lambda logits: (logits[:, :3], {}),
+            "returns ([1, 3], {}) for one image; expected (logits, maps): logits [1, 10]",
+        ),
+        (lambda logits: (jax.numpy.pad(logits, ((0, 0), (0, 2))), {}), "returns ([1, 12], {})"),
+        (lambda logits: (logits[..., None], {}), "returns ([1, 10, 1], {})"),
+        (lambda logits: logits, "returns [1, 10]"),
+        (lambda logits: (logits, logits), "returns ([1, 10], [1, 10])"),
+    ],
+)
+def test_a_model_of_another_form(returned: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one's own: without it three logits for ten classes are a loss of NaN, and twelve are a wrong number."""
+
+    class Model(nn.Module):
+        num_classes: int
+        dtype: Any = np.float32
+
+        @nn.compact
+        def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> Any:
+            return returned(nn.Dense(self.num_classes)(image.reshape(len(image), -1)))
+
+    module = types.ModuleType("my_models.net")
+    module.Model = Model
+    monkeypatch.setitem(sys.modules, "my_models.net", module)
+    monkeypatch.setitem(sys.modules, "my_models", types.ModuleType("my_models"))
+    found = config_lib.experiment("digits").copy_and_resolve_references()
+    found.model = {"name": "my_models.net"}
+    assert f"model my_models.net {said}" in mistake(Run, config_lib.check(found))
+
+
 def test_batch_statistics_that_replicas_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model from outside the zoo, with Flax's own batch normalisation."""
 

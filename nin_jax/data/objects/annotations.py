@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from xml.parsers import expat
 
 import numpy as np
 
+from nin_jax.data.pictures import SUFFIXES
 from nin_jax.errors import UserError, nearest, one_line
 
 VOC_CLASSES = (
@@ -19,6 +22,8 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 MOST_BYTES = 16 * 2**20  # of an XML file
+YES, NO = ("1", "true"), ("0", "false", "")  # what programs write for difficult
+ROUNDED = 0.01  # pixels: COCO's x and width have two digits each, and may end that far behind the picture
 
 
 class Annotated(NamedTuple):
@@ -53,7 +58,9 @@ def voc(root: Path, split: str, classes: Sequence[str] = VOC_CLASSES) -> list[An
     """
     known = lists(root)  # it also says whether the folder is one
     if split == "all":
-        names = sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
+        names = sorted(
+            file.stem for file in (root / "Annotations").glob("[!.]*.xml")
+        )  # not what macOS leaves: ._NAME.xml
     elif split not in known:
         raise UserError(f"split {split!r} of {root}: {nearest(split, [*known, 'all'])}")
     else:
@@ -102,16 +109,21 @@ def presence(labels: np.ndarray, difficult: np.ndarray, classes: int) -> np.ndar
 def _voc(root: Path, name: str, classes: Sequence[str]) -> Annotated:
     file = root / "Annotations" / f"{name}.xml"
     tree = _parsed(file)
-    pictures = [p for p in (root / "JPEGImages").glob(f"{name}.*") if p.stem == name]
+    beside = (root / "JPEGImages").glob(f"{glob.escape(name)}.*")
+    pictures = sorted(p for p in beside if p.stem == name and p.suffix.lower() in SUFFIXES)
     if not pictures:
         raise UserError(f"{file}: its picture JPEGImages/{name}.jpg is missing")
+    if len(pictures) > 1:
+        raise UserError(f"{file}: {pictures[0]} and {pictures[1].name} may be its picture; move one away")
     size = _number(tree, "size/width", file), _number(tree, "size/height", file)
     objects = []
     for item in tree.iterfind("object"):
         corners = [_number(item, f"bndbox/{side}", file) for side in ("xmin", "ymin", "xmax", "ymax")]
         box = corners[0] - 1, corners[1] - 1, corners[2], corners[3]
-        difficult = item.findtext("difficult", "0").strip() == "1"
-        objects.append((box, item.findtext("name", "").strip(), difficult))
+        difficult = item.findtext("difficult", "").strip().lower()
+        if difficult not in YES + NO:
+            raise UserError(f"{file}: difficult is {difficult!r}, not 0 or 1")
+        objects.append((box, item.findtext("name", "").strip(), difficult in YES))
     return _annotated(str(file), name, pictures[0], (int(size[0]), int(size[1])), objects, classes)
 
 
@@ -131,7 +143,7 @@ def _parsed(file: Path) -> ET.Element:
         return ET.fromstring(content)  # noqa: S314 - what could be expanded was refused
     except OSError as error:
         raise UserError(f"{file} cannot be read: {one_line(error)}") from error
-    except (expat.ExpatError, ET.ParseError) as error:
+    except (expat.ExpatError, ET.ParseError, ValueError, LookupError) as error:  # also an encoding that is not known
         raise UserError(f"{file}: broken XML: {one_line(error)}") from error
 
 
@@ -160,11 +172,11 @@ def _annotated(
         x0, y0, x1, y1 = box
         if kind not in classes:
             raise UserError(f"{what}: unknown class {kind!r}: {nearest(kind, classes)}; classes=(...) names your own")
-        if x0 >= x1 or y0 >= y1:
+        if not (x0 < x1 and y0 < y1):  # nor do NaN
             raise UserError(f"{what}: the box {box} of a {kind} is empty")
-        if x0 < 0 or y0 < 0 or x1 > size[0] or y1 > size[1]:
+        if min(x0, y0) < -ROUNDED or x1 > size[0] + ROUNDED or y1 > size[1] + ROUNDED:
             raise UserError(f"{what}: the box {box} of a {kind} reaches outside its picture of {size[0]} x {size[1]}")
-        boxes.append(box)
+        boxes.append((max(x0, 0), max(y0, 0), min(x1, size[0]), min(y1, size[1])))
         labels.append(list(classes).index(kind))
         difficult.append(hard)
     return Annotated(
@@ -195,17 +207,17 @@ def coco(file: Path, pictures: Path) -> tuple[list[Annotated], tuple[str, ...]]:
         classes, objects = tuple(names.values()), {image["id"]: [] for image in content["images"]}
         for item in content["annotations"]:
             x, y, width, height = map(float, item["bbox"])
-            found = (x, y, x + width, y + height), names[item["category_id"]], bool(item.get("iscrowd", 0))
+            found = (x, y, x + width, y + height), names[item["category_id"]], bool(int(item.get("iscrowd") or 0))
             objects[item["image_id"]].append(found)
         listed = [(i["id"], str(i["file_name"]), (int(i["width"]), int(i["height"]))) for i in content["images"]]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {one_line(error)}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file}: not as COCO's instances: {type(error).__name__}: {one_line(error)}") from error
     annotated = []
     for number, name, size in listed:
         picture = pictures / name
-        if not picture.resolve().is_relative_to(pictures.resolve()) or not picture.is_file():
+        if not os.path.isfile(picture) or not picture.resolve().is_relative_to(pictures.resolve()):
             raise UserError(f"{file}: its picture {name} is not in {pictures}")
         called = "_".join(Path(name).with_suffix("").parts)
         annotated.append(_annotated(f"{file}, {name}", called, picture, size, objects[number], classes))

@@ -61,10 +61,10 @@ def from_file(file: Path) -> dict[str, np.ndarray]:
     """Proposals of each picture, from a JSON file {"000001": [[x0, y0, x1, y1], ...], ...}. Raises `UserError`."""
     try:
         content = json.loads(file.read_text())
-        found = {str(name): np.array(rows, np.float64).reshape(-1, 4) for name, rows in content.items()}
+        found = {str(name): np.array(rows, np.float64).reshape(len(rows), 4) for name, rows in content.items()}
     except OSError as error:
         raise UserError(f"proposals={file}: {one_line(error)}") from error
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f'proposals={file}: not {{"NAME": [[x0, y0, x1, y1], ...]}}: {one_line(error)}') from error
     for name, boxes in found.items():
         if not np.isfinite(boxes).all() or (boxes[:, :2] >= boxes[:, 2:]).any():

@@ -54,7 +54,10 @@ BOMB = '<!DOCTYPE lolz [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a
         ([OBJECT.format(1, 1, 10, 20, name="cats", difficult=0)], "", "unknown class 'cats': did you mean 'cat'"),
         ([OBJECT.format("nan", 1, 10, 20, name="cat", difficult=0)], "", "bndbox/xmin is 'nan', not a number"),
         (["<object><name>cat</name></object>"], "", "bndbox/xmin is None, not a number"),
+        ([OBJECT.format(1, 1, 10, 20, name="cat", difficult="2")], "", "difficult is '2', not 0 or 1"),
         ([], BOMB, "a document type is not read"),
+        ([], "<?xml version='1.0' encoding='gb2312'?>", "multi-byte encodings are not supported"),
+        ([], "<?xml version='1.0' encoding='nonsense'?>", "unknown encoding: nonsense"),
         (["<object>"], "", "broken XML"),
     ],
 )
@@ -83,6 +86,22 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         annotations.voc(root, "test")
 
 
+def test_names_of_pictures_are_taken_as_they_are(tmp_path: Path) -> None:
+    """Brackets, a label file beside the picture, what macOS leaves; of two pictures with one name neither is chosen."""
+    root = devkit(tmp_path / "d", OBJECT.format(1, 1, 10, 20, name="cat", difficult="True"))
+    (root / "Annotations/._000001.xml").write_bytes(b"\0\5\x16\7")
+    (root / "Annotations/a[1] *.xml").write_bytes((root / "Annotations/000001.xml").read_bytes())
+    (root / "JPEGImages/a[1] *.PNG").touch()
+    (root / "JPEGImages/a[1] *.a.png").touch()
+    (root / "JPEGImages/000001.JSON").touch()
+    found = annotations.voc(root, "all")
+    assert [(a.name, a.picture.name) for a in found] == [("000001", "000001.jpg"), ("a[1] *", "a[1] *.PNG")]
+    assert found[0].difficult.tolist() == [True]
+    (root / "JPEGImages/000001.png").touch()
+    with pytest.raises(UserError, match=r"000001\.jpg and 000001\.png may be its picture"):
+        annotations.voc(root, "test")
+
+
 def coco_file(folder: Path, **changes: object) -> Path:
     Image.new("RGB", (40, 30)).save(folder / "a.jpg")
     content = {
@@ -105,6 +124,36 @@ def test_coco(tmp_path: Path) -> None:
         annotations.coco(coco_file(tmp_path, images=outside, annotations=[]), tmp_path)
     with pytest.raises(UserError, match="not as COCO's instances: KeyError"):
         annotations.coco(coco_file(tmp_path, annotations=[{"image_id": 6}]), tmp_path)
+
+
+def coco_object(box: list[float], **more: object) -> list[dict[str, object]]:
+    return [{"image_id": 5, "category_id": 9, "bbox": box, **more}]
+
+
+def test_what_rounding_leaves_outside_is_cut_off(tmp_path: Path) -> None:
+    """17.1 + 22.900000000000002 is more than 40; COCO itself has such boxes. And a crowd that is "0" is none."""
+    file = coco_file(tmp_path, annotations=coco_object([17.1, 0, 22.900000000000002, 30.01], iscrowd="0"))
+    [found], _ = annotations.coco(file, tmp_path)
+    assert found.boxes.tolist() == [[17.1, 0, 40, 30]]
+    assert found.difficult.tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"annotations": coco_object([1, 2, float("nan"), 3])}, "is empty"),
+        ({"annotations": coco_object([float("nan"), 2, 3, 3])}, "is empty"),
+        ({"annotations": coco_object([1, 2, 39.02, 3])}, "outside its picture of 40 x 30"),
+        ({"annotations": coco_object([1, 2, 10**400, 3])}, "not as COCO's instances: OverflowError"),
+        ({"images": [{"id": 5, "file_name": "a.jpg", "width": float("inf"), "height": 30}]}, "OverflowError"),
+        ({"images": [{"id": 5, "file_name": "a\0.jpg", "width": 40, "height": 30}]}, "is not in"),
+        ({"images": [{"id": 5, "file_name": 5000 * "a", "width": 40, "height": 30}]}, "is not in"),
+        ({"images": [{"id": 5, "file_name": "\ud800", "width": 40, "height": 30}]}, "is not in"),
+    ],
+)
+def test_what_is_no_box_and_no_file_is_refused(changes: dict[str, object], line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=line):
+        annotations.coco(coco_file(tmp_path, **changes), tmp_path)
 
 
 def test_the_real_sample_is_read(voc_sample: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,6 +29,12 @@ def _pairs(values: tuple[Any, ...]) -> tuple[tuple[str, str], ...]:
 def _texts(values: tuple[Any, ...]) -> tuple[str, ...]:
     if not all(isinstance(v, str) and v for v in values):
         raise ValueError("must be texts")
+    return values
+
+
+def _scales(values: tuple[Any, ...]) -> tuple[float, ...]:
+    if not values or not all(type(v) in (int, float) and 0 < v < math.inf for v in values):
+        raise ValueError("must be numbers above 0, one at least")
     return values
 
 
@@ -104,7 +111,7 @@ class Detection:
         (), 'names of classes in its vocabulary where they differ: "aeroplane=airplane"', _pairs
     )
     flip: bool = key(True, "whether class maps are averaged with those of the mirror image")
-    enlarge: tuple[float, ...] = key((1.0,), "scales of a picture at which class maps are computed")
+    enlarge: tuple[float, ...] = key((1.0,), "scales of a picture at which class maps are computed", _scales)
 
     def __post_init__(self) -> None:
         if self.data != "scenes" and not self.path:
@@ -116,6 +123,8 @@ class Detection:
                 raise UserError(f"{name}: is for data={data!r} alone, and data is {self.data!r}")
         if self.test_pictures and not self.test_path:
             raise UserError("test_pictures: needs test_path, the JSON file of the test pictures")
+        if not self.maps:
+            raise UserError("maps=(): name one at least")
         if not self.networks and not self.localise:
             raise UserError("networks=(): name one at least, or one of localise")
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import KFold
 
 NEIGHBOURS = 20
 STRENGTH = 0.1
-FOLDS = 5
+FOLDS = 5  # or fewer, a picture each
 
 
 def outputs(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +36,7 @@ def outputs(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> tuple[np
     mean, deviation = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / deviation, (test - mean) / deviation
     for k in range(labels.shape[1]):
-        for learned, held_out in KFold(FOLDS, shuffle=True, random_state=0).split(train):
+        for learned, held_out in KFold(min(FOLDS, len(train)), shuffle=True, random_state=0).split(train):
             own[held_out, k] = _probabilities(train[learned], labels[learned, k], train[held_out])
         others[:, k] = _probabilities(train, labels[:, k], test)
     return own, others

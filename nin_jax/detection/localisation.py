@@ -25,7 +25,7 @@ SIDES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the centre box, like
 RANDOM = 20  # random boxes for each that is asked for
 
 
-def measure(config: Detection, train: Pictures, test: Pictures, kept: Path) -> dict[str, Any]:
+def measure(config: Detection, train: Pictures, test: Pictures, kept: Path) -> dict[str, Any] | None:
     """How often the box of a class that is in a picture is right (IoU of 0.5 or more with one of its objects).
 
     Asked is for each class in each picture, unless all its objects there are difficult, and for classes that the network
@@ -38,20 +38,27 @@ def measure(config: Detection, train: Pictures, test: Pictures, kept: Path) -> d
 
     Returns:
       "maps_pct", "centre_pct", "random_pct": the share of right boxes; "pointing_pct", "centre_pointing_pct": of points in an
-      object, the strongest evidence and the picture's centre; "asked", "threshold", "side", "network".
+      object, the strongest evidence and the picture's centre; "asked", "threshold", "side", "network". None, after a line, where nothing can
+      be asked and features are measured too.
+
+    Raises `UserError`.
     """
+
+    def nothing(why: str) -> None:
+        if not config.networks:
+            raise UserError(f"localise={config.localise}: {why}")
+        say(f"localise={config.localise}: {why}; boxes of class maps are not measured")
+
     network = zoo.load(str(config.localise))
     theirs = {**{name: name for name in train.classes}, **dict(config.names)}
     for mine, other in config.names:
-        if mine not in train.classes:
-            raise UserError(f"names={mine}={other}: {nearest(mine, train.classes)}")
+        if mine not in train.classes:  # an experiment's names are for its own classes, and the pictures may be others
+            say(f"names={mine}={other}: the pictures have no such class; {nearest(mine, train.classes)}")
         if other not in network.class_names:
             raise UserError(f"names={mine}={other}: {nearest(other, network.class_names)}")
     known = [k for k, name in enumerate(train.classes) if theirs[name] in network.class_names]
     if not known:
-        raise UserError(
-            f"localise={config.localise}: it knows none of {', '.join(train.classes)}; say which are the same by names"
-        )
+        return nothing(f"it knows none of {', '.join(train.classes)}; say which are the same by names")
 
     def asked(pictures: Pictures, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         rights, centres, points, middles, chance = [], [], [], [], []
@@ -82,9 +89,11 @@ def measure(config: Detection, train: Pictures, test: Pictures, kept: Path) -> d
             return before["result"]
     on_train = asked(train, "training")
     if not len(on_train[0]):
-        raise UserError(f"localise={config.localise}: no training picture has a class that it knows")
+        return nothing("no training picture has a class that it knows")
     best, side = int(on_train[0].mean(0).argmax()), int(on_train[1].mean(0).argmax())
     rights, centres, points, middles, chance = asked(test, "test")
+    if not len(rights):
+        return nothing("no test picture has a class that it knows")
     result = {
         "network": config.localise,
         "asked": len(rights),

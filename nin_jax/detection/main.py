@@ -75,6 +75,7 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
 
     begin = time.perf_counter()
     storage.make_folder(workdir)
+    _claim(workdir)
     storage.write_json(workdir / "config.json", plain)
     train, test = pictures.read(config)
     for what, part, where in (("training", train, config.path), ("test", test, config.test_path or config.path)):
@@ -92,8 +93,8 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
     chosen = pipeline.classes(config, train, test) if config.networks else []
     features = expanded(config.features) if config.features else workdir / "features"
     store = Store(features, config) if config.networks else None
-    if config.localise:
-        report["localisation"] = localisation.measure(config, train, test, workdir / "localisation.json")
+    if config.localise and (boxes := localisation.measure(config, train, test, workdir / "localisation.json")):
+        report["localisation"] = boxes
     if store:
         report |= _detected(config, chosen, store, train, test, workdir, report)
     report |= {
@@ -106,6 +107,17 @@ def run(config: Detection, plain: dict[str, Any], workdir: Path, words: Sequence
     found = f"mAP {report['map_pct']:.2f} % (VOC 2007) in {len(test)} pictures; " if config.networks else ""
     say(f"done: {found}{workdir}/report.json")
     return report
+
+
+def _claim(workdir: Path) -> None:
+    """Raises `UserError` for a directory whose config.json is not that of a detection, but of a training, say."""
+    file = workdir / "config.json"
+    try:
+        if not file.exists() or json.loads(file.read_text()).keys() <= schema.keys(Detection).keys():
+            return
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"--workdir={workdir}: its config.json is not of a detection; choose another --workdir")
 
 
 def _detected(

@@ -58,6 +58,8 @@ def classes(config: Detection, train: Pictures, test: Pictures) -> list[int]:
     if not there[chosen].any():
         names = ", ".join(train.classes[k] for k in chosen)
         raise UserError(f"no test picture has an object of {names} that is not difficult")
+    if config.context and len(train) < 2:
+        raise UserError("context=True: one training picture has no neighbours; two at least are needed")
     return chosen
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import time
 import zipfile
@@ -126,11 +127,10 @@ class Store:
         return None
 
     def _keep(self, folder: Path, pictures: Pictures, number: int, arrays: Mapping[str, Any]) -> None:
-        path = self._path(folder, pictures, number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".part.npz")
-        np.savez(scratch, **arrays)
-        storage.persist(str(path), lambda: scratch.replace(path))
+        path, content = self._path(folder, pictures, number), io.BytesIO()
+        np.savez(content, **arrays)
+        storage.make_folder(path.parent)
+        storage.write_whole(path, content.getvalue())  # experiments that share the folder may write it at the same time
 
     def _path(self, folder: Path, pictures: Pictures, number: int) -> Path:
         return folder / f"{pictures.listed[number].name}-{_key(pictures.stamp(number))[:8]}.npz"

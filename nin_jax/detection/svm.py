@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
 
 from nin_jax.data.objects import boxes as boxes_lib
+from nin_jax.errors import UserError
 
 NORM = 20.0  # the mean length of features that C goes with
 C, BIAS, POSITIVE = 1e-3, 10, 2.0  # cost, scale of the constant feature, weight of positive examples
@@ -47,6 +48,11 @@ def train(positives: np.ndarray, pictures: Iterable[np.ndarray]) -> Linear:
 
 
 def fit(positives: np.ndarray, negatives: np.ndarray) -> Linear:
+    if not len(negatives):
+        raise UserError(
+            f"every proposal in the training pictures overlaps an object of a class by {NEGATIVE_BELOW} or more, or there is none: "
+            "nothing is left to tell its objects from"
+        )
     x = np.concatenate([positives, negatives])
     y = np.repeat([1, 0], [len(positives), len(negatives)])
     # The gap to the best solution matters less than time: 3,000 rounds are far more than it takes at this C.

@@ -165,3 +165,90 @@ def test_both_layouts_find_the_same_by_the_same_command(tmp_path: Path) -> None:
         assert report["map_pct"] > 50
     assert found[0] == found[1]
     assert found[0].keys() == COLOURS.keys()
+
+
+def few(root: Path, count: int = COUNT, **keys: Any) -> config.Detection:
+    """An experiment of colours on the first pictures, in a second."""
+    content = json.loads((root / "boxes.json").read_text())
+    content["images"] = content["images"][:count]
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] < count]
+    (root / "boxes.json").write_text(json.dumps(content))
+    quick = {"networks": ("colour",), "fewest_boxes": 1, "proposals.scales": 1, "regression": False}
+    flat: Any = config.default()
+    flat.update({"data": "coco", "path": str(root / "boxes.json"), "pictures": str(root / "JPEGImages")})
+    flat.update_from_flattened_dict(quick | keys)
+    return config.check(flat)
+
+
+def test_classes_of_ones_own_need_no_other_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The documented command: the experiment's network knows neither class, and its names are for VOC's."""
+    root = own(tmp_path / "yard")
+    keys = {"localise": "nin.cifar10", "names": ("car=automobile",)}
+    report = main.run(few(root, **keys), {}, tmp_path / "run")
+    assert report["classes"].keys() == COLOURS.keys()
+    assert "localisation" not in report
+    said = capsys.readouterr().err
+    assert "names=car=automobile: the pictures have no such class" in said
+    assert "localise=nin.cifar10: it knows none of brick, pond; say which are the same by names; boxes of class" in said
+    with pytest.raises(UserError, match="it knows none of brick, pond"):  # where nothing else was asked for
+        main.run(few(root, networks=(), **keys), {}, tmp_path / "places")
+
+
+def test_a_class_that_no_test_picture_has_is_not_localised(tmp_path: Path) -> None:
+    root = own(tmp_path / "yard")
+    content = json.loads((root / "boxes.json").read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 7 + a["image_id"] % 2]
+    (root / "boxes.json").write_text(json.dumps(content))
+    keys = {"networks": (), "localise": "nin.cifar10", "names": ("brick=cat",)}
+    with pytest.raises(UserError, match=r"localise=nin\.cifar10: no test picture has a class that it knows"):
+        main.run(few(root, **keys), {}, tmp_path / "run")
+
+
+def test_context_of_few_pictures(tmp_path: Path) -> None:
+    root = own(tmp_path / "yard")
+    assert main.run(few(root, 6, context=True), {}, tmp_path / "run")["pictures"] == [3, 3]
+    with pytest.raises(UserError, match="context=True: one training picture has no neighbours"):
+        main.run(few(root, 2, context=True), {}, tmp_path / "run")
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_proposals_that_leave_nothing_to_tell_objects_from(everywhere: bool, tmp_path: Path) -> None:
+    """All of them are objects, or there is none."""
+    root = own(tmp_path / "yard")
+    experiment = few(root)
+    train, test = pictures.read(experiment)
+    boxes = {o.name: o.boxes[:1].tolist() if everywhere else [] for part in (train, test) for o in part.listed}
+    (tmp_path / "proposals.json").write_text(json.dumps(boxes))
+    with pytest.raises(UserError, match="nothing is left to tell its objects from"):
+        main.run(few(root, **{"proposals.source": str(tmp_path / "proposals.json")}), {}, tmp_path / "run")
+
+
+@pytest.mark.parametrize("keys", [{"maps": ()}, {"enlarge": ()}, {"enlarge": (0.0,)}, {"enlarge": (1.0, "2")}])
+def test_no_map_and_no_scale_are_refused(keys: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(keys))}=.*one at least"):
+        asked(tmp_path, **keys)
+
+
+def test_the_directory_of_a_training_is_left_alone(tmp_path: Path) -> None:
+    """Its run could not be resumed with another config.json."""
+    root, kept = own(tmp_path / "yard"), '{"model": {"name": "nin"}, "seed": 0}'
+    (tmp_path / "run").mkdir()
+    for text in (kept, "[]", "half a fi"):
+        (tmp_path / "run/config.json").write_text(text)
+        with pytest.raises(UserError, match=r"run: its config\.json is not of a detection; choose another --workdir"):
+            main.run(few(root), {}, tmp_path / "run")
+        assert [(file.name, file.read_text()) for file in (tmp_path / "run").iterdir()] == [("config.json", text)]
+
+
+def test_features_that_another_experiment_writes_at_the_same_time(tmp_path: Path, monkeypatch: Any) -> None:
+    """What one has moved to its place is not missed by the other."""
+    root, real = own(tmp_path / "yard"), np.savez
+
+    def savez(*given: Any, **arrays: Any) -> None:
+        real(*given, **arrays)
+        for scratch in (tmp_path / "shared").rglob("*.part.npz"):
+            scratch.unlink()
+
+    monkeypatch.setattr(np, "savez", savez)
+    main.run(few(root, features=str(tmp_path / "shared")), {}, tmp_path / "run")
+    assert len([*(tmp_path / "shared").rglob("*.npz")]) == 2 * COUNT

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from PIL import ImageColor
 
 from nin_jax.errors import UserError
 from nin_jax.page import network, samples
@@ -38,6 +39,11 @@ def html(classifier: str | Path | Classifier) -> str:
     if not isinstance(classifier, Classifier):
         classifier = zoo.load(classifier)
     info, facts, shown = classifier.info, classifier.metadata, samples.of(classifier)
+    dataset, (height, width, _) = classifier.config.dataset, info.image_shape
+    whole = hasattr(dataset.entry, "image")  # it makes images of all of a picture, not of its middle
+    if whole and height != width:
+        raise UserError(f"{dataset}: its network sees regions of a picture, which the page does not cut out")
+    ground = ImageColor.getrgb(dataset.arguments.get("background", "white"))[:3]
     rows = network.layers(classifier.model, classifier.variables)
     layers, weights = network.pack(rows)
     subject = TITLES.get(info.name, info.name)
@@ -48,6 +54,7 @@ def html(classifier: str | Path | Classifier) -> str:
     description = {
         **{"shape": info.image_shape, "classes": classifier.class_names, "layers": layers},
         **network.standardisation(classifier.config.preprocess, classifier.stats),
+        **{"whole": whole, "ground": f"rgb{ground}"},
         **{"subject": subject, "samples": shown, "ink": INK.get(info.name), "about": f"{about}. Made with nin_jax."},
     }
     return inline(f"Network In Network on {subject}", description, weights)

@@ -186,6 +186,10 @@ def resolve_model_data_config(network: str | Path | Classifier) -> dict[str, Any
       network: what `load` takes or returns.
     """
     network = network if isinstance(network, Classifier) else load(network)
+    if hasattr(network.config.dataset.entry, "image"):
+        raise UserError(
+            f"dataset {network.config.dataset} makes images of pictures in a way of its own: take those of the network's read()"
+        )
     return {
         "input_size": network.info.image_shape,
         "preprocess": tuple(map(str, network.config.preprocess)),

@@ -22,6 +22,7 @@ from PIL import Image
 import nin_jax
 from nin_jax import page as pages
 from nin_jax.training.predict import Classifier
+from tests.page.test_inline import of_data_set
 from tests.page.test_picture import bomb
 
 api = pytest.importorskip("playwright.sync_api", reason='Playwright drives the browser: pip install "nin_jax[browser]"')
@@ -129,6 +130,25 @@ def test_the_logits_are_jaxs_on_100_images(made, visit, tmp_path):
         visit.wait(i + 2)
         np.testing.assert_allclose(visit.logits(), logits, rtol=0, atol=1e-5 * np.abs(wanted).max())
         assert visit.best() == classifier.class_names[int(np.argmax(logits))]
+
+
+def test_transparent_and_wide_pictures_are_as_the_network_saw_them(browser, tmp_path):
+    """The logits of a transparent picture on orange are JAX's; of a picture that is seen whole they are near them."""
+    orange, voc = (of_data_set("nin.cifar10", text) for text in ("folder(background='#ff8000')", "voc(size=32)"))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    pixels[..., 3] = 255 * (pixels[..., 3] > 127)
+    wide = np.zeros((32, 64, 3), np.uint8)
+    wide[:, :16], wide[:, 48:] = (255, 0, 0), (0, 0, 255)  # which the middle does not show
+    whole, middle = voc.logits(np.stack([voc.read(wide)[0], wide[:, 16:48]]))
+    assert np.abs(middle - whole).max() > 0.5 * np.abs(whole).max()
+    for classifier, picture, tolerance in ((orange, pixels, 1e-5), (voc, wide, 0.15)):
+        visitor = Visit(browser, pages.write(classifier, tmp_path / "page.html"))
+        Image.fromarray(picture).save(tmp_path / "picture.png")
+        visitor.give(tmp_path / "picture.png")
+        visitor.wait(2)
+        wanted = classifier.logits(classifier.read(tmp_path / "picture.png"))[0]
+        np.testing.assert_allclose(visitor.logits(), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+        visitor.context.close()
 
 
 LOOP = """() => {

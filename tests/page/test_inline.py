@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,10 +15,11 @@ import pytest
 from PIL import Image
 
 import nin_jax
-from nin_jax import page
+from nin_jax import page, registry
 from nin_jax.data.datasets import cifar10, cifar100, digits, mnist
 from nin_jax.errors import UserError
 from nin_jax.page import inline, network, samples
+from nin_jax.training.predict import Classifier
 
 NAMES = nin_jax.list_pretrained()
 
@@ -61,6 +63,35 @@ def test_it_holds_the_network_and_real_images(text):
     assert convolutions[-1]["maps"] == len(description["classes"])
     shown = description["samples"]
     assert len(shown) == 10 == len({sample["label"] for sample in shown})
+
+
+def of_data_set(name: str, dataset: str) -> Classifier:
+    """A trained network of the package as if it had been trained on another data set."""
+    c = nin_jax.load(name)
+    config = dataclasses.replace(c.config, dataset=registry.call("datasets", dataset))
+    return Classifier(config, c.info, c.model, c.variables, c.stats)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ground", "whole"),
+    [
+        ("folder(background='#ff8000')", "rgb(255, 128, 0)", False),
+        ("folder(channels=3)", "rgb(255, 255, 255)", False),
+        ("voc(size=32)", "rgb(255, 255, 255)", True),
+    ],
+)
+def test_a_picture_is_laid_out_as_the_network_saw_it(dataset, ground, whole):
+    """On the ground of its data set where it is transparent, and all of it where that saw all."""
+    text = inline.html(of_data_set("nin.cifar10", dataset))
+    description = json.loads(re.findall(r'id="description">(.*?)</script>', text)[0])
+    assert (description["ground"], description["whole"]) == (ground, whole)
+
+
+def test_a_network_of_regions_has_no_page():
+    classifier = of_data_set("nin.cifar10", "voc(size=32, clusters=2)")
+    classifier.info = classifier.info._replace(image_shape=(64, 32, 3))
+    with pytest.raises(UserError, match="its network sees regions of a picture"):
+        inline.html(classifier)
 
 
 def test_every_data_set_has_images_of_its_own():

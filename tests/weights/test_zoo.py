@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import subprocess
@@ -14,6 +15,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import nin_jax
+from nin_jax import registry
 from nin_jax.data.datasets import digits
 from nin_jax.errors import UserError
 from nin_jax.models._features import Features, levels
@@ -47,6 +49,14 @@ def test_a_trained_model_gives_the_logits_of_its_classifier():
     transform = nin_jax.create_transform(**nin_jax.resolve_model_data_config("nin.digits"))
     logits, _ = apply(model, variables, np.stack([transform(image) for image in images]))
     np.testing.assert_allclose(logits, nin_jax.load("nin.digits").logits(images), rtol=1e-5, atol=1e-4)
+
+
+def test_a_transform_is_not_made_where_pictures_become_images_in_another_way():
+    """VOC's are scaled whole, and HCP's are regions: the middle of a picture would be something else."""
+    network = nin_jax.load("nin.cifar10")
+    network.config = dataclasses.replace(network.config, dataset=registry.call("datasets", "voc(size=32)"))
+    with pytest.raises(UserError, match=r"dataset voc\(size=32\) makes images of pictures in a way of its own"):
+        nin_jax.resolve_model_data_config(network)
 
 
 def test_without_classes_a_model_gives_what_its_classifier_sees():

@@ -85,20 +85,20 @@ function changed() {
   paint();
 }
 
-/** Lays a picture on the sheet: the largest part of its middle that has the sheet's shape. */
+/** Lays a picture on the sheet: the largest part of its middle that has the sheet's shape, or all of it where the network saw all. */
 function place(bitmap, truth = null) {
   const { width, height } = bitmap, zoom = Math.max(sheet.width / width, sheet.height / height);
   const fits = width === WIDTH && height === HEIGHT;
   paper.imageSmoothingEnabled = zoom < 1 || !fits;
   paper.imageSmoothingQuality = "high";
-  paper.fillStyle = "#fff";  // behind what is transparent
+  paper.fillStyle = D.ground;  // behind what is transparent
   paper.fillRect(0, 0, sheet.width, sheet.height);
-  const [w, h] = [width * zoom, height * zoom];
+  const [w, h] = D.whole ? [sheet.width, sheet.height] : [width * zoom, height * zoom];
   paper.drawImage(bitmap, (sheet.width - w) / 2, (sheet.height - h) / 2, w, h);
   begin({ truth });
   if (fits) {
     const [, context] = newCanvas(WIDTH, HEIGHT);
-    context.fillStyle = "#fff";
+    context.fillStyle = D.ground;
     context.fillRect(0, 0, WIDTH, HEIGHT);
     context.drawImage(bitmap, 0, 0);
     state.exact = shrink(context.getImageData(0, 0, WIDTH, HEIGHT).data, WIDTH, HEIGHT, 1, CHANNELS);

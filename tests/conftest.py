@@ -17,6 +17,8 @@ if CACHE:
 os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
 # There is a worker for each core. On busy cores the threads of NumPy, SciPy and PyTorch spin: whitening takes 20 times as long.
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# On busy cores two processes of a run may begin far apart.
+os.environ["NIN_JAX_RENDEZVOUS_SECONDS"] = "600"
 os.environ["NPROC"] = "16"  # threads of XLA on a CPU: eight devices that wait for each other need one each
 # Most of the time goes into compiling small programs: without LLVM's optimisation and XLA's fusion emitters it is half.
 # The commands that tests start by `clean_env` compile as their users' do.

@@ -127,7 +127,7 @@ def test_the_project_of_the_page_on_extending_runs(tmp_path, clean_env):
     nin_jax = [sys.executable, "-P", "-m", "nin_jax"]  # -P: like the command nin-jax, it has no folder on its path
     for line in "".join(text for kind, text in found if kind == "bash").splitlines():
         command = [*nin_jax, *shlex.split(line)[1:]]
-        subprocess.run(command, cwd=tmp_path, env=clean_env | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
+        subprocess.run(command, cwd=tmp_path, env=clean_env | {"PYTHONPATH": str(ROOT)}, check=True, timeout=900)
     assert json.loads((tmp_path / "runs/recipe/summary.json").read_text())["test_error_pct"] < 5
     assert json.loads((tmp_path / "runs/plain/config.json").read_text())["model"]["name"] == "plain"
     assert (tmp_path / "stripes.stablehlo").exists()

@@ -31,17 +31,17 @@ from typing import Any
 
 
 def later(seconds: float, number: int, times: int) -> None:
-    """Sends signals to this process from a thread, or now."""
+    """Sends signals to this process: the first one after `seconds`, or now where that is 0, the others from a thread."""
+    pauses = [seconds] * bool(seconds) + [0.05] * (times - 1)
 
     def send() -> None:
-        time.sleep(seconds)
-        for _ in range(times):
+        for pause in pauses:
+            time.sleep(pause)
             os.kill(os.getpid(), number)
-            time.sleep(0.05)
 
-    if seconds or times > 1:
+    if pauses:
         threading.Thread(target=send, daemon=True).start()
-    else:
+    if not seconds:
         os.kill(os.getpid(), number)
 
 

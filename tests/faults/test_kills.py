@@ -113,7 +113,9 @@ def signalled(workdir: Path, phase: str, number: int, times: int) -> harness.End
     arguments = harness.words(workdir)
     if phase == "start":  # main is imported, jax and the rest are not
         process = harness.start(arguments)
-        while process.poll() is None and not catches(process.pid, number):
+        while process.poll() is None and not catches(
+            process.pid, STOPPING[-1]
+        ):  # Python's own SIGINT is caught earlier
             time.sleep(0.005)
         for _ in range(times):
             process.send_signal(number)

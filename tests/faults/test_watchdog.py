@@ -31,7 +31,8 @@ from tests.faults import harness
 def test_a_run_that_hangs(at: str, call: int, tmp_path: Path, calm: Path, tally: Counter[str]) -> None:
     """Exit 75 after the patience of the config, the stack that shows where, and the run goes on bit for bit."""
     workdir = tmp_path / "run"
-    ended = harness.run(harness.words(workdir, watchdog_seconds=8.0), {"at": at, "call": call, "do": "hang"})
+    patience = {"watchdog_seconds": 60.0}  # a slow machine may begin to train long after the first beat
+    ended = harness.run(harness.words(workdir, **patience), {"at": at, "call": call, "do": "hang"})
     assert ended.code == 75, ended.err
     assert "no progress for" in ended.last
     assert re.search(r'tests/faults/child\.py", line \d+ in harm\b', ended.err), ended.err  # where it hangs

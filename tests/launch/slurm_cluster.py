@@ -87,7 +87,7 @@ class Cluster:
         self._until(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T", check=False), "the node")
 
     def run(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=300)
         assert not check or done.returncode == 0, (command, done.stderr)
         return done.stdout
 
@@ -115,7 +115,7 @@ class Cluster:
             )
 
     def _until(self, ready, what: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not ready():
             if time.monotonic() > deadline or any(d.poll() is not None for d in self.daemons):
                 self.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -88,6 +89,14 @@ def fused() -> Iterator[None]:
 def clean_env() -> dict[str, str]:
     """The environment for a command of its own: one CPU device, as its user has, and the session's cache."""
     return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+
+
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP has its default effect, on commands that a test starts too, even where nohup has started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

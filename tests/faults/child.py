@@ -12,6 +12,7 @@ A hook is {"at": "module:Class.function", "call": n, "do": WHAT, ...}; or at an 
     {"do": "hang"}                                                 never returns
     {"do": "remove", "path": ...}, {"do": "move", ...}             deletes, or renames, a folder
     {"do": "clock", "by": seconds}                                 time.time jumps
+    {"do": "set", "name": name, "to": value}                       sets a constant of the function's module
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def harm(hook: dict[str, Any]) -> None:
                 shutil.rmtree(hook["path"], ignore_errors=True)
         case "move":
             os.rename(hook["path"], hook["path"] + ".moved")
+        case "set":
+            setattr(importlib.import_module(hook["at"].partition(":")[0]), hook["name"], hook["to"])
         case "clock":
             real = time.time
             time.time = lambda: real() + hook["by"]

@@ -237,7 +237,7 @@ ROWS = (
     ),
     Row(
         "one of several processes stopped (SIGSTOP)",
-        "the others exit with 75 after `watchdog_seconds`, or JAX aborts them (134) after 60 s; then as above",
+        "the others exit with 75 after `watchdog_seconds`, or JAX aborts them (134) after 30 to 60 s; then as above",
         (f"{HERE}/test_peers.py::test_a_process_is_stopped",),
     ),
     Row(

@@ -138,6 +138,7 @@ ALL = [(phase, number, times) for phase in SIGNALLED for number in STOPPING for 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize(
     ("phase", "number", "times"), ALL if harness.FULL else QUICK, ids=lambda v: str(getattr(v, "name", v))
 )

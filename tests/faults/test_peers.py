@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from tests.faults import harness
 SECONDS = 300  # in which the other one has to end: JAX takes 60 to miss a process, and this machine may be slow
 
 
-def start_pair(workdir: Path, hooked: int = 0, *hooks: dict[str, Any], **changes: Any) -> list[subprocess.Popen]:
-    """The two processes of a run, without a launcher; one of them with hooks."""
+def start_pair(
+    workdir: Path, hooked: int = 0, *hooks: dict[str, Any], other: Sequence[dict[str, Any]] = (), **changes: Any
+) -> list[subprocess.Popen]:
+    """The two processes of a run, without a launcher; one of them with hooks, and with those of `other` the other one."""
     arguments = harness.words(workdir, **changes)
     envs = local.environments(2, 1, [])
-    return [harness.start(arguments, *(hooks if i == hooked else ()), **env) for i, env in enumerate(envs)]
+    return [harness.start(arguments, *(hooks if i == hooked else other), **env) for i, env in enumerate(envs)]
 
 
 def run_pair(workdir: Path, **changes: Any) -> list[harness.Ended]:
@@ -65,8 +68,12 @@ def test_a_process_is_killed(who: int, tmp_path: Path, calm_pair: Path, tally: C
 @pytest.mark.parametrize("who", [1, 0] if harness.FULL else [0])
 def test_a_process_is_stopped(who: int, tmp_path: Path, calm_pair: Path, tally: Counter[str]) -> None:
     """SIGSTOP: the other one's watchdog ends it with 75; both go on, bit for bit."""
-    patience = {"watchdog_seconds": 45.0}  # long for a slow machine to begin to train, and less than JAX has: 60
-    pair = start_pair(tmp_path, who, in_update("signal", number=signal.SIGSTOP), **patience)
+    # A slow machine may begin to train long after the first beat. JAX, whose own patience ends between a half and the
+    # whole of its 60 s, by SIGABRT, has more here.
+    patience = {"watchdog_seconds": 60.0}
+    heartbeat = {"at": "nin_jax.devices.processes:join", "call": 1, "do": "set", "name": "HEARTBEAT_SECONDS", "to": 600}
+    stop = in_update("signal", number=signal.SIGSTOP)
+    pair = start_pair(tmp_path, who, heartbeat, stop, other=[heartbeat], **patience)
     try:
         other = harness.finish(pair[1 - who])
         assert other.code == 75, other.err

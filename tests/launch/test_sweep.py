@@ -260,6 +260,7 @@ def test_a_queue_gives_each_accelerator_one_trial_at_a_time(tmp_path, monkeypatc
 
 # What earlier tests left to the garbage collector, such as open sockets, may be found while one of these waits.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_stopped_queue_starts_nothing_more(name, tmp_path, monkeypatch):
     """A signal is passed on to the trial that runs; those that wait are left for the next start."""

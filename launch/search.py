@@ -7,6 +7,7 @@ successive halving where it is not among the best trials that got so far.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import sys
@@ -61,6 +62,16 @@ def distributions(space: Mapping[str, str]) -> dict[str, Any]:
         except ValueError as error:
             raise UserError(f"--search={key}={text}: LOW..HIGH, LOW..HIGH:log or A|B|C: {error}") from error
     return found
+
+
+def check_fractions(space: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    """Raises `UserError` for "0..1" of a key that is a fraction in a plain config: 0 and 1 alone would be tried."""
+    for key, one in distributions(space).items():
+        value = functools.reduce(lambda section, name: section[name], key.split("."), config)
+        if isinstance(value, float) and isinstance(getattr(one, "low", None), int):
+            raise UserError(
+                f"--search={key}={space[key]}: these are whole numbers alone; for those between write {one.low}.0..{one.high}.0"
+            )
 
 
 def example(spec: Spec) -> Trial:

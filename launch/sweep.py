@@ -14,6 +14,7 @@ the best setting.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -33,7 +34,7 @@ from launch.trial import Trial
 from nin_jax import config as config_lib
 from nin_jax import main
 from nin_jax.console import say
-from nin_jax.errors import Preempted, UserError, nearest
+from nin_jax.errors import Preempted, UserError, nearest, one_line
 from nin_jax.storage import write_json
 
 FLAGS = flags.FlagValues()
@@ -69,7 +70,9 @@ def launch(argv: Sequence[str]) -> int:
     else:
         plan = planned(rest)
     for trial in plan:  # a user error costs one line and no run
-        main.parse(["nin_jax", *trial.arguments(directory)])
+        config = main.parse(["nin_jax", *trial.arguments(directory)]).config
+        if spec:
+            search.check_fractions(spec.space, config_lib.to_dict(config))
     if FLAGS.final:
         main.parse(["nin_jax", *final(plan[0].flags, plan[0].common).arguments(directory)])
     if FLAGS.dry_run:
@@ -176,10 +179,15 @@ def _sweep_of(file: str, seeds: list[int] | None) -> list[dict[str, Any]]:
     path = Path(file) if Path(file).is_file() else known.get(name)
     if path is None:
         raise UserError(f"--sweep={file}: no such file; {nearest(name, known)}")
-    function = runpy.run_path(str(path), run_name="experiment").get("sweep")
-    if function is None:
-        raise UserError(f"--sweep={file}: the experiment has no function sweep")
-    return function() if seeds is None else function(seeds)
+    try:
+        function = runpy.run_path(str(path), run_name="experiment").get("sweep")
+        if function is None:
+            raise UserError(f"--sweep={file}: the experiment has no function sweep")
+        return function() if seeds is None else function(seeds)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # it is code, and may raise anything
+        raise UserError(f"--sweep={file}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _searched(directory: Path, spec: search.Spec) -> tuple[list[Trial], dict[str, str]]:
@@ -196,7 +204,10 @@ def _claim(directory: Path, content: dict[str, Any]) -> None:
     """Writes what the sweep is; raises `UserError` where the directory holds another sweep."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "sweep.json"
-    if file.exists() and json.loads(file.read_text()) != json.loads(json.dumps(content)):
+    ours = not file.exists()
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # what is no JSON is no sweep of ours
+        ours = ours or json.loads(file.read_text()) == json.loads(json.dumps(content))
+    if not ours:
         raise UserError(f"--dir={directory} holds another sweep; choose another directory, or remove it")
     write_json(file, content)
 

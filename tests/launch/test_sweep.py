@@ -159,6 +159,12 @@ def test_the_final_run_has_the_best_values_and_the_whole_training_set():
         ("--sweep=experiments/digits.py", "no function sweep"),
         ("--search=batch_size=8.. -- --config=digits", "an end is missing"),
         ("--search=batch_size=9..8 -- --config=digits", "LOW..HIGH"),
+        (
+            "--search=optimizer.momentum=0..1 -- --config=digits",
+            "these are whole numbers alone; for those between write 0.0",
+        ),
+        ("--search=model.dropout=0..1 -- --config=digits", "for those between write 0.0..1.0"),
+        ("--sweep=LICENSE", "--sweep=LICENSE: IndentationError"),
         ("--search=batch_size=8..16 --seeds=1 -- --config=digits", "do not go with"),
         ("--seeds=0 --final=nothing -- --config=digits", "no such file"),
         ("--dir= --seeds=0 -- --config=digits", "--dir=: must name a directory"),
@@ -169,6 +175,14 @@ def test_a_mistake_costs_one_line(line, said, tmp_path):
     with pytest.raises(UserError, match=said):
         sweep.launch([f"--dir={tmp_path / 'sweep'}", *line.split()])
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("text", ["{half", "[]", "", "null"])
+def test_a_directory_with_something_else_in_it(text, tmp_path):
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match="holds another sweep; choose another directory"):
+        sweep.launch([f"--dir={tmp_path}", "--seeds=0", "--", "--config=digits"])
+    assert (tmp_path / "sweep.json").read_text() == text
 
 
 @pytest.mark.parametrize("directory", ["gs://bucket/sweep", "s3://b", "hdfs://host:1/a/b"])

@@ -21,6 +21,7 @@ from nin_jax.data.cache import cache_dir
 from nin_jax.detection import detector, localise
 from nin_jax.detection.detector import Detector
 from nin_jax.devices.process import prepare_process
+from nin_jax.errors import UserError
 from nin_jax.storage import expanded
 from nin_jax.training.predict import decoded
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MOST = 5  # objects of an image
 LEAST = 0.1  # probability of a class whose map is shown beside that of the most probable one
 LOOKS = 1.5, 2.0, 3.0  # of a picture, whose shorter side has so many times the pixels of the network's
+ELONGATED = 100  # a longer side in shorter ones: maps are computed of pictures whose shorter side is as in LOOKS
 COLOUR = (213, 94, 0)
 
 
@@ -100,6 +102,9 @@ def run(images: Sequence[str], seer: Classifier | Detector, maps: str | None, as
     folder, files = expanded(maps) if maps else None, []
     for name in images:
         image = decoded(name, (1, 1, 3), make=lambda pixels: pixels)  # all of it, at its own size
+        height, width = image.shape[:2]
+        if not isinstance(seer, Detector) and max(height, width) > ELONGATED * min(height, width):
+            raise UserError(f"{name}: {width} x {height} pixels are a strip, which enlarged would fill the memory")
         found = of_detector(seer, image) if isinstance(seer, Detector) else of_maps(seer, image)
         line: dict[str, Any] = {"image": name, "objects": [of._asdict() for of in found]}
         if folder:

@@ -54,16 +54,18 @@ def read(file: Path) -> Scores:
         found = Scores(
             tuple(map(str, plain["classes"])),
             np.array(plain["scores"], np.float64),
-            np.array(plain["labels"], np.int32),
+            np.array(plain["labels"]),  # whole numbers, as is checked
         )
         wanted = len(found.scores), len(found.classes)
         if found.scores.shape != wanted or found.labels.shape != wanted or not wanted[0]:
             raise ValueError(f"scores {found.scores.shape} and labels {found.labels.shape}, expected {wanted}")
         if not np.isfinite(found.scores).all() or not np.isin(found.labels, (-1, 0, 1)).all():
             raise ValueError("scores must be finite, and labels 1, 0 or -1")
+        if len({*found.classes}) < len(found.classes):
+            raise ValueError("a class is there twice")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} is not a file of scores: {one_line(error)[:300]}") from error
-    return found
+    return found._replace(labels=found.labels.astype(np.int32))
 
 
 def fuse(a: Scores, b: Scores, weight: float) -> Scores:

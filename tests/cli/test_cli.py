@@ -117,6 +117,14 @@ def test_predict_says_where(
     assert Image.open(f"{tmp_path}/maps/a-objects-2.png").size == (60, 40)
 
 
+def test_a_strip_is_not_enlarged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its shorter side would become 24 pixels, and its longer one 24,240."""
+    Image.new("L", (1010, 10)).save(tmp_path / "strip.png")
+    monkeypatch.setattr(sys, "argv", ["nin-jax"])
+    with pytest.raises(UserError, match=r"strip\.png: 1010 x 10 pixels are a strip"):
+        command.entry(["predict", str(tmp_path / "strip.png"), "--model=nin.digits", "--detect"])()
+
+
 def test_predict(clean_env: dict[str, str], tmp_path: Path) -> None:
     """Two files of one name, one of them large and coloured: a line and a map each."""
     (tmp_path / "large").mkdir()

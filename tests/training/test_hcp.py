@@ -162,7 +162,11 @@ def test_fusion_is_a_weighted_mean_and_refuses_other_pictures(tmp_path):
     np.testing.assert_allclose(fusion.fuse(a, b, 0.25).scores, 0.75 * a.scores + 0.25 * b.scores)
     with pytest.raises(UserError, match="labels differ"):
         fusion.fuse(a, b._replace(labels=labels[::-1]), 0.5)
-    for text in ("[]", "{", '{"classes": ["x"], "scores": [[1, 2]], "labels": [[1]]}'):
+    for text in (
+        *("[]", "{", '{"classes": ["x"], "scores": [[1, 2]], "labels": [[1]]}'),
+        '{"classes": ["x"], "scores": [[1]], "labels": [[0.5]]}',
+        '{"classes": ["x", "x"], "scores": [[1, 2]], "labels": [[1, 1]]}',
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match=r"bad\.json is not a file of scores"):
             fusion.read(tmp_path / "bad.json")

@@ -32,6 +32,8 @@ def apply(
       sqrt_bias: added under the root, so that flat images are not blown up.
       use_std: the mean of the squares instead of their sum.
     """
+    if not scale > 0 or sqrt_bias < 0:
+        raise ValueError("scale must be above 0, and sqrt_bias 0 or more")
     axes = (1, 2, 3)
     x = images - jnp.mean(images, axes, keepdims=True)
     # Once more, because the rounding of the first mean would be all the contrast that a flat image has.

@@ -27,6 +27,8 @@ def fit(images: np.ndarray, *, eps: float = 0.1) -> dict[str, np.ndarray]:
       "mean" float32 `[H, W, C]` and "matrix" float32 `[D, H, W, C]`, symmetric as `[D, D]`, which a TPU would bring
       into the order of an image in every update.
     """
+    if eps < 0:
+        raise ValueError(f"eps of {eps:g}: must be 0 or more")
     flat = images.reshape(len(images), -1)
     mean = flat.mean(axis=0, dtype=np.float64)
     if len(flat) < flat.shape[1]:  # C has at most N directions with variance, and all others the eigenvalue eps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -18,7 +19,13 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 def catch(handler: Callable[[int, FrameType | None], None], *but: int) -> dict[int, Any]:
-    """Installs a handler for the signals of `STOPPING` `but` some; returns the handlers before. nohup's SIGHUP stays ignored."""
+    """Installs a handler for the signals of `STOPPING` `but` some; returns the handlers before.
+
+    nohup's SIGHUP stays ignored. Outside of the main thread, which alone may, nothing is installed: a notebook or a server that
+    trains in another thread keeps its own handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
     chosen = [s for s in STOPPING if s not in but]
     ignored = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else []
     return {s: signal.signal(s, handler) for s in chosen if s not in ignored}

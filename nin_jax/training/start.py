@@ -36,6 +36,8 @@ from nin_jax.training.load import by_class, merge, trained_network
 from nin_jax.training.programs import Programs
 from nin_jax.training.state import Recipe, TrainState, init_state, state_of
 
+PIXELS = ", pixels "  # older checkpoints do not note them
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -104,11 +106,14 @@ def start(
     if found:
         step, state, notes = found
         check_config(notes.get("config"), c, f"checkpoint {step} in {workdir}")
-        if notes.get("data", identity) != identity:
+        before = notes.get("data", identity)
+        if before.partition(PIXELS)[0] != identity.partition(PIXELS)[0]:
             raise UserError(
-                f"--workdir={workdir} holds a run on other training examples ({notes['data']}; now {identity}); choose "
+                f"--workdir={workdir} holds a run on other training examples ({before}; now {identity}); choose "
                 "another --workdir, or bring the data back"
             )
+        if PIXELS in before and before != identity:  # a new decoder may round otherwise, so the run is not refused
+            say(f"warning: the pixels of training images have changed since the checkpoint ({before}; now {identity})")
         say(f"resuming from step {step} of {last} in {workdir}")
     else:
         first = compile_for_once(make.lower())(np.uint32(c.seed))
@@ -133,10 +138,11 @@ def _close(checkpoints: Checkpoints) -> None:
 
 
 def identify(data: Any) -> str:
-    """A fingerprint of the training examples, which a resumed run must match."""
+    """A fingerprint of the training examples, which a resumed run must match but for what stands behind `PIXELS`."""
     if not isinstance(data, tuple):
         return f"{len(data)} images"
-    return f"{len(data[1])} examples, labels {zlib.crc32(data[1].tobytes()):08x}"
+    pixels, labels = (zlib.crc32(np.ascontiguousarray(part).data) for part in data)
+    return f"{len(data[1])} examples, labels {labels:08x}{PIXELS}{pixels:08x}"
 
 
 def matched(run: Run, workdir: Path) -> Run:

@@ -259,6 +259,26 @@ def test_training_data_that_changed(original: tuple[Path, Any, dict[int, dict[st
             main.run(command)
 
 
+def test_pixels_that_changed_are_said(
+    original: tuple[Path, Any, dict[int, dict[str, str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures were edited, or are decoded otherwise; the labels are the same."""
+    copy = tmp_path / "run"
+    shutil.copytree(original[0], copy)
+    (copy / "summary.json").unlink()
+    command = main.parse(["nin_jax", *harness.words(copy)])
+    main.run(command)
+    assert "the pixels of" not in capsys.readouterr().err
+    (copy / "summary.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        real = Run.load
+        patch.setattr(
+            Run, "load", lambda run, split: (lambda images, labels: (255 - images, labels))(*real(run, split))
+        )
+        main.run(command)
+    assert "warning: the pixels of training images have changed since the checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -71,6 +71,8 @@ def mistake(f: Any, *arguments: Any) -> str:
         ),
         ("preprocess", ("gcn(scale='x')",), "scale='x': 'x' must be a finite number"),
         ("preprocess", ("zca(eps=None)",), "eps=None: None must be a finite number"),
+        ("preprocess", ("gcn(scale=0)",), "'gcn(scale=0)': ValueError: scale must be above 0"),
+        ("preprocess", ("gcn(sqrt_bias=-1)",), "scale must be above 0, and sqrt_bias 0 or more"),
         ("preprocess", ("flip()",), "preprocess op 'flip' belongs under 'augment', not 'preprocess'"),
         ("augment", ("gcn()",), "preprocess op 'gcn' belongs under 'preprocess', not 'augment'"),
         ("augment", ("flop()",), "unknown preprocess op 'flop': did you mean 'flip'?"),
@@ -106,6 +108,7 @@ def test_parts_that_do_not_fit(key: str, value: Any, said: str) -> None:
         ("train_split", "train[:63]", "train_split='train[:63]' has 63 examples, fewer than batch_size=64"),
         ("preprocess", ("mean(per='row')",), "mean(per='row'): must be 'pixel' or 'channel'"),
         ("preprocess", ("scale(divisor=0)",), "scale(divisor=0): must be above 0"),
+        ("preprocess", ("zca(eps=-0.1)",), "'zca(eps=-0.1)': eps of -0.1: must be 0 or more"),
     ],
 )
 def test_data_that_does_not_fit(key: str, value: Any, said: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ import nin_jax
 from nin_jax import config, storage
 from nin_jax.data import memory
 from nin_jax.devices.mesh import host, make_mesh, replicated_like
+from nin_jax.devices.signals import STOPPING
 from nin_jax.errors import Diverged, Preempted, StorageFailed
 from nin_jax.runs import checkpoint
 from nin_jax.runs.record import Record
@@ -170,6 +172,14 @@ def test_a_signal_in_any_phase(event, call, saved, tmp_path, undisturbed):
     assert preempted(workdir, (event, call)) in saved
     train(tiny(), workdir)
     same_run(workdir, undisturbed)
+
+
+def test_a_run_in_another_thread(tmp_path):
+    """As a notebook or a server may train: its signals stay its own."""
+    before = [signal.getsignal(number) for number in STOPPING]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, tiny(), tmp_path / "run").result()["status"] == "done"
+    assert [signal.getsignal(number) for number in STOPPING] == before
 
 
 def test_a_signal_while_programs_compile(tmp_path, monkeypatch, undisturbed):

@@ -25,7 +25,7 @@ from benchmarks.runs import on_noise
 from nin_jax import layers
 from nin_jax.console import say
 from nin_jax.devices.cpu_memory import reuse_memory
-from nin_jax.layers import conv
+from nin_jax.layers import conv, cpu
 from nin_jax.layers.cpu import patches, pieces, products, theorem, tuning
 from nin_jax.layers.dropout import random_bits
 
@@ -197,6 +197,16 @@ def low_precision_pool() -> Ways:
     return {"in bfloat16": in_bfloat16, "in float32": gradients(pool, x)}
 
 
+def rounding() -> Ways:
+    """An update of CIFAR-10's network in bfloat16."""
+    ways: Ways = {}
+    for name, widen in {"by XLA": products.as_float32, "in integers": products.widen}.items():
+        with unittest.mock.patch.object(cpu, "widen", widen):
+            jax.clear_caches()  # JAX's keys know nothing of it
+            ways[name] = on_noise("cifar10", 128, "bfloat16", examples=256).update
+    return ways
+
+
 def dropout() -> Ways:
     """The mask of the first pool's output, by example; without gradients."""
     key, x = jax.random.key(0), normal(64, 16, 16, 96)
@@ -266,6 +276,10 @@ CASES: dict[str, tuple[str, Callable[[], Ways]]] = {
     ),
     "an evaluation of CIFAR-10's network, 1,024 images": ("1,024 at a time", evaluations),
     "3x3 max pool of bfloat16, 96 maps of 32x32, and what is around it": ("in float32", low_precision_pool),
+    "gradient of a convolution's input rounded to bfloat16, CIFAR-10's update": (
+        "in integers",
+        rounding,
+    ),
     "1x1 convolution in bfloat16, 192 to 160 maps of 32x32": ("XLA, bfloat16", low_precision),
     "dropout's mask, 96 maps of 16x16": ("all bits of the generator", dropout),
     "several updates a dispatch, the digits' network": ("one a dispatch (four updates)", dispatches),

@@ -11,7 +11,7 @@ from scipy.signal import correlate
 from nin_jax.layers import Conv, by_platform, convolve, cpu, cuda, gaussian, portable
 from nin_jax.layers.conv import cuda_form, textbook
 from nin_jax.layers.cpu import patches, theorem
-from nin_jax.layers.cpu.products import matmul
+from nin_jax.layers.cpu.products import matmul, to_bfloat16
 from nin_jax.layers.cpu.tuning import THEOREM_CHANNELS, THEOREM_IMAGES
 
 WAYS = {
@@ -170,6 +170,26 @@ def test_bfloat16_is_rounded_once(images, bias):
     assert y.dtype == jnp.bfloat16
     twice = 2**-8 * np.abs(bias).max()  # by the theorem the bias is added to what was rounded
     np.testing.assert_allclose(np.float64(y), truth, rtol=2**-8, atol=3e-6 * np.abs(truth).max() + twice)
+
+
+def test_rounding_in_integers_is_that_of_numpy():
+    """Every upper half of a float32 with lower halves around a tie: zeros, denormals, infinities and NaNs among them."""
+    lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    x = (np.arange(2**16, dtype=np.uint32)[:, None] << 16 | lower).view(np.float32)
+    y, number = np.asarray(to_bfloat16(jnp.asarray(x))), ~np.isnan(x)
+    np.testing.assert_array_equal(~np.isnan(y), number)
+    np.testing.assert_array_equal(y[number].view(np.uint16), x[number].astype(jnp.bfloat16).view(np.uint16))
+
+
+@pytest.mark.parametrize(("images", "stride"), [(THEOREM_IMAGES, 1), (1, 1), (THEOREM_IMAGES, 2)])
+def test_the_gradient_of_an_input_in_bfloat16_is_rounded_once(images, stride):
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in draw(images, 6, 6, THEOREM_CHANNELS, 4, 3))
+    y, back = jax.vjp(lambda x: convolve(x, kernel, pad=1, stride=stride), x)
+    wide = [jnp.float32(a) for a in (x, kernel)]
+    _, exact = jax.vjp(lambda x: textbook(x, wide[1], None, pad=1, stride=stride, dtype=jnp.float32), wide[0])
+    (actual,), (truth,) = back(y), exact(jnp.float32(y))
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(actual), truth, rtol=2**-8, atol=3e-6 * np.abs(truth).max())
 
 
 def test_computed_in_bfloat16_accelerators_round_the_input_and_a_cpu_does_not():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nin_jax.layers.cpu import patches, theorem, tuning
-from nin_jax.layers.cpu.products import add_bias, matmul
+from nin_jax.layers.cpu.products import add_bias, matmul, widen
 
 
 def convolve(
@@ -27,7 +27,8 @@ def convolve(
         return add_bias(matmul(x.astype(dtype), kernel[0, 0].astype(dtype)), bias)
     wide = jnp.float32 if dtype == jnp.bfloat16 else dtype
     biases = [None] * groups if bias is None else jnp.split(bias.astype(wide), groups)
-    inputs, kernels = jnp.split(x.astype(wide), groups, -1), jnp.split(kernel.astype(wide), groups, -1)
+    x_wide: Any = widen(x) if x.dtype == jnp.bfloat16 else x
+    inputs, kernels = jnp.split(x_wide.astype(wide), groups, -1), jnp.split(kernel.astype(wide), groups, -1)
     parts = zip(inputs, kernels, biases, strict=True)
     return jnp.concatenate([_one_group(*part, pad, stride) for part in parts], -1).astype(dtype)
 

@@ -11,6 +11,7 @@ from jax import lax
 
 from nin_jax.layers.conv import by_platform, portable
 from nin_jax.layers.cpu import tuning
+from nin_jax.layers.cpu.products import as_float32
 from nin_jax.layers.mlpconv import Maps, MLPConv
 
 
@@ -30,7 +31,7 @@ def in_pieces(mlpconv: MLPConv, pool: Callable[[jax.Array], jax.Array], x: jax.A
         x = first[layer.layers[0].name]
         layer = layer.clone(layers=layer.layers[1:], size=1, stride=1, pad=None, groups=1)
 
-    def rest(x: jax.Array) -> tuple[Maps, jax.Array]:
+    def rest(x: jax.Array, pool: Callable[[jax.Array], jax.Array] = pool) -> tuple[Maps, jax.Array]:
         maps: Any = layer.apply(variables, x)
         return maps, pool(maps[layer.layers[-1].name] if maps else x)
 
@@ -43,8 +44,10 @@ def in_pieces(mlpconv: MLPConv, pool: Callable[[jax.Array], jax.Array], x: jax.A
         return first | maps, pooled
 
     def by_pieces(x: jax.Array) -> tuple[Maps, jax.Array]:
-        y = lax.map(rest, x.reshape(-1, piece, *x.shape[1:]))
-        return jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), y)
+        # Pooled maps are rounded to bfloat16 after the loop: in it, jax 0.10 would take as long for that as for the pool.
+        y = lax.map(lambda x: rest(x, lambda top: pool(as_float32(top))), x.reshape(-1, piece, *x.shape[1:]))
+        maps, pooled = jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), y)
+        return maps, pooled.astype(mlpconv.dtype)
 
     maps, pooled = by_platform(x, cpu=by_pieces, default=rest)
     return first | maps, pooled

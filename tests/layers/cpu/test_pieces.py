@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nin_jax.layers import Layer, MLPConv, gaussian, max_pool, portable
+from nin_jax.layers import Layer, MLPConv, avg_pool, gaussian, max_pool, portable
 from nin_jax.layers.cpu.pieces import in_pieces
 
 
@@ -60,6 +60,23 @@ def test_a_few_images_at_a_time_give_what_all_at_once_do(channels, batch_norm, n
     seen = batches_seen(block, variables, 48, channels)
     assert ("conv1", 4) in seen if channels == 3 else ("conv1", 4) not in seen
     assert ("cccp1", 4) in seen or len(names) == 1
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+def test_a_few_images_at_a_time_in_bfloat16_are_rounded_as_all_at_once_are(pool):
+    """1x1 layers, which have one form; the largest of numbers that bfloat16 has needs no rounding, their mean one."""
+    mlpconv = MLPConv([Layer("cccp1", 128, gaussian("he"), 0.1)], dtype=jnp.bfloat16, name="mlpconv1")
+
+    class Rounded(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return in_pieces(mlpconv.clone(parent=self), pool, x)
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((48, 56, 56, 3)), jnp.bfloat16)
+    variables = Rounded().init(jax.random.key(0), x[:1])
+    maps, pooled = jax.jit(Rounded().apply)(variables, x)
+    assert maps["cccp1"].dtype == pooled.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(pooled, jax.jit(pool)(maps["cccp1"]))
 
 
 def test_small_or_uneven_batches_and_whoever_looks_inside_get_all_images_at_once():

@@ -113,9 +113,8 @@ def signalled(workdir: Path, phase: str, number: int, times: int) -> harness.End
     arguments = harness.words(workdir)
     if phase == "start":  # main is imported, jax and the rest are not
         process = harness.start(arguments)
-        while process.poll() is None and not catches(
-            process.pid, STOPPING[-1]
-        ):  # Python's own SIGINT is caught earlier
+        # The last of them: Python itself catches SIGINT, and earlier.
+        while process.poll() is None and not catches(process.pid, STOPPING[-1]):
             time.sleep(0.005)
         for _ in range(times):
             process.send_signal(number)

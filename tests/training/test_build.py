@@ -156,6 +156,17 @@ def test_a_data_set_of_another_form(given: Any, said: str, monkeypatch: pytest.M
     assert f"split 'train' of my_data.pets: {said}" in mistake(Run(config(dataset="my_data.pets")).load, "train")
 
 
+def of_ones_own(model: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> config_lib.Config:
+    """The config of the digits with a model from outside the zoo, "my_models.net"."""
+    module = types.ModuleType("my_models.net")
+    module.Model = model
+    monkeypatch.setitem(sys.modules, "my_models.net", module)
+    monkeypatch.setitem(sys.modules, "my_models", types.ModuleType("my_models"))
+    found = config_lib.experiment("digits").copy_and_resolve_references()
+    found.model = {"name": "my_models.net"}
+    return config_lib.check(found)
+
+
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
@@ -180,13 +191,7 @@ def test_a_model_of_another_form(returned: Any, said: str, monkeypatch: pytest.M
         def __call__(self, image: jax.Array, *, train: bool, example: jax.Array | None = None) -> Any:
             return returned(nn.Dense(self.num_classes)(image.reshape(len(image), -1)))
 
-    module = types.ModuleType("my_models.net")
-    module.Model = Model
-    monkeypatch.setitem(sys.modules, "my_models.net", module)
-    monkeypatch.setitem(sys.modules, "my_models", types.ModuleType("my_models"))
-    found = config_lib.experiment("digits").copy_and_resolve_references()
-    found.model = {"name": "my_models.net"}
-    assert f"model my_models.net {said}" in mistake(Run, config_lib.check(found))
+    assert f"model my_models.net {said}" in mistake(Run, of_ones_own(Model, monkeypatch))
 
 
 def test_batch_statistics_that_replicas_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,13 +206,7 @@ def test_batch_statistics_that_replicas_cannot_share(monkeypatch: pytest.MonkeyP
             x = nn.BatchNorm(use_running_average=not train)(image)
             return nn.Dense(self.num_classes)(x.reshape(len(x), -1)), {}
 
-    module = types.ModuleType("my_models.net")
-    module.Model = Model
-    monkeypatch.setitem(sys.modules, "my_models.net", module)
-    monkeypatch.setitem(sys.modules, "my_models", types.ModuleType("my_models"))
-    found = config_lib.experiment("digits").copy_and_resolve_references()
-    found.model = {"name": "my_models.net"}
-    said = mistake(Run, config_lib.check(found))
+    said = mistake(Run, of_ones_own(Model, monkeypatch))
     assert "model my_models.net normalises over the batch, but has no attribute axis_name" in said
 
 

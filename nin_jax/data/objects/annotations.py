@@ -58,9 +58,8 @@ def voc(root: Path, split: str, classes: Sequence[str] = VOC_CLASSES) -> list[An
     """
     known = lists(root)  # it also says whether the folder is one
     if split == "all":
-        names = sorted(
-            file.stem for file in (root / "Annotations").glob("[!.]*.xml")
-        )  # not what macOS leaves: ._NAME.xml
+        # macOS leaves files named ._NAME.xml.
+        names = sorted(file.stem for file in (root / "Annotations").glob("[!.]*.xml"))
     elif split not in known:
         raise UserError(f"split {split!r} of {root}: {nearest(split, [*known, 'all'])}")
     else:
